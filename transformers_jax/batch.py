@@ -1,0 +1,65 @@
+"""The contract between data and models: every field of a batch by name, shape and dtype. A leaf of the import graph.
+
+A batch is a plain dict of numpy (or jax) arrays. Data rooms fill it, models and tasks read it, and nothing else passes
+between them.
+
+Axes: B batch rows, S source length, T target length.
+
+Segments say which example of a packed row a position belongs to: 1, 2, … and 0 for padding. Positions count from 0 within
+each segment. A position carries loss where its target segment is not 0.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+
+class Field(NamedTuple):
+    """One field of a batch: its axes, its dtype and what it means."""
+
+    axes: tuple[str, ...]
+    dtype: type
+    meaning: str
+
+
+FIELDS: dict[str, Field] = {
+    "source": Field(("B", "S"), np.int32, "pieces of the text that is read"),
+    "source_positions": Field(("B", "S"), np.int32, "position of each source piece within its segment"),
+    "source_segments": Field(("B", "S"), np.int32, "packed example each source piece belongs to; 0 is padding"),
+    "target_inputs": Field(("B", "T"), np.int32, "pieces the decoder reads: the target shifted right by one"),
+    "targets": Field(("B", "T"), np.int32, "pieces the decoder must predict"),
+    "target_positions": Field(("B", "T"), np.int32, "position of each target piece within its segment"),
+    "target_segments": Field(("B", "T"), np.int32, "packed example each target piece belongs to; 0 is padding"),
+}
+
+Streams = dict[str, tuple[str, ...]]
+"""Fields that run in step, by stream: those of "target" share `target_positions` and `target_segments`."""
+
+
+def positions_name(stream: str) -> str:
+    """The name of the positions field of a stream; the stream "" owns plain `positions`."""
+    return f"{stream}_positions" if stream else "positions"
+
+
+def segments_name(stream: str) -> str:
+    """The name of the segments field of a stream; the stream "" owns plain `segments`."""
+    return f"{stream}_segments" if stream else "segments"
+
+
+def check(batch: dict) -> dict:
+    """Returns the batch if every field keeps the contract.
+
+    Raises:
+      ValueError: names the first field whose name, dtype, rank or axis size differs.
+    """
+    sizes: dict[str, int] = {}
+    for name, value in batch.items():
+        if name not in FIELDS:
+            raise ValueError(f"batch field {name!r} is not in batch.FIELDS: {', '.join(FIELDS)}")
+        axes, dtype, _ = FIELDS[name]
+        if value.dtype != dtype or value.ndim != len(axes):
+            raise ValueError(f"batch field {name!r} is {value.dtype}{value.shape}, wanted {np.dtype(dtype)} with axes {axes}")
+        for axis, size in zip(axes, value.shape, strict=True):
+            if sizes.setdefault(axis, size) != size:
+                raise ValueError(f"batch field {name!r} has {axis}={size} where another field has {sizes[axis]}")
+    return batch

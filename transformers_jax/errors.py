@@ -1,0 +1,8 @@
+"""What a user did wrong, said in one line. A leaf: every room may raise it; the launchers print it and exit with code 2."""
+
+
+class UserError(Exception):
+    """A mistake the user can mend: the message names the key, file or line, and says what to do."""
+
+    def __init__(self, message: str):
+        super().__init__(" ".join(str(message).split()))
