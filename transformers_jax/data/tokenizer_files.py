@@ -1,0 +1,199 @@
+"""Files a tokenizer is read from, each turned into one that the `tokenizers` library runs:
+
+1. `tokenizer.json`, the library's own file, ours or a pretrained one.
+2. `vocab.txt`, BERT's WordPiece. Lower-casing by `do_lower_case` of `tokenizer_config.json`; without it, a vocabulary
+   without capitals is taken for a lower-cased one.
+3. `vocab.json` and `merges.txt`, the byte-level encoding of GPT-2 and RoBERTa.
+4. `spiece.model`, `tokenizer.model` or the folder's only `.model`, SentencePiece: see `sentencepiece_model`.
+
+A folder is searched in this order. Special pieces are those that `tokenizer_config.json` names, else those with a usual
+name.
+"""
+
+import json
+import os
+import re
+from pathlib import Path
+from typing import NamedTuple
+
+import tokenizers
+from absl import logging
+from tokenizers import decoders, models, normalizers, pre_tokenizers
+
+from transformers_jax.data import sentencepiece_model, words
+from transformers_jax.errors import UserError
+
+
+class SpecialIds(NamedTuple):
+    """The ids of the special pieces; None where a vocabulary has none."""
+
+    pad: int
+    bos: int
+    eos: int
+    unk: int | None
+    mask: int | None
+
+
+_NAMES = {
+    "pad": ("<pad>", "[PAD]", "<|pad|>", "<|finetune_right_pad_id|>"),
+    "bos": ("<s>", "[CLS]", "<|begin_of_text|>", "<bos>", "<|startoftext|>"),
+    "eos": ("</s>", "[SEP]", "<|end_of_text|>", "<eos>", "<|endoftext|>"),
+    "unk": ("<unk>", "[UNK]"),
+    "mask": ("<mask>", "[MASK]"),
+}
+_CONFIG_KEYS = {
+    "pad": ("pad_token",),
+    "bos": ("bos_token", "cls_token"),
+    "eos": ("eos_token", "sep_token"),
+    "unk": ("unk_token",),
+    "mask": ("mask_token",),
+}
+_CAPITAL_PIECE = re.compile(r"(?!\[).*[A-Z]")
+
+
+def read(path: Path) -> tuple[tokenizers.Tokenizer, SpecialIds]:
+    """The tokenizer of a file or folder, and its special ids.
+
+    Raises:
+      UserError: nothing there to read, a malformed file, or a vocabulary without any piece that ends a sequence.
+    """
+    file = _find(path) if path.is_dir() else path
+    if not file.is_file():
+        raise UserError(f"{path}: no such file or folder to read a tokenizer from")
+    config = read_config(file.parent)
+    if file.suffix == ".model":
+        library, ids = sentencepiece_model.read(file)
+        config = {f"{role}_token": library.id_to_token(i) for role, i in ids.items() if i >= 0} | config
+    elif file.suffix == ".txt" and file.name != "merges.txt":
+        library = _wordpiece(file, config)
+    elif file.name in ("vocab.json", "merges.txt"):
+        library = _byte_level(file.with_name("vocab.json"), file.with_name("merges.txt"), config)
+    else:
+        library = _library(file)
+    if (special := special_ids(library, config)) is None:
+        raise UserError(f"{file}: no piece begins or ends a text; name an eos_token in tokenizer_config.json beside it")
+    return library, special
+
+
+def read_config(folder: Path) -> dict:
+    """The content of `tokenizer_config.json` of a folder; empty where there is none."""
+    file = folder / "tokenizer_config.json"
+    return _json(file) if file.is_file() else {}
+
+
+def special_ids(library: tokenizers.Tokenizer, config: dict) -> SpecialIds | None:
+    """The special pieces by the names that the config gives, else by their usual names; None without beginning and end.
+
+    What begins is borrowed from what ends, what ends from what begins, what fills from what ends.
+    """
+    found: dict[str, int | None] = {}
+    for role, usual in _NAMES.items():
+        given = [config[key] for key in _CONFIG_KEYS[role] if config.get(key)]
+        names = [name.get("content", "") if isinstance(name, dict) else name for name in given]
+        ids = [i for name in (*names, *usual) if (i := library.token_to_id(name)) is not None]
+        found[role] = ids[0] if ids else None
+        if names and library.token_to_id(names[0]) is None:
+            logging.warning("tokenizer_config.json: %s_token %r is no piece; %s serves", role, names[0], found[role])
+    if found["bos"] is None and found["eos"] is None:
+        return None
+    found["bos"] = found["eos"] if found["bos"] is None else found["bos"]
+    found["eos"] = found["bos"] if found["eos"] is None else found["eos"]
+    found["pad"] = found["eos"] if found["pad"] is None else found["pad"]
+    return SpecialIds(**found)
+
+
+def write(file: Path, content: str) -> None:
+    """Writes a whole file or, when cut off, nothing."""
+    draft = file.with_name(f".{file.name}.{os.getpid()}")
+    draft.write_text(content, encoding="utf-8")
+    draft.replace(file)
+
+
+def _find(folder: Path) -> Path:
+    """The file of a folder that the tokenizer is read from."""
+    for name in ("tokenizer.json", "vocab.txt", "merges.txt", "spiece.model", "tokenizer.model"):
+        if (folder / name).is_file():
+            return folder / name
+    models_there = sorted(folder.glob("*.model"))
+    if len(models_there) != 1:
+        raise UserError(f"{folder}: no tokenizer.json, vocab.txt, vocab.json with merges.txt or SentencePiece .model")
+    if models_there[0].name == "sentencepiece.bpe.model":
+        raise UserError(f"{models_there[0]}: its models number their pieces otherwise; get their tokenizer.json")
+    return models_there[0]
+
+
+def _library(file: Path) -> tokenizers.Tokenizer:
+    """The library's own file."""
+    try:
+        library = tokenizers.Tokenizer.from_file(str(file))
+    except Exception as error:  # the library raises nothing narrower
+        raise UserError(f"{file}: not a tokenizer.json that can be read: {error}") from error
+    library.encode_special_tokens = True
+    names = {token.content: i for i, token in library.get_added_tokens_decoder().items() if token.special}
+    if found := [name for name, i in names.items() if i in library.encode(name, add_special_tokens=False).ids]:
+        own = [library.pre_tokenizer] if library.pre_tokenizer else []
+        library.pre_tokenizer = pre_tokenizers.Sequence([words.names_apart(found), *own])  # the model itself knows them
+    return library
+
+
+def _wordpiece(file: Path, config: dict) -> tokenizers.Tokenizer:
+    """BERT's WordPiece (Devlin et al. 2019): one piece a line, `##` before those that continue a word."""
+    pieces = [line.rstrip("\r") for line in _text(file).removesuffix("\n").split("\n")]
+    vocabulary = {piece: i for i, piece in enumerate(pieces)}
+    if len(vocabulary) < len(pieces):
+        number = next(i for i, piece in enumerate(pieces, start=1) if pieces.index(piece) < i - 1)
+        raise UserError(f"{file}, line {number}: the piece {pieces[number - 1]!r} stands in the vocabulary twice")
+    if "[UNK]" not in vocabulary:
+        raise UserError(f"{file}: no piece [UNK]; a WordPiece vocabulary holds one piece a line, [UNK] among them")
+    library = tokenizers.Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]", max_input_chars_per_word=100))
+    library.normalizer = normalizers.BertNormalizer(
+        clean_text=True,
+        handle_chinese_chars=config.get("tokenize_chinese_chars", True),
+        strip_accents=config.get("strip_accents"),
+        lowercase=config.get("do_lower_case", not any(map(_CAPITAL_PIECE.match, pieces))),
+    )
+    library.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    library.decoder = decoders.WordPiece(prefix="##", cleanup=True)
+    library.add_special_tokens([p for p in ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]") if p in vocabulary])
+    return library
+
+
+def _byte_level(vocab_file: Path, merges_file: Path, config: dict) -> tokenizers.Tokenizer:
+    """Byte pair encoding over bytes (Radford et al. 2019), words split as GPT-2 splits them."""
+    for file in (vocab_file, merges_file):
+        if not file.is_file():
+            raise UserError(f"{file}: missing; vocab.json and merges.txt belong together")
+    vocabulary, merges = _json(vocab_file), []
+    if missing := sorted(set(pre_tokenizers.ByteLevel.alphabet()).difference(vocabulary)):
+        raise UserError(f"{vocab_file}: not a byte-level vocabulary: the symbol {missing[0]!r} of a byte is missing")
+    for number, line in enumerate(_text(merges_file).split("\n"), start=1):
+        line = line.rstrip("\r")
+        if not line or (number == 1 and line.startswith("#version")):
+            continue
+        pair = tuple(line.split(" "))
+        if len(pair) != 2 or not {*pair, "".join(pair)} <= vocabulary.keys():
+            raise UserError(f"{merges_file}, line {number}: {line!r} is no merge of two pieces of {vocab_file.name}")
+        merges.append(pair)
+    library = tokenizers.Tokenizer(models.BPE(vocabulary, merges))
+    library.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=config.get("add_prefix_space", False))
+    library.decoder = decoders.ByteLevel()
+    usual = {name for names in _NAMES.values() for name in names}
+    library.add_special_tokens(sorted(usual.intersection(vocabulary), key=vocabulary.get))
+    return library
+
+
+def _text(file: Path) -> str:
+    try:
+        return file.read_bytes().decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{file}: not UTF-8 text: {error}") from error
+
+
+def _json(file: Path) -> dict:
+    try:
+        content = json.loads(_text(file))
+    except json.JSONDecodeError as error:
+        raise UserError(f"{file}, line {error.lineno}: not JSON: {error.msg}") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{file}: a JSON object was expected")
+    return content
