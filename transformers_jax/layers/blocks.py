@@ -1,0 +1,172 @@
+"""The Transformer's two blocks, and the stack that repeats a block.
+
+Axes: B batch, S source, T target, D model width.
+"""
+
+from collections.abc import Callable
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from transformers_jax.layers.attention import MultiHeadAttention
+from transformers_jax.layers.dropout import Dropout
+from transformers_jax.layers.feedforward import FeedForward
+from transformers_jax.layers.masks import Mask
+from transformers_jax.layers.norms import LayerNorm
+
+
+class Block(nn.Module):
+    """What the Transformer's blocks share: their fields, and the residual connection around a sublayer.
+
+    norm: "pre" is x + dropout(f(LN(x))), "post" is LN(x + dropout(f(x))) (Vaswani et al. 2017, section 3.1).
+    """
+
+    num_heads: int
+    hidden: int
+    dropout: float = 0.0
+    attention_dropout: float = 0.0
+    hidden_dropout: float = 0.0
+    norm: str = "pre"
+    activation: str = "relu"
+    attention_bias: bool = False
+    relative_distance: int = 0
+    attention: str = "auto"
+    dtype: jnp.dtype = jnp.float32
+    param_dtype: jnp.dtype = jnp.float32
+
+    def attention_layer(self, *, relative: bool) -> MultiHeadAttention:
+        return MultiHeadAttention(
+            num_heads=self.num_heads,
+            dropout_rate=self.attention_dropout,
+            use_bias=self.attention_bias,
+            relative_distance=self.relative_distance if relative else 0,
+            implementation=self.attention,
+            dtype=self.dtype,
+            param_dtype=self.param_dtype,
+        )
+
+    def feed_forward_layer(self) -> FeedForward:
+        return FeedForward(self.hidden, self.hidden_dropout, self.activation, self.dtype, self.param_dtype)
+
+    def norm_layer(self) -> LayerNorm:
+        return LayerNorm(dtype=self.dtype, param_dtype=self.param_dtype)
+
+    def residual(self, x: jax.Array, norm: LayerNorm, sublayer: Callable, deterministic: bool = True) -> jax.Array:
+        if self.norm == "pre":
+            return x + self.drop(sublayer(norm(x)), deterministic=deterministic)
+        return norm(x + self.drop(sublayer(x), deterministic=deterministic))
+
+
+class EncoderBlock(Block):
+    """Self-attention, then feed-forward."""
+
+    def setup(self):
+        self.self_attention, self.self_norm = self.attention_layer(relative=True), self.norm_layer()
+        self.feed_forward, self.feed_norm = self.feed_forward_layer(), self.norm_layer()
+        self.drop = Dropout(self.dropout)
+
+    def __call__(self, x: jax.Array, mask: Mask, deterministic: bool) -> jax.Array:
+        """x [B, S, D] → [B, S, D]."""
+
+        def attend(h):
+            return self.self_attention(h, mask=mask, deterministic=deterministic)
+
+        def feed(h):
+            return self.feed_forward(h, deterministic=deterministic)
+
+        x = self.residual(x, self.self_norm, attend, deterministic)
+        return self.residual(x, self.feed_norm, feed, deterministic)
+
+
+class DecoderBlock(Block):
+    """Causal self-attention, attention to the encoder, then feed-forward; `start` and `step` decode with a cache."""
+
+    def setup(self):
+        self.self_attention, self.self_norm = self.attention_layer(relative=True), self.norm_layer()
+        self.cross_attention, self.cross_norm = self.attention_layer(relative=False), self.norm_layer()
+        self.feed_forward, self.feed_norm = self.feed_forward_layer(), self.norm_layer()
+        self.drop = Dropout(self.dropout)
+
+    def __call__(
+        self, x: jax.Array, encoded: jax.Array, self_mask: Mask, cross_mask: Mask, deterministic: bool
+    ) -> jax.Array:
+        """x [B, T, D], encoded [B, S, D] → [B, T, D]."""
+
+        def attend(h):
+            return self.self_attention(h, mask=self_mask, deterministic=deterministic)
+
+        def attend_source(h):
+            return self.cross_attention(h, encoded, mask=cross_mask, deterministic=deterministic)
+
+        def feed(h):
+            return self.feed_forward(h, deterministic=deterministic)
+
+        x = self.residual(x, self.self_norm, attend, deterministic)
+        x = self.residual(x, self.cross_norm, attend_source, deterministic)
+        return self.residual(x, self.feed_norm, feed, deterministic)
+
+    def start(self, encoded: jax.Array, length: int) -> jax.Array:
+        """Makes the cache for `length` target positions from encoded [B, S, D], and returns encoded."""
+        self.self_attention.start(encoded.shape[0], length)
+        self.cross_attention.start_context(encoded)
+        return encoded
+
+    def step(self, x: jax.Array, index: jax.Array, source_segments: jax.Array) -> jax.Array:
+        """One target position x [B, 1, D] at position `index` → [B, 1, D]."""
+        x = self.residual(x, self.self_norm, lambda h: self.self_attention.step(h, index))
+        x = self.residual(x, self.cross_norm, lambda h: self.cross_attention.step_context(h, source_segments))
+        return self.residual(x, self.feed_norm, self.feed_forward)
+
+
+class Stack(nn.Module):
+    """`layers` copies of a block, one after the other.
+
+    block: makes one block; the block's methods take the running array first and return it changed.
+    scan: one compiled block, scanned over stacked parameters [layers, ...]: compile time does not grow with depth.
+      Otherwise the copies `layer_0`, `layer_1`, … are compiled one by one, which runs faster on CPUs.
+    remat: keep only each block's input for the backward pass and compute the rest again (Chen et al. 2016).
+    """
+
+    block: Callable[[], nn.Module]
+    layers: int
+    scan: bool = False
+    remat: bool = False
+
+    def setup(self):
+        if self.scan:
+            scan = nn.scan(
+                _Carry,
+                variable_axes={"params": 0, "cache": 0, "intermediates": 0},
+                split_rngs={"params": True, "dropout": True},
+                in_axes=nn.broadcast,
+                length=self.layers,
+                metadata_params={nn.PARTITION_NAME: "layers"},
+            )
+            self.layer = scan(self.block, self.remat)
+        else:
+            self.layer = [_Carry(self.block, self.remat) for _ in range(self.layers)]
+
+    def __call__(self, x: jax.Array, *shared, method: str = "__call__") -> jax.Array:
+        """Applies the named method of every block in turn; `shared` arguments are the same for all."""
+        if self.scan:
+            return self.layer(x, method, *shared)[0]
+        for layer in self.layer:
+            x, _ = layer(x, method, *shared)
+        return x
+
+
+class _Carry(nn.Module):
+    """A block in the form that nn.scan wants: (carry, *shared) → (carry, None)."""
+
+    block: Callable[[], nn.Module]
+    remat: bool
+
+    @nn.compact
+    def __call__(self, x, method, *shared):
+        block = self.block(name="block")
+
+        def run(block, x):
+            return getattr(block, method)(x, *shared)
+
+        return (nn.remat(run, prevent_cse=False) if self.remat and method == "__call__" else run)(block, x), None

@@ -1,0 +1,73 @@
+"""Which query may look at which key.
+
+Axes: B batch rows, T target (query) length, S source (key) length.
+
+A row of a batch may hold several packed examples: `segments` say which position belongs to which (1, 2, …; 0 is
+padding). A query sees the keys of its own segment, and in a causal mask only those whose index in the row is not
+larger than its own. A segment stands without gaps in its row, so that index-causal within a segment is causal.
+"""
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+
+@struct.dataclass
+class Mask:
+    """Segments of queries and keys, kept apart so that kernels can use them without the [T, S] square.
+
+    query_segments: [B, T] int32, 0 is padding.
+    key_segments: [B, S] int32, 0 is padding.
+    causal: static; a query sees no key with a larger index in the row.
+    """
+
+    query_segments: jax.Array
+    key_segments: jax.Array
+    causal: bool = struct.field(pytree_node=False, default=False)
+
+    def dense(self) -> jax.Array:
+        """Bool [B, 1, T, S], true where a query sees a key. Rows of padding queries are all false."""
+        return same_segment(self.query_segments, self.key_segments, self.causal)[:, None]
+
+    def rows(self) -> jax.Array:
+        """Bool [B, T], true where a query sees at least one key; compiled as one reduction, without the square."""
+        return jnp.any(same_segment(self.query_segments, self.key_segments, self.causal), axis=-1)
+
+
+def same_segment(query_segments: jax.Array, key_segments: jax.Array, causal: bool = False) -> jax.Array:
+    """Bool [B, T, S]: query and key belong to one example, neither is padding, and if causal no key comes later."""
+    queries, keys = query_segments[:, :, None], key_segments[:, None, :]
+    seen = (queries == keys) & (queries > 0)
+    return seen & causal_square(queries.shape[1], keys.shape[2]) if causal else seen
+
+
+def causal_square(query_length: int, key_length: int) -> jax.Array:
+    """Bool [T, S], true where key index <= query index."""
+    return jnp.arange(query_length)[:, None] >= jnp.arange(key_length)[None, :]
+
+
+def self_mask(segments: jax.Array, *, causal: bool = False) -> Mask:
+    """The mask of a row that attends to itself; segments [B, T]."""
+    return Mask(segments, segments, causal)
+
+
+def cross_mask(query_segments: jax.Array, key_segments: jax.Array) -> Mask:
+    """The mask of a decoder's rows [B, T] over an encoder's rows [B, S]: example 1 reads source 1, and so on."""
+    return Mask(query_segments, key_segments)
+
+
+def padding_mask(key_valid: jax.Array, query_valid: jax.Array | None = None, *, causal: bool = False) -> Mask:
+    """The mask of rows without packing, from where there are real pieces.
+
+    Args:
+      key_valid: [B, S] bool or 0/1, true at real keys.
+      query_valid: [B, T] likewise; the keys' where not given (self-attention).
+      causal: as in `Mask`.
+    """
+    keys = key_valid.astype(jnp.int32)
+    return Mask(keys if query_valid is None else query_valid.astype(jnp.int32), keys, causal)
+
+
+def lengths_mask(key_lengths: jax.Array, key_length: int, *, causal: bool = False) -> Mask:
+    """The self-attention mask of rows of `key_length` positions of which the first `key_lengths` [B] are real."""
+    return padding_mask(jnp.arange(key_length)[None, :] < key_lengths[:, None], causal=causal)

@@ -1,0 +1,109 @@
+"""Linear maps: plain ones, into heads and out of them.
+
+Axes: D model width, N heads, H head width.
+"""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from transformers_jax.errors import UserError
+
+
+def matmul(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """x [..., A] times kernel [A, C], as one product of matrices.
+
+    With x flattened to rows, the kernel's gradient is a product that CPUs take as it is; over the axes [B, T] together
+    they transpose both sides first.
+    """
+    return (x.reshape(-1, x.shape[-1]) @ kernel).reshape(*x.shape[:-1], kernel.shape[-1])
+
+
+class Linear(nn.Module):
+    """x [..., A] → [..., C]: a Glorot-uniform kernel [A, C] and a bias [C].
+
+    axes: logical names of A and C.
+    """
+
+    features: int
+    axes: tuple[str, str]
+    use_bias: bool = True
+    dtype: jnp.dtype | None = None
+    param_dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        init = nn.with_logical_partitioning(nn.initializers.xavier_uniform(), self.axes)
+        kernel = self.param("kernel", init, (x.shape[-1], self.features), self.param_dtype)
+        zeros = nn.with_logical_partitioning(nn.initializers.zeros, self.axes[1:])
+        bias = self.param("bias", zeros, (self.features,), self.param_dtype) if self.use_bias else None
+        x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
+        y = matmul(x, kernel)
+        return y if bias is None else y + bias
+
+
+class ToHeads(nn.Module):
+    """x [..., D] → [..., N, H], by a kernel [D, N, H] drawn on the fan of the [D, N * H] matrix."""
+
+    num_heads: int
+    head_width: int | None
+    use_bias: bool
+    dtype: jnp.dtype | None
+    param_dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        width, heads = x.shape[-1], self.num_heads
+        head_width = self.head_width or _head_width(width, heads)
+        kernel = self.param(
+            "kernel",
+            nn.with_logical_partitioning(_on_matrix((width, heads * head_width)), ("embed", "heads", "kv")),
+            (width, heads, head_width),
+            self.param_dtype,
+        )
+        zeros = nn.with_logical_partitioning(nn.initializers.zeros, ("heads", "kv"))
+        bias = self.param("bias", zeros, (heads, head_width), self.param_dtype) if self.use_bias else None
+        x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
+        y = matmul(x, kernel.reshape(width, -1)).reshape(*x.shape[:-1], heads, head_width)  # [..., N, H]
+        return y if bias is None else y + bias
+
+
+class FromHeads(nn.Module):
+    """y [..., N, H] → [..., D], by a kernel [N, H, D] drawn on the fan of the [N * H, D] matrix."""
+
+    use_bias: bool
+    dtype: jnp.dtype | None
+    param_dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, y: jax.Array, width: int) -> jax.Array:
+        heads, head_width = y.shape[-2:]
+        kernel = self.param(
+            "kernel",
+            nn.with_logical_partitioning(_on_matrix((heads * head_width, width)), ("heads", "kv", "embed")),
+            (heads, head_width, width),
+            self.param_dtype,
+        )
+        zeros = nn.with_logical_partitioning(nn.initializers.zeros, ("embed",))
+        bias = self.param("bias", zeros, (width,), self.param_dtype) if self.use_bias else None
+        y, kernel, bias = nn.dtypes.promote_dtype(y, kernel, bias, dtype=self.dtype)
+        x = matmul(y.reshape(*y.shape[:-2], -1), kernel.reshape(-1, width))  # [..., D]
+        return x if bias is None else x + bias
+
+
+def _on_matrix(matrix: tuple[int, int]):
+    """Xavier's uniform initialiser (Glorot and Bengio 2010, eq. 16) for a kernel that is this matrix, folded."""
+
+    def init(key, shape, dtype):
+        return nn.initializers.xavier_uniform()(key, matrix, dtype).reshape(shape)
+
+    return init
+
+
+def _head_width(width: int, heads: int) -> int:
+    """Width of each of `heads` equal heads of a model `width` wide; UserError if they do not fit."""
+    if width % heads:
+        raise UserError(
+            f"num_heads {heads} does not divide the model width {width}: change one of them, or give head_width"
+        )
+    return width // heads
