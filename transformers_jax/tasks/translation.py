@@ -1,0 +1,65 @@
+"""Translation: pairs of lines in, cross entropy with label smoothing, scored by perplexity and BLEU."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from transformers_jax.batch import Streams
+from transformers_jax.models.output import Output
+from transformers_jax.training.losses import cross_entropy
+
+
+class Task:
+    """Translation from `source` to `target`, one sentence each.
+
+    Both sides end with eos; the decoder reads the target shifted right behind bos.
+
+    Args:
+      tokenizer: turns text into pieces and back.
+      label_smoothing: probability mass spread evenly over the vocabulary in training; evaluation is unsmoothed.
+    """
+
+    streams: Streams = {"source": ("source",), "target": ("target_inputs", "targets")}
+
+    def __init__(self, tokenizer, *, label_smoothing: float = 0.1):
+        self.tokenizer = tokenizer
+        self.label_smoothing = label_smoothing
+
+    def encode(self, example: dict) -> dict[str, np.ndarray]:
+        """{"source": str, "target": str} → 1-D int32 arrays `source`, `target_inputs`, `targets`."""
+        t = self.tokenizer
+        target = t.encode(example["target"])
+        fields = {
+            "source": self.encode_source(example["source"]),
+            "target_inputs": [t.bos_id, *target],
+            "targets": [*target, t.eos_id],
+        }
+        return {name: np.asarray(ids, np.int32) for name, ids in fields.items()}
+
+    def encode_source(self, text: str) -> list[int]:
+        """The pieces of one source line with eos behind them."""
+        return [*self.tokenizer.encode(text), self.tokenizer.eos_id]
+
+    def loss(self, output: Output, batch: dict, *, train: bool):
+        """Summed loss, summed weight, and sums of the metrics: all scalars. The mean is the caller's to take."""
+        targets = batch["targets"]  # [B, T]
+        weights = batch["target_segments"] > 0  # [B, T]
+        sums = cross_entropy(output.hidden, output.table, targets, weights, self.label_smoothing if train else 0.0)
+        return sums.loss, sums.weight, {"nll": sums.nll, "correct": sums.correct}
+
+    def translate(self, lines: Sequence[str], decoder, params=None) -> list[list[tuple[str, float]]]:
+        """The n best translations of each line with their scores, in the order of the lines; a blank line gives a blank one."""
+        sources = [self.encode_source(line) if line.strip() else [] for line in lines]
+        return [
+            [(self.tokenizer.decode(ids), score) for ids, score in best] if source else [("", 0.0)]
+            for source, best in zip(sources, decoder.decode(sources, params), strict=True)
+        ]
+
+
+def bleu(hypotheses: Sequence[str], references: Sequence[str]) -> dict:
+    """Corpus BLEU in percent (Papineni et al. 2002) with sacreBLEU's 13a tokenisation, and its signature (Post 2018)."""
+    import sacrebleu
+
+    metric = sacrebleu.BLEU()
+    score = metric.corpus_score(list(hypotheses), [list(references)])
+    return {"bleu": score.score, "bleu_signature": str(metric.get_signature())}
