@@ -3,6 +3,7 @@
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 
 
 def embedding_table(module: nn.Module, name: str, vocab_size: int, width: int, param_dtype) -> jax.Array:
@@ -13,4 +14,7 @@ def embedding_table(module: nn.Module, name: str, vocab_size: int, width: int, p
 
 def embed(table: jax.Array, tokens: jax.Array, dtype) -> jax.Array:
     """Rows of the table scaled by √D (Vaswani et al. 2017, section 3.4): table [V, D], tokens [...] → [..., D]."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if "tensor" in mesh.axis_names and not mesh.manual_axes:  # gather the table's columns, not the looked-up rows
+        table = jax.lax.with_sharding_constraint(table, PartitionSpec("tensor", None))
     return jnp.take(table, tokens, axis=0).astype(dtype) * jnp.asarray(table.shape[-1] ** 0.5, dtype)
