@@ -1,0 +1,240 @@
+"""Decoding any number of sentences: sorted by length, batched, one output list for each, in the order given.
+
+Axes: B sentences of a batch, S source length, n outputs a sentence, L output length.
+"""
+
+import bisect
+import contextlib
+import functools
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import logging
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from transformers_jax.decoding import cache as caches
+from transformers_jax.decoding import sampling as samplers
+from transformers_jax.decoding import search
+from transformers_jax.errors import UserError
+
+METHODS = ("greedy", "beam", "sample")
+LENGTHS = (8, 16, 24, 32, 48, 64, 96, 128, 192, 256)
+"""Source lengths that batches are padded to; each is compiled once."""
+
+
+class Hypothesis(NamedTuple):
+    """One output: its pieces without the end piece, and its log-probability, which counts the end piece if it came.
+
+    It came if there are fewer pieces than `Decoder.limit` of the source's length; otherwise the limit cut the output.
+    """
+
+    ids: list[int]
+    score: float
+
+
+class Decoder:
+    """Decodes with one model; compiled once for each source length and number of rows that occur.
+
+    A model of the decoding protocol (see `decoding/cache.py`) with parameters that may change from call to call: they are
+    arguments of the compiled function. What a sentence gets depends on no other sentence, rounding apart.
+
+    Args:
+      model: a Flax module with methods `start` and `step`.
+      params: its parameters, unboxed or not; or None if each call brings its own.
+      bos_id, eos_id, pad_id: what outputs begin with, what ends them, what sources are filled up with.
+      method: "greedy", "beam" or "sample".
+      beam_size: beams of method "beam"; 1 is greedy.
+      alpha: of the length penalty (Wu et al. 2016), see `search.length_penalty`; ranks the outputs of a beam.
+      n_best: outputs a sentence, at most beam_size; fewer are found sooner. 1 for the other methods.
+      batch_size: rows the model sees at a time; a beam takes beam_size of them for a sentence.
+      max_ratio, extra_length: an output has at most max_ratio · source length + extra_length pieces (Vaswani et al. 2017,
+        section 6.1: source length + 50), the end piece included.
+      max_length: no output is longer, whatever its source; None for no such limit.
+      lengths: source lengths to pad to, ascending; a longer source is cut to the last one.
+      temperature, top_k, top_p: of method "sample", see `sampling.Sampling`.
+      mesh: sentences are split over its axes data and fsdp; all processes call `decode` with the same sentences.
+
+    Raises:
+      UserError: a method or number that is not possible.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        params: Any,
+        *,
+        bos_id: int,
+        eos_id: int,
+        pad_id: int,
+        method: str = "beam",
+        beam_size: int = 4,
+        alpha: float = 0.6,
+        n_best: int = 1,
+        batch_size: int = 256,
+        max_ratio: float = 1.0,
+        extra_length: int = 50,
+        max_length: int | None = None,
+        lengths: Sequence[int] = LENGTHS,
+        temperature: float = 1.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        mesh: Mesh | None = None,
+    ):
+        beam_size = beam_size if method == "beam" else 1
+        ascending = len(lengths) > 0 and lengths[0] > 1 and sorted(set(lengths)) == list(lengths)
+        for possible, what in (
+            (method in METHODS, f"method is {method!r}; it is one of {', '.join(METHODS)}"),
+            (beam_size >= 1, f"beam_size is {beam_size}; it must be positive"),
+            (1 <= n_best <= max(beam_size, 1), f"n_best is {n_best}; it must be 1 … beam_size ({beam_size})"),
+            (alpha >= 0, f"alpha is {alpha}; it must not be negative"),
+            (batch_size >= beam_size, f"batch_size is {batch_size}; it must hold one beam of {beam_size} rows or more"),
+            (max_ratio >= 0, f"max_ratio is {max_ratio}; it must not be negative"),
+            (extra_length >= 0, f"extra_length is {extra_length}; it must not be negative"),
+            (max_length is None or max_length >= 1, f"max_length is {max_length}; it must be positive"),
+            (ascending, f"lengths are {lengths}; they must be above 1 and ascending"),
+        ):
+            if not possible:
+                raise UserError(f"decoding.{what}")
+        self.model, self.params, self.mesh = model, params, mesh
+        self.bos_id, self.eos_id, self.pad_id = bos_id, eos_id, pad_id
+        self.method, self.beam_size, self.alpha, self.n_best = method, beam_size, alpha, n_best
+        self.max_ratio, self.extra_length, self.max_length = max_ratio, extra_length, max_length
+        self.lengths, self.sampling = tuple(lengths), samplers.Sampling(temperature, top_k, top_p)
+        self.sizes = _sizes(batch_size // beam_size, 1 if mesh is None else _shards(mesh))
+        self.compilations = 0
+        self._layout: caches.Layout | None = None
+        out = {} if mesh is None else {"out_shardings": NamedSharding(mesh, PartitionSpec())}
+        self._search = jax.jit(self._search_batch, static_argnames=("max_length",), **out)
+
+    def limit(self, source_length: int) -> int:
+        """The most pieces an output may have, the end piece included."""
+        longest = max(1, int(self.max_ratio * source_length) + self.extra_length)
+        return longest if self.max_length is None else min(longest, self.max_length)
+
+    def decode(self, sources: Sequence[Sequence[int]], params: Any = None, seed: int = 0) -> list[list[Hypothesis]]:
+        """The outputs of each source, best first, in the order of the sources.
+
+        Args:
+          sources: piece ids of each sentence, as the model is to read them (with an end piece if it was trained so).
+            A source that is too long is cut, and keeps its end piece; one without pieces gets one output without pieces.
+          params: parameters to use in place of those given at the start.
+          seed: of method "sample"; a draw depends on it, the place in `sources` and the step.
+
+        Returns:
+          For each source a list of 1 … n_best hypotheses.
+        """
+        params = nn.unbox(self.params if params is None else params)
+        sources = self._cut(sources)
+        results: list[list[Hypothesis]] = [[Hypothesis([], 0.0)] for _ in sources]
+        order = sorted((i for i, ids in enumerate(sources) if ids), key=lambda i: -len(sources[i]))  # stable
+        full = self.sizes[-1]
+        batches = [order[i : i + full] for i in range(0, len(order), full)]
+        found = [self._start_batch(params, batch, sources, seed) for batch in batches]
+        for batch, outputs in zip(batches, found, strict=True):
+            pieces, lengths, scores = (np.asarray(x) for x in outputs)
+            for b, row in enumerate(batch):
+                there = [n for n in range(len(scores[b])) if np.isfinite(scores[b, n])]
+                results[row] = [self._hypothesis(pieces[b, n, : lengths[b, n]], scores[b, n]) for n in there]
+        return results
+
+    def _cut(self, sources) -> list[list[int]]:
+        longest = self.lengths[-1]
+        over = [i for i, ids in enumerate(sources) if len(ids) > longest]
+        if over:
+            logging.warning(
+                "%d of %d sources have more than %d pieces and are cut there; the first is number %d, of %d pieces",
+                len(over), len(sources), longest, over[0] + 1, len(sources[over[0]]),
+            )  # fmt: skip
+
+        def cut(ids):
+            last = ids[-1] if ids[-1] == self.eos_id else ids[longest - 1]
+            return [*ids[: longest - 1], last]
+
+        return [cut(ids) if len(ids) > longest else list(ids) for ids in sources]
+
+    def _start_batch(self, params, batch: list[int], sources: list[list[int]], seed: int) -> search.Outputs:
+        """Sends one batch of sources, by their numbers, to the device, and returns without waiting for it."""
+        size = self.sizes[bisect.bisect_left(self.sizes, len(batch))]
+        length = self.lengths[bisect.bisect_left(self.lengths, max(len(sources[i]) for i in batch))]
+        source = np.full((size, length), self.pad_id, np.int32)  # [B, S]
+        segments = np.zeros((size, length), np.int32)  # [B, S]
+        limits = np.zeros(size, np.int32)  # [B]
+        numbers = np.zeros(size, np.int32)  # [B]
+        for row, number in enumerate(batch):
+            ids = sources[number]
+            source[row, : len(ids)], segments[row, : len(ids)] = ids, 1
+            limits[row], numbers[row] = self.limit(len(ids)), number
+        arrays = [self._place(x) for x in (source, segments, limits, numbers)]
+        with contextlib.nullcontext() if self.mesh is None else jax.set_mesh(self.mesh):
+            return self._search(params, *arrays, jax.random.key(seed), max_length=_rounded(self.limit(length)))
+
+    def _place(self, x: np.ndarray):
+        if self.mesh is None:
+            return x
+        sharding = NamedSharding(self.mesh, PartitionSpec(_row_axes(self.mesh)))
+        return jax.make_array_from_callback(x.shape, sharding, lambda index: x[index])
+
+    def _search_batch(self, params, source, segments, limits, numbers, seed, *, max_length) -> search.Outputs:
+        """The compiled function: source, segments [B, S], limits, numbers [B]."""
+        self.compilations += 1  # runs when this is traced, not when it is executed
+        start = functools.partial(self._start_model, params)
+        step = functools.partial(self._step_model, params)
+        layout = self._layout = self._layout or caches.layout(
+            lambda rows, length: start(*(jnp.ones((rows, 3), jnp.int32),) * 2, length), step
+        )
+        cache = start(source, segments, max_length)
+        if self.beam_size > 1:
+            cache = layout.repeat(cache, self.beam_size)
+        moving, constant = layout.split(cache)
+
+        def step_leaves(moving, pieces):
+            logits, cache = step(layout.join(moving, constant), pieces)
+            return logits, layout.split(cache)[0]
+
+        common = {"limits": limits, "bos_id": self.bos_id, "eos_id": self.eos_id, "length": max_length}
+        if self.beam_size > 1:
+            kind = {"beam_size": self.beam_size, "n_best": self.n_best, "alpha": self.alpha}
+            return search.beam_search(step_leaves, moving, layout.take, **kind, **common)
+
+        def draw(logits, index):
+            return samplers.sample(logits, samplers.row_keys(seed, numbers, index), self.sampling)
+
+        return search.one_by_one(step_leaves, moving, draw if self.method == "sample" else search.greedy, **common)
+
+    def _start_model(self, params, source, segments, length):
+        positions = jnp.broadcast_to(jnp.arange(source.shape[1], dtype=jnp.int32), source.shape)
+        arguments = (source, positions, segments, length)
+        return self.model.apply({"params": params}, *arguments, method="start", mutable=["cache"])[1]["cache"]
+
+    def _step_model(self, params, cache, pieces):
+        variables = {"params": params, "cache": cache}
+        logits, changed = self.model.apply(variables, pieces, method="step", mutable=["cache"])
+        return logits, changed["cache"]
+
+    def _hypothesis(self, pieces: np.ndarray, score: float) -> Hypothesis:
+        ids = pieces.tolist()
+        return Hypothesis(ids[:-1] if ids and ids[-1] == self.eos_id else ids, float(score))
+
+
+def _rounded(length: int) -> int:
+    return -(-length // caches.BLOCK) * caches.BLOCK
+
+
+def _sizes(full: int, shards: int) -> list[int]:
+    """Numbers of sentences that batches are filled up to: a full one, a quarter of it, and so on; multiples of shards."""
+    sizes = {max(1, full // shards) * shards}
+    while min(sizes) > shards:
+        sizes.add(-(-min(sizes) // (4 * shards)) * shards)
+    return sorted(sizes)
+
+
+def _row_axes(mesh: Mesh) -> tuple[str, ...]:
+    return tuple(axis for axis in ("data", "fsdp") if axis in mesh.axis_names)
+
+
+def _shards(mesh: Mesh) -> int:
+    return int(np.prod([mesh.shape[axis] for axis in _row_axes(mesh)]))
