@@ -1,13 +1,14 @@
 # make quickstart   trains a translator on this machine, from nothing but python3 (3.11 or newer), and writes a report
 # make test         the test suite; `make slow` the long tests, `make parity` the comparison with PyTorch, `make lint` ruff
-# make benchmark    this code side by side with what one would use instead
+# make benchmark    host overhead, and Transformer beside LSTM, on Multi30k in DATA; benchmarks/README.md has the rest
 
 PYTHON    ?= python3
 VENV      ?= .venv
 WORKDIR   ?= work/quickstart-$(LANGUAGES)
 LANGUAGES ?= en-de
 CONFIG    ?= configs/transformer.py:quickstart,$(LANGUAGES)
-PYTEST    ?= -q -n auto
+DATA      ?= ../shared/data/multi30k
+PYTEST    ?= -q -n auto --dist loadfile
 RUN       := $(VENV)/bin/python
 PIP       := $(RUN) -m pip install --quiet --disable-pip-version-check
 
@@ -34,8 +35,9 @@ parity: $(VENV)/.parity
 lint: $(VENV)/.test
 	$(RUN) -m ruff check .
 
-benchmark: $(VENV)/.parity
-	$(RUN) -m benchmarks
+benchmark: $(VENV)/.quickstart
+	$(RUN) -m benchmarks.overhead --data=$(DATA)
+	$(RUN) -m benchmarks.recurrent --data=$(DATA)
 
 clean:
 	rm -rf $(VENV)
@@ -49,13 +51,16 @@ $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.quickstart: setup.py | $(VENV)/bin/python
-	$(PIP) -e '.[quickstart,report]'
+	@echo 'installing into $(VENV): takes some minutes the first time'
+	@$(PIP) -e '.[quickstart,report]'
 	@touch $@
 
 $(VENV)/.test: setup.py | $(VENV)/bin/python
-	$(PIP) -e '.[quickstart,report,test]'
+	@echo 'installing into $(VENV): takes some minutes the first time'
+	@$(PIP) -e '.[quickstart,report,test]'
 	@touch $@
 
 $(VENV)/.parity: setup.py | $(VENV)/bin/python
-	$(PIP) -e '.[quickstart,report,test,parity]' torch==2.13.0
+	@echo 'installing into $(VENV): takes some minutes the first time'
+	@$(PIP) -e '.[quickstart,report,test,parity]' torch==2.13.0
 	@touch $@

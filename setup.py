@@ -6,6 +6,7 @@ from setuptools import find_packages, setup
 
 CORE = [
     "absl-py>=2.5",
+    "filelock>=4.2",  # bounds JAX's cache of compiled programs
     "flax>=0.12.8",
     "grain>=0.2.18",
     "jax>=0.10.2",

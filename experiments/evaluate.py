@@ -1,0 +1,28 @@
+"""Scores a trained run; the last line of the output is one JSON object.
+
+python -m experiments.evaluate --workdir=DIR [--split=test] [--average=N | --step=N]
+    [--config.decoding.beam_size=8 …]
+"""
+
+import json
+
+from absl import flags
+
+from experiments import launch
+
+FLAGS = launch.flags_of(config="workdir")
+flags.DEFINE_enum("split", "test", ("train", "validation", "test"), "which examples", flag_values=FLAGS)
+flags.DEFINE_integer("average", None, "over how many of the newest checkpoints", 1, flag_values=FLAGS)
+flags.DEFINE_integer("step", None, "one checkpoint, by its step", flag_values=FLAGS)
+
+
+def main(args, config) -> None:
+    from transformers_jax.evaluation import evaluate
+    from transformers_jax.experiment import Experiment
+
+    average = args.average or config.training.average_checkpoints
+    print(json.dumps(evaluate(Experiment(config, args.workdir), args.split, average=average, step=args.step)))
+
+
+if __name__ == "__main__":
+    launch.run(main, FLAGS)

@@ -1,0 +1,210 @@
+"""What every launcher shares: its flags, its config, a quiet start of JAX, and errors in one line.
+
+A launcher is flags and one call::
+
+    FLAGS = launch.flags_of(config="file")
+
+    def main(args, config): ...
+
+    if __name__ == "__main__":
+        launch.run(main, FLAGS)
+
+Exit codes: 0 done, 2 a mistake of the user (one line, `error: …`), 130 interrupted, 143 ended by SIGTERM.
+"""
+
+import copy
+import errno
+import inspect
+import logging
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from absl import flags
+from ml_collections import ConfigDict
+
+from transformers_jax import configuration
+from transformers_jax.errors import UserError
+
+BEGAN = time.monotonic()
+"""When this process began, or near it."""
+
+CACHE_BYTES = 4 * 2**30
+"""Compiled programs kept on disk; the least recently used go first."""
+
+ENVIRONMENT = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR}
+"""Errors of the machine rather than of this code: a full disk, a folder without rights."""
+
+ADVICE = {
+    "RESOURCE_EXHAUSTED": "out of memory: lower --config.data.batch_size, or set --config.model.remat",
+    "Unable to initialize backend": "JAX finds no such device: unset JAX_PLATFORMS, or install the extra cuda or tpu",
+}
+"""Errors of XLA that a user can mend, by a part of their message."""
+
+
+def flags_of(*, config: str) -> flags.FlagValues:
+    """The flags that launchers share. They are the launcher's own, so that several launchers can live in one process.
+
+    Args:
+      config: "file" for a launcher that is given --config=FILE:VARIANT, "workdir" for one that reads the config of a
+        run from its workdir. Either way `--config.a.b=value` changes a key.
+    """
+    values = flags.FlagValues()
+    values.set_gnu_getopt(True)
+    flags.DEFINE_string("workdir", None, "folder of the run", flag_values=values)
+    if config == "file":
+        flags.DEFINE_string("config", None, "FILE or FILE:VARIANT, as configs/transformer.py:base", flag_values=values)
+    flags.DEFINE_bool("help", False, "print this and exit", flag_values=values)
+    flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0, for a run of many processes", flag_values=values)
+    flags.DEFINE_integer("num_processes", None, "how many processes there are", flag_values=values)
+    flags.DEFINE_integer("process_id", None, "which of them this is, from 0", flag_values=values)
+    return values
+
+
+def run(main: Callable, values: flags.FlagValues, *, jax: bool = True) -> None:
+    """Runs a launcher on the command line and ends the process with its exit code."""
+    use_large_pages()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # the training loop sets its own, which saves first
+    sys.exit(call(main, values, sys.argv, jax=jax))
+
+
+def use_large_pages() -> None:
+    """Starts the process again with glibc's allocator on large pages (glibc 2.35), unless GLIBC_TUNABLES says otherwise.
+
+    XLA allocates a step's buffers anew each time, on a CPU a gigabyte of them: with small pages a seventh of the step goes
+    into page faults. The setting is read when a process starts.
+    """
+    if sys.platform == "linux" and "GLIBC_TUNABLES" not in os.environ:
+        os.environ["GLIBC_TUNABLES"] = "glibc.malloc.hugetlb=1"
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+
+
+def call(main: Callable, values: flags.FlagValues, argv: list[str], *, jax: bool = True) -> int:
+    """Parses the arguments, starts JAX, calls `main(args, config)` and returns the exit code."""
+    try:
+        start_output()
+        args, config = parse(values, argv, help_text=inspect.getmodule(main).__doc__ or "")
+        if jax:
+            start_jax(args, config)
+        main(args, config)
+        sys.stdout.flush()
+        return 0
+    except UserError as e:
+        return _error(e)
+    except flags.Error as e:
+        return _error(f"{e}; --help lists the flags")
+    except KeyboardInterrupt:
+        print("interrupted; what was saved stays", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # nobody reads on: not worth a word
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except OSError as e:
+        if e.errno not in ENVIRONMENT:
+            raise
+        return _error(f"{e.filename or 'writing'}: {e.strerror}")
+    except RuntimeError as e:  # XLA's errors are RuntimeErrors
+        advice = [text for part, text in ADVICE.items() if part in str(e)]
+        if not advice:
+            raise
+        return _error(f"{advice[0]} ({str(e).strip().splitlines()[0]})")
+
+
+def _error(message) -> int:
+    print(f"error: {' '.join(str(message).split())}", file=sys.stderr, flush=True)
+    return 2
+
+
+def parse(values: flags.FlagValues, argv: list[str], help_text: str = "") -> tuple[flags.FlagValues, ConfigDict]:
+    """The parsed flags, and the config with its overrides applied.
+
+    Raises:
+      UserError, absl.flags.Error: an unknown flag or key, a value of the wrong type, a missing file or workdir.
+    """
+    args = copy.deepcopy(values)
+    args(argv, known_only=True)
+    if args.help:
+        print(help_text, *(f"  --{name}: {args[name].help}" for name in args), sep="\n")
+        sys.exit(0)
+    if "config" not in args:
+        config = configuration.read(_required(args, "workdir", "the folder of a trained run"))
+    else:
+        config = configuration.load(_required(args, "config", "FILE:VARIANT, as configs/transformer.py:base"))
+    fields = configuration.overrides(config, argv[1:])
+    for name in fields:
+        args[name] = fields[name]
+    rest = args(argv)[1:]
+    if rest:
+        raise UserError(f"unexpected argument {rest[0]!r}: flags are written --name=value")
+    return args, config
+
+
+def _required(args: flags.FlagValues, name: str, meaning: str) -> str:
+    if not args[name].value:
+        raise UserError(f"--{name} is missing: give {meaning}")
+    return args[name].value
+
+
+class _Ours(logging.Filter):
+    """Warnings from anywhere, the rest from this project only: Orbax and JAX tell of every file they touch."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        ours = "transformers_jax" in record.pathname or "experiments" in record.pathname
+        return ours or (record.levelno >= logging.WARNING and "orbax" not in record.pathname)
+
+
+def start_output() -> None:
+    """Results on stdout in UTF-8, whatever the locale; the log in plain lines on stderr, a warning with `warning: `."""
+    from absl import logging as absl_logging
+
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(encoding="utf-8")
+    handler = logging.StreamHandler()
+    handler.addFilter(_Ours())
+    handler.setFormatter(_Formatter())
+    logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
+    absl_logging.set_verbosity(absl_logging.INFO)
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+
+class _Formatter(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        message = super().format(record)
+        return message if record.levelno <= logging.INFO else f"{record.levelname.lower()}: {message}"
+
+
+def start_jax(args: flags.FlagValues, config: ConfigDict) -> None:
+    """Compiled programs kept on disk, the generator of random numbers, and the other processes of the run.
+
+    Programs are kept in $TRANSFORMERS_JAX_CACHE, or ~/.cache/transformers_jax/xla; an empty value turns that off.
+    """
+    import jax
+
+    if not flags.FLAGS.is_parsed():
+        flags.FLAGS(["launcher"])  # Grain's workers read the process-wide flags
+    cache = os.environ.get("TRANSFORMERS_JAX_CACHE", str(Path.home() / ".cache" / "transformers_jax" / "xla"))
+    if cache and _can_make(cache):
+        jax.config.update("jax_compilation_cache_dir", cache)
+        jax.config.update("jax_compilation_cache_max_size", CACHE_BYTES)
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+    jax.config.update("jax_default_prng_impl", config.get("prng", "rbg"))
+    if args.coordinator or _cluster():
+        jax.config.update("jax_cpu_collectives_implementation", "gloo")
+        jax.distributed.initialize(args.coordinator, args.num_processes, args.process_id)
+
+
+def _can_make(folder: str) -> bool:
+    try:
+        os.makedirs(folder, exist_ok=True)
+    except OSError:
+        return False
+    return os.access(folder, os.W_OK)
+
+
+def _cluster() -> bool:
+    """Whether the environment names several processes: Slurm, Open MPI, a TPU pod, or JAX's own variables."""
+    several = any(int(os.environ.get(name) or 1) > 1 for name in ("SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE"))
+    return several or "," in os.environ.get("TPU_WORKER_HOSTNAMES", "") or "JAX_COORDINATOR_ADDRESS" in os.environ

@@ -1,0 +1,48 @@
+"""Fixtures of the launchers' tests: a corpus, a place for compiled programs, and a run that nothing disturbed."""
+
+import logging
+import os
+
+import jax
+import numpy as np
+import pytest
+from jax.experimental.compilation_cache import compilation_cache
+from launching import command, finish, start
+
+WORDS = {"man": "Mann", "woman": "Frau", "dog": "Hund", "runs": "läuft", "red": "rot", "big": "groß", "the": "das"}
+OPTIONS = ("jax_default_prng_impl", "jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
+
+
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory):
+    """A folder with small aligned files; returns the flags that name them."""
+    folder, random = tmp_path_factory.mktemp("corpus"), np.random.default_rng(0)
+    for split, count in ("train", 300), ("validation", 12), ("test", 12):
+        lines = [random.choice(list(WORDS), random.integers(2, 9)) for _ in range(count)]
+        (folder / f"{split}.en").write_text("".join(" ".join(line) + " .\n" for line in lines))
+        (folder / f"{split}.de").write_text("".join(" ".join(WORDS[w] for w in line) + " .\n" for line in lines))
+    return [f"--config.data.{s}={folder}/{s}.en,{folder}/{s}.de" for s in ("train", "validation", "test")]
+
+
+@pytest.fixture(scope="session")
+def cache(tmp_path_factory):
+    """Compiled programs are shared by all processes of this file, and JAX is left as it was found."""
+    before = {name: getattr(jax.config, name) for name in OPTIONS}
+    handlers, level = logging.root.handlers[:], logging.root.level
+    os.environ["TRANSFORMERS_JAX_CACHE"] = str(tmp_path_factory.mktemp("programs"))
+    yield
+    del os.environ["TRANSFORMERS_JAX_CACHE"]
+    for name, value in before.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()
+    logging.root.handlers[:] = handlers
+    logging.root.setLevel(level)
+
+
+@pytest.fixture(scope="session")
+def run(tmp_path_factory, corpus, cache):
+    """The workdir of a run that nothing disturbed."""
+    workdir = tmp_path_factory.mktemp("run") / "there" / "not yet"
+    code, out, err = finish(start(command(workdir, corpus)))
+    assert code == 0 and out == "", err
+    return workdir

@@ -1,0 +1,133 @@
+"""The launchers from the command line: a run from beginning to end, and one that is killed again and again."""
+
+import json
+import signal
+import subprocess
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from launching import call, command, content, fails, finish, metrics, start
+
+from experiments import evaluate, pretrain, report, translate
+from transformers_jax import configuration
+
+# -- a run -------------------------------------------------------------------------------------------------------------
+
+
+def test_run_leaves_its_workdir(run):
+    assert {"config.json", "tokenizer.json", "metrics.jsonl", "tensorboard", "checkpoints", "samples.jsonl"} == {
+        f.name for f in run.iterdir()
+    }
+    lines = metrics(run)
+    train = [line for line in lines if line["split"] == "train"]
+    assert [line["step"] for line in train] == [2, 4, 6, 8, 10, 12] and train[-1]["loss"] < train[0]["loss"]
+    assert [line["step"] for line in lines if line["split"] == "validation"] == [6, 12]
+    assert lines[-1]["split"] == "test" and lines[-1]["sentences"] == 12 and "bleu_signature" in lines[-1]
+    assert len((run / "samples.jsonl").read_text().splitlines()) == 12
+
+
+def test_config_is_saved_resolved(run, corpus):
+    config = configuration.read(run)
+    assert config.data.train == corpus[0].partition("=")[2] and config.training.steps == 12
+
+
+def test_finished_run_does_nothing(run, corpus, cache, capfd):
+    before = {f: f.stat().st_mtime_ns for f in run.rglob("*") if f.is_file() and f.suffix == ".jsonl"}
+    code, out, err = call(pretrain, capfd, *command(run, corpus)[2:])
+    assert code == 0 and out == "" and "step" not in err, err
+    assert {f: f.stat().st_mtime_ns for f in before} == before
+
+
+def test_evaluate(run, capfd, cache):
+    code, out, err = call(evaluate, capfd, f"--workdir={run}", "--config.decoding.beam_size=3", "--average=2")
+    scores = json.loads(out.splitlines()[-1])
+    assert code == 0 and scores["split"] == "test" and scores["sentences"] == 12, err
+    assert 0 <= scores["bleu"] <= 100 and "tok:13a" in scores["bleu_signature"] and scores["copy_bleu"] < 100
+    assert scores["perplexity"] > 1 and 0 <= scores["accuracy"] <= 1 and scores["seconds"] > 0
+    last = metrics(run)[-1]
+    assert scores["loss"] == pytest.approx(last["loss"]) and scores["accuracy"] == pytest.approx(last["accuracy"])
+
+
+def test_report(run, capfd, cache):
+    code, out, err = call(report, capfd, f"--workdir={run}")
+    assert code == 0 and Path(out.strip()).is_file(), err
+    assert (run / "report" / "attention.png").is_file()
+
+
+def test_dry_run_prints_and_writes_nothing(tmp_path, corpus, capfd, cache):
+    code, out, err = call(pretrain, capfd, *command(tmp_path / "w", corpus, "--dry_run")[2:])
+    assert code == 0 and not (tmp_path / "w").exists(), err
+    for word in "parameters", "FLOPs a step", "memory a device", "mesh", "attention", "compile time":
+        assert any(line.startswith(word) for line in out.splitlines()), out
+
+
+def test_translate_keeps_lines_and_their_order(run, capfd, cache, monkeypatch, caplog):
+    lines = ["the man .", "", "red dog runs", "the " * 400, "   ", "日本語 🙂", "the man ."]
+    data = "\r\n".join(lines).encode()
+    code, out, err = call(translate, capfd, f"--workdir={run}", "--method=greedy", stdin=data, monkeypatch=monkeypatch)
+    found = out.split("\n")
+    assert code == 0 and found.pop() == "" and len(found) == len(lines), err
+    assert found[1] == found[4] == "" and found[0] == found[6] and all(found[i] for i in (0, 2, 3))
+    assert "cut" in err and "the first is number 4" in err  # the long line is named
+    monkeypatch.setattr(translate, "BLOCK", 2)  # blocks, and Unix line ends, change nothing
+    data = "\n".join(lines + [""]).encode()
+    again = call(translate, capfd, f"--workdir={run}", "--method=greedy", stdin=data, monkeypatch=monkeypatch)[1]
+    assert again == out
+
+
+def test_translate_n_best(run, capfd, cache, monkeypatch):
+    flags = [f"--workdir={run}", "--beam_size=2", "--nbest=2", "--alpha=0"]
+    code, out, err = call(translate, capfd, *flags, stdin=b"the man .\n\n", monkeypatch=monkeypatch)
+    rows = [line.split(" ||| ") for line in out.splitlines()]
+    assert code == 0 and [row[0] for row in rows] == ["0", "0", "1"], err
+    assert float(rows[0][2]) >= float(rows[1][2])
+
+
+def test_translate_names_the_line_that_is_not_utf8(run, capfd, cache, monkeypatch):
+    data = b"the man .\nred \xff dog\n"
+    flags = [f"--workdir={run}", "--method=greedy"]
+    out = fails(translate, capfd, *flags, stdin=data, monkeypatch=monkeypatch, says=["line 2 is not UTF-8"])
+    assert len(out.splitlines()) == 1  # what came before is translated
+
+
+def test_nobody_reads_the_translations(run, cache):
+    process = start(["-m", "experiments.translate", f"--workdir={run}", "--method=greedy"], stdin=subprocess.PIPE)
+    process.stdout.close()
+    code, _, err = finish(process, "the man .\n" * 3)
+    assert code == 0 and "Traceback" not in err and "BrokenPipe" not in err, err
+
+
+# -- killed ------------------------------------------------------------------------------------------------------------
+
+MOMENTS = (  # what is seen on stderr, and the signal it is answered with
+    ("parameters; start", signal.SIGKILL),  # before the first step
+    ("step 4/12", signal.SIGKILL),  # beside the first checkpoint
+    ("step 6  validation", signal.SIGTERM),
+    ("step 10/12", signal.SIGKILL),
+    ("step 12  validation", signal.SIGKILL),  # before the last test
+)
+
+
+def test_killed_run_ends_as_one_that_was_not(tmp_path, run, corpus, cache, capfd, monkeypatch):
+    workdir = tmp_path / "killed"
+    for words, number in MOMENTS:
+        with start(command(workdir, corpus), stdout=subprocess.DEVNULL) as process:
+            seen = []
+            for line in process.stderr:
+                seen.append(line)
+                if words in line:
+                    process.send_signal(number)
+            code = process.wait()
+        assert code == (143 if number == signal.SIGTERM else -signal.SIGKILL), (words, "".join(seen))
+        assert not any("Traceback" in line for line in seen), "".join(seen)
+    code, _, err = finish(start(command(workdir, corpus)))
+    assert code == 0, err
+
+    assert metrics(workdir) == metrics(run)
+    (params, extra), (other_params, other_extra) = content(workdir), content(run)
+    jax.tree.map(np.testing.assert_array_equal, params, other_params)
+    assert extra == other_extra
+    assert (workdir / "samples.jsonl").read_text() == (run / "samples.jsonl").read_text()
+    assert (workdir / "tokenizer.json").read_text() == (run / "tokenizer.json").read_text()

@@ -1,0 +1,124 @@
+"""Every mistake from the command line ends in one line that says what to do, with code 2, and touches nothing."""
+
+import shutil
+
+import pytest
+from launching import command, content, fails, metrics
+
+from experiments import evaluate, pretrain, report, translate
+
+
+def pretraining(tmp_path, corpus, *more):
+    return command(tmp_path / "w", corpus, *more)[2:]
+
+
+@pytest.mark.parametrize(
+    "flag, says",
+    [
+        ("--config.model.widht=3", ["--config.model.widht", "did you mean --config.model.width?"]),
+        ("--config.training.steps=many", ["--config.training.steps=many", "int"]),
+        ("--config.model=3", ["--config.model is a group", "model.width"]),
+        ("--workdri=x", ["workdri", "Did you mean", "workdir"]),
+        ("stray", ["'stray'", "--name=value"]),
+        ("--config=configs/transformers.py:tiny", ["no file configs/transformers.py", "configs/transformer.py"]),
+        ("--config=configs/transformer.py:tinny", ["unknown variant 'tinny'", "quickstart"]),
+        ("--config.model.name=transfomer", ["config.model.name", "transformer"]),
+        ("--config.model.num_heads=5", ["32", "5"]),
+        ("--config.data.source=file", ["config.data.source", "files"]),
+        ("--config.data.batching=pack", ["config.data.batching", "packing"]),
+        ("--config.optimizer.name=adan", ["config.optimizer.name", "adam"]),
+        ("--config.training.parallelism=jitt", ["config.training.parallelism", "jit, pmap"]),
+        ("--config.training.accumulate=3", ["config.training.accumulate", "8"]),
+        ("--config.mesh.tensor=2", ["config.mesh", "1 device"]),
+        ("--config.tokenizer.vocab_size=10", ["tokenizer.vocab_size is 10"]),
+        ("--config.tokenizer.kind=words", ["config.tokenizer.kind", "bpe"]),
+        ("--config.tokenizer.path=nowhere", ["nowhere"]),
+        ("--config.data.languages=en,de", ["config.data.languages", "('en', 'de')"]),
+        ("--config.data.train=a.en", ["config.data.train", "give two"]),
+        ("--config.data.validation=a.en,b.de", ["config.data.validation", "a.en"]),
+        ("--config.data.max_length=1", ["config.data.max_length"]),
+    ],
+)
+def test_flags_and_keys(tmp_path, corpus, cache, capfd, flag, says):
+    fails(pretrain, capfd, *pretraining(tmp_path, corpus, flag), says=says)
+    assert not (tmp_path / "w" / "checkpoints").exists()
+
+
+@pytest.mark.parametrize("launcher", [pretrain, evaluate, translate, report])
+def test_missing_flags(cache, capfd, launcher):
+    if launcher is pretrain:
+        fails(launcher, capfd, "--workdir=w", says=["--config is missing"])
+        fails(launcher, capfd, "--config=configs/transformer.py:tiny", says=["--workdir is missing"])
+    else:
+        fails(launcher, capfd, says=["--workdir is missing"])
+        fails(launcher, capfd, "--workdir=nowhere", says=["--workdir=nowhere", "holds no run"])
+
+
+def write(folder, **files):
+    for name, text in files.items():
+        (folder / name.replace("_", ".")).write_bytes(text)
+    return f"--config.data.train={folder}/train.en,{folder}/train.de"
+
+
+@pytest.mark.parametrize(
+    "files, says",
+    [
+        (dict(train_en=b"a\nb\nc\n", train_de=b"a\nb\n"), ["train.en has 3 lines", "train.de has 2", "line 3"]),
+        (dict(train_en=b"", train_de=b""), ["train.en", "empty"]),
+        (dict(train_en=b"a\nb\xff\n", train_de=b"a\nb\n"), ["train.en", "line 2", "UTF-8"]),
+        (dict(train_en=b"\n\n", train_de=b"\n\n"), ["config.data.train", "no examples"]),
+        (dict(train_en=b"\x1f\x8bgarbage", train_de=b"a\n"), ["train.en", "cannot read"]),
+        (dict(train_de=b"a\n"), ["config.data.train", "no file", "train.en"]),
+    ],
+)
+def test_corpus(tmp_path, corpus, cache, capfd, files, says):
+    flag = write(tmp_path, **files)
+    fails(pretrain, capfd, *pretraining(tmp_path, corpus, flag), says=says)
+    assert not (tmp_path / "w").exists()
+
+
+def test_workdir_cannot_be_written(tmp_path, corpus, cache, capfd):
+    file = tmp_path / "file"
+    file.write_text("mine")
+    fails(pretrain, capfd, *command(file, corpus)[2:], says=[f"--workdir={file}", "is a file"])
+    fails(pretrain, capfd, *command(file / "below", corpus)[2:], says=[f"--workdir={file}/below", "Not a directory"])
+    fails(pretrain, capfd, *command("/proc/there", corpus)[2:], says=["--workdir=/proc/there"])
+    assert file.read_text() == "mine"
+
+
+def test_loss_that_is_not_finite(tmp_path, corpus, cache, capfd):
+    flags = ["--config.optimizer.factor=1e30", "--config.training.checkpoint_every=1"]
+    fails(pretrain, capfd, *pretraining(tmp_path, corpus, *flags), says=["loss is nan at step 2", "are kept"])
+    assert [f.name for f in (tmp_path / "w" / "checkpoints").iterdir()] == ["1"]
+
+
+def test_workdir_of_another_run(run, corpus, cache, capfd):
+    before = (run / "config.json").read_bytes(), content(run), metrics(run)
+    flags = command(run, corpus, "--config.model.hidden=128", "--config.seed=3")[2:]
+    fails(pretrain, capfd, *flags, says=["holds another run", "config.model.hidden is 64 there and 128 here", "1 more"])
+    after = (run / "config.json").read_bytes(), content(run), metrics(run)
+    assert str(before) == str(after)
+
+
+def test_checkpoint_of_another_model(run, cache, capfd):
+    flags = [f"--workdir={run}", "--config.model.hidden=128"]
+    fails(evaluate, capfd, *flags, says=["does not fit the model", "feed_forward"])
+
+
+def test_no_such_checkpoint(run, cache, capfd):
+    fails(evaluate, capfd, f"--workdir={run}", "--step=7", says=["no checkpoint of step 7", "12"])
+
+
+def test_no_such_search(run, cache, capfd):
+    fails(evaluate, capfd, f"--workdir={run}", "--config.decoding.method=beams", says=["method", "greedy, beam"])
+    fails(translate, capfd, f"--workdir={run}", "--nbest=9", says=["n_best"])
+    fails(translate, capfd, f"--workdir={run}", "--beam_size=0", says=["beam_size"])
+
+
+def test_damaged_workdir(tmp_path, run, cache, capfd):
+    copy = shutil.copytree(run, tmp_path / "copy")
+    (copy / "config.json").write_text("{")
+    fails(evaluate, capfd, f"--workdir={copy}", says=["config.json is damaged"])
+    shutil.rmtree(copy / "checkpoints")
+    shutil.copy(run / "config.json", copy)
+    fails(evaluate, capfd, f"--workdir={copy}", says=["no checkpoint"])

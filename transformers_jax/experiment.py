@@ -1,0 +1,222 @@
+"""A run's parts, put together from its config and workdir: what every launcher needs before its one call.
+
+The workdir of a run:
+
+    config.json      the resolved config            metrics.jsonl    one JSON object a line
+    tokenizer.json   the vocabulary                 tensorboard/     the same for TensorBoard
+    checkpoints/     one folder a step              samples.jsonl    translations of the test split
+                                                    report/          pictures and a page
+"""
+
+import contextlib
+import functools
+import json
+import os
+from collections.abc import Iterator
+from functools import cached_property
+from pathlib import Path
+
+import jax
+import optax
+from absl import logging
+from ml_collections import ConfigDict
+
+from transformers_jax import configuration, models, parameters, tasks
+from transformers_jax.batch import FIELDS, positions_name, segments_name
+from transformers_jax.data import pipeline, sources
+from transformers_jax.data.tokenizer import Tokenizer, learn_bpe
+from transformers_jax.decoding.decoder import LENGTHS, Decoder
+from transformers_jax.errors import UserError
+from transformers_jax.training import sharding
+from transformers_jax.training.checkpoint import Checkpoints
+from transformers_jax.training.state import abstract_state
+
+TOKENIZER = "tokenizer.json"
+SAMPLES = "samples.jsonl"
+
+
+class Experiment:
+    """The parts of one run, each made when it is first asked for.
+
+    Args:
+      config: the run's config.
+      workdir: its folder; None for a plan without one.
+      training: whether the mesh must be the config's; a trained model is used on any devices.
+    """
+
+    def __init__(self, config: ConfigDict, workdir: str | os.PathLike | None, *, training: bool = False):
+        self.config = config
+        self.workdir = None if workdir is None else Path(workdir)
+        self.training = training
+
+    @cached_property
+    def mesh(self):
+        try:
+            return sharding.make_mesh(self.config.mesh)
+        except UserError as error:
+            if self.training:
+                raise
+            logging.info("%s; using data=-1 instead", error)
+            return sharding.make_mesh({})
+
+    def has_tokenizer(self) -> bool:
+        """Whether the tokenizer is there, and need not be learned."""
+        return bool(self.config.tokenizer.path) or bool(self.workdir and (self.workdir / TOKENIZER).exists())
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        """The workdir's; or config.tokenizer.path; or learned from the training corpus, all languages jointly."""
+        if self.workdir and (self.workdir / TOKENIZER).exists():
+            return Tokenizer.load(self.workdir / TOKENIZER)
+        options = self.config.tokenizer
+        if options.path:
+            return Tokenizer.load(options.path)
+        if options.kind != "bpe":
+            raise UserError(f"config.tokenizer.kind is {options.kind!r}; only bpe is learned, others come from tokenizer.path")
+        return learn_bpe(_lines(self.source("train")), options.vocab_size)
+
+    @cached_property
+    def task(self):
+        return tasks.build(self.config.task, self.tokenizer)
+
+    @cached_property
+    def model(self):
+        return models.build(self.config.model, self.tokenizer.vocab_size)
+
+    @functools.cache  # noqa: B019  (an experiment lives as long as its process)
+    def source(self, split: str):
+        """The raw examples of a split."""
+        return sources.open_source(self.config.data, split)
+
+    def has(self, split: str) -> bool:
+        """Whether the config names such a split; files are given one by one, other sources have all."""
+        return self.config.data.source != "files" or bool(self.config.data.get(split))
+
+    def train_iterator(self):
+        """Endless batches of this process, with `get_state` and `set_state`."""
+        index, count = sharding.data_shard(self.mesh)
+        return pipeline.train_iterator(
+            self.source("train"), self.task.encode, self.task.streams, self.config.data,
+            seed=self.config.seed, process_index=index, process_count=count,
+        )  # fmt: skip
+
+    def eval_batches(self, split: str):
+        """Batches of this process that cover a split exactly once."""
+        index, count = sharding.data_shard(self.mesh)
+        return pipeline.eval_batches(
+            self.source(split), self.task.encode, self.task.streams, self.config.data,
+            process_index=index, process_count=count,
+        )  # fmt: skip
+
+    def checkpoints(self) -> Checkpoints:
+        return Checkpoints(self.workdir / "checkpoints", keep=self.config.training.keep_checkpoints)
+
+    def decoder(self, params=None, **changes) -> Decoder:
+        """The decoder that config.decoding describes; `changes` replace its keys."""
+        options = dict(self.config.decoding) | changes
+        lengths = LENGTHS
+        if self.config.model.get("positions") == "learned":  # no further than the rows that were learned
+            longest = self.config.model.max_length
+            lengths = (*(n for n in LENGTHS if n < longest), longest)
+            options.setdefault("max_length", longest)
+        t = self.tokenizer
+        special = {"bos_id": t.bos_id, "eos_id": t.eos_id, "pad_id": t.pad_id}
+        try:
+            return Decoder(self.model, params, mesh=self.mesh, lengths=lengths, **special, **options)
+        except TypeError as error:
+            raise UserError(f"config.decoding: {error}") from error
+
+    def trained(self, *, average: int = 1, step: int | None = None, checkpoints: Checkpoints | None = None) -> dict:
+        """What a trained model is applied with: {"params": all of them, "model_state": …}, sharded over the mesh.
+
+        Args:
+          average: over so many of the newest checkpoints.
+          step: one checkpoint instead of the newest.
+          checkpoints: where they are, if opened already.
+        """
+        state = abstract_state(self.model, optax.identity(), self.batch_shapes(), self.mesh)
+        wanted = {"params": state.params, "frozen": state.frozen, "model_state": state.model_state}
+        with contextlib.nullcontext(checkpoints) if checkpoints else self.checkpoints() as there:
+            if step is None and average > 1:
+                found = there.average(average, wanted)
+            else:
+                found = there.restore_params(step, wanted)
+        return {"params": parameters.merge(found["params"], found["frozen"]), "model_state": found["model_state"]}
+
+    def samples(self) -> list[dict[str, str]]:
+        """{"source", "reference", "translation"} of the test split's sentences; none before a run has ended."""
+        path = self.workdir / SAMPLES
+        return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n")[:-1]] if path.exists() else []
+
+    def batch_shapes(self) -> dict[str, jax.ShapeDtypeStruct]:
+        """The fields of a global training batch; with buckets those of the widest."""
+        streams, (_, count) = self.task.streams, sharding.data_shard(self.mesh)
+        (*_, widest), _ = pipeline._shapes(self.config.data, streams, count)
+        shapes, rows = {}, sharding.row_sharding(self.mesh)
+        for (stream, fields), length in zip(streams.items(), widest.lengths, strict=True):
+            for field in (*fields, positions_name(stream), segments_name(stream)):
+                shapes[field] = jax.ShapeDtypeStruct((widest.rows, length), FIELDS[field].dtype, sharding=rows)
+        return shapes
+
+    def step_shapes(self) -> dict[str, jax.ShapeDtypeStruct]:
+        """The fields as the compiled step takes them: under pmap with the devices in front."""
+        shapes, devices = self.batch_shapes(), self.mesh.size
+        if self.config.training.parallelism != "pmap":
+            return shapes
+        return {n: jax.ShapeDtypeStruct((devices, x.shape[0] // devices, *x.shape[1:]), x.dtype) for n, x in shapes.items()}
+
+
+def claim(config: ConfigDict, workdir: str | os.PathLike) -> None:
+    """Checks that a workdir is this config's to train in, new or to be resumed, without writing.
+
+    Raises:
+      UserError: it holds a run of another config (names the first differing key), or cannot be a folder.
+    """
+    path = Path(workdir)
+    if not path.exists():
+        return
+    if not path.is_dir():
+        raise UserError(f"--workdir={workdir} is a file; give a folder")
+    if (path / configuration.FILE).exists():
+        found = configuration.differences(configuration.read(path), config)
+        if found:
+            more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
+            raise UserError(f"--workdir={workdir} holds another run: config.{found[0]}{more}; give it a workdir of its own")
+    elif (path / "checkpoints").exists():
+        raise UserError(f"--workdir={workdir} has checkpoints but no {configuration.FILE}; give an empty folder")
+
+
+def write(experiment: Experiment) -> None:
+    """Writes config.json and tokenizer.json, in the first process; the others wait, and read the same tokenizer.
+
+    Raises:
+      UserError: the workdir cannot be made or written.
+    """
+    from jax.experimental import multihost_utils
+
+    tokenizer = experiment.tokenizer
+    if jax.process_index() == 0:
+        try:
+            experiment.workdir.mkdir(parents=True, exist_ok=True)
+            configuration.save(experiment.config, experiment.workdir)
+            if not (experiment.workdir / TOKENIZER).exists():
+                tokenizer.save(experiment.workdir / TOKENIZER)
+        except OSError as error:
+            raise UserError(f"--workdir={experiment.workdir} cannot be written: {error.strerror}: {error.filename}") from error
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices("workdir")
+
+
+def write_samples(experiment: Experiment, translations: list[dict]) -> None:
+    """Writes samples.jsonl, whole or not at all."""
+    path = experiment.workdir / SAMPLES
+    temporary = path.with_suffix(".jsonl.tmp")
+    lines = (json.dumps(t, ensure_ascii=False) + "\n" for t in translations)
+    temporary.write_text("".join(lines), encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def _lines(source) -> Iterator[str]:
+    """All texts of all examples, one example after the other."""
+    for i in range(len(source)):
+        yield from (text for text in source[i].values() if isinstance(text, str))

@@ -1,0 +1,110 @@
+"""What a training run will take, said before it is launched: `pretrain --dry_run` prints it."""
+
+import math
+import time
+from typing import Any, NamedTuple
+
+import jax
+
+from transformers_jax.planning import flops, memory, parameters
+from transformers_jax.planning.peak import matmul_peak
+
+
+class Plan(NamedTuple):
+    """Numbers of one run, from its compiled step.
+
+    parameters: elements by module.
+    operations: of one step over all devices.
+    positions: target positions of one step, padding included.
+    memory: bytes on one device.
+    limit: bytes that a device has for JAX; None where it does not tell.
+    mesh: size by axis.
+    attention: the kernel that the step contains.
+    compile_seconds: tracing and compiling, or reading the compiled program from the disk.
+    steps: of the whole run.
+    peak: operations per second of a large matrix product on one device, measured.
+    """
+
+    parameters: dict[str, int]
+    operations: int
+    positions: int
+    memory: memory.Memory
+    limit: int | None
+    mesh: dict[str, int]
+    attention: str
+    compile_seconds: float
+    steps: int
+    peak: float
+
+    @property
+    def devices(self) -> int:
+        return math.prod(self.mesh.values())
+
+    @property
+    def device_hours(self) -> float:
+        """Hours times devices at the measured peak: no run is faster."""
+        return self.steps * self.operations / self.peak / 3600
+
+
+def make(step, jaxpr, state: Any, batch: dict, mesh, *, steps: int, dtype: str) -> Plan:
+    """Compiles a step without running it, and counts.
+
+    Args:
+      step: the compiled training step, which has `lower`.
+      jaxpr: the step as traced, over the batch of all devices.
+      state: a TrainState of `jax.ShapeDtypeStruct`s with their shardings.
+      batch: the fields as `jax.ShapeDtypeStruct`s with their shardings.
+      mesh: the mesh of devices.
+      steps: of the whole run.
+      dtype: what the model computes in; the peak is measured in it.
+    """
+    start = time.perf_counter()
+    compiled = step.lower(state, batch).compile()
+    seconds = time.perf_counter() - start
+    device = mesh.devices.flat[0]
+    return Plan(
+        parameters=parameters.by_module(state.model_params),
+        operations=flops.of_jaxpr(jaxpr),
+        positions=batch["targets"].size,
+        memory=memory.of_step(compiled, state, batch),
+        limit=memory.available(device),
+        mesh=dict(mesh.shape),
+        attention=_attention(flops.primitives(jaxpr)),
+        compile_seconds=seconds,
+        steps=steps,
+        peak=matmul_peak(dtype, device=device),
+    )
+
+
+def _attention(primitives: set[str]) -> str:
+    if any(name.startswith("dot_product_attention") for name in primitives):
+        return "cudnn"
+    return "splash" if "pallas_call" in primitives else "xla"
+
+
+def lines(plan: Plan) -> list[str]:
+    """The plan in words, one fact a line."""
+    device = jax.devices()[0]
+    total = sum(plan.parameters.values())
+    axes = " × ".join(f"{axis} {size}" for axis, size in plan.mesh.items())
+    m = plan.memory
+    temporaries = "unknown" if m.temporaries is None else readable(m.temporaries)
+    limit = "" if plan.limit is None else f" of {readable(plan.limit)}"
+    return [
+        f"parameters      {total:,}",
+        *(f"  {module:<26}{count:>14,}" for module, count in plan.parameters.items()),
+        f"FLOPs a step    {plan.operations:.4g}, {plan.operations / plan.positions:.4g} a target position",
+        f"memory a device {readable(m.total)}{limit}: state {readable(m.state)}, temporaries {temporaries},"
+        f" batch {readable(m.batch)}",
+        f"mesh            {axes} ({plan.devices} × {device.device_kind})",
+        f"attention       {plan.attention}",
+        f"compile time    {plan.compile_seconds:.1f} s",
+        f"peak            {plan.peak / 1e9:,.0f} GFLOP/s in a large matrix product on one device",
+        f"device hours    {plan.device_hours:.3g} at that peak for {plan.steps:,} steps: no run is faster",
+    ]
+
+
+def readable(size: int) -> str:
+    """Bytes as people read them."""
+    unit, name = next((u for u in ((2**30, "GiB"), (2**20, "MiB")) if size >= u[0]), (2**10, "KiB"))
+    return f"{size / unit:.3g} {name}"
