@@ -1,0 +1,41 @@
+"""What the benchmarks share: a short training on Multi30k through the launcher, and what its lines say."""
+
+import json
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+SPLITS = {"train": "train", "validation": "val", "test": "test_2016_flickr"}
+
+
+def files(data: Path, splits=("train", "validation")) -> list[str]:
+    """The flags that name Multi30k's files in a folder; splits that are not wanted are left empty."""
+    return [
+        f"--config.data.{split}="
+        + (",".join(str(data / f"{name}.{language}.gz") for language in ("en", "de")) if split in splits else "")
+        for split, name in SPLITS.items()
+    ]
+
+
+def command(config: str, data: Path, workdir: Path, *flags: str) -> list[str]:
+    """A training of configs/<config>.py:multi30k that says each step and neither tests nor translates."""
+    return [
+        sys.executable, "-m", "experiments.pretrain", f"--config=configs/{config}.py:multi30k", f"--workdir={workdir}",
+        *files(data.resolve()), "--config.training.log_every=1", "--config.training.bleu_every=0", *flags,
+    ]  # fmt: skip
+
+
+def pretrain(config: str, data: Path, workdir: Path, *flags: str) -> list[dict]:
+    """Trains, and returns the lines of metrics.jsonl."""
+    done = subprocess.run(command(config, data, workdir, *flags), cwd=REPOSITORY, capture_output=True, text=True)
+    if done.returncode:
+        sys.exit(done.stderr.strip().splitlines()[-1])
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+def tokens_per_second(lines: list[dict]) -> float:
+    """Real target tokens a second: the median over steps, the first third left out."""
+    rates = [x["tokens_per_second"] for x in lines if x["split"] == "train" and "tokens_per_second" in x]
+    return statistics.median(rates[len(rates) // 3 :])
