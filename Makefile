@@ -17,10 +17,7 @@ PIP       := $(RUN) -m pip install --quiet --disable-pip-version-check
 
 quickstart: $(VENV)/.quickstart
 	$(RUN) -m experiments.pretrain --config=$(CONFIG) --workdir=$(WORKDIR)
-	$(RUN) -m experiments.evaluate --workdir=$(WORKDIR)
-	@printf '%s\n' 'In the beginning God created the heavens and the earth.' \
-	    'Love your neighbor as yourself.' 'The men went up to the city and spoke to the king.' > $(WORKDIR)/sample.txt
-	$(RUN) -m experiments.translate --workdir=$(WORKDIR) < $(WORKDIR)/sample.txt
+	$(RUN) -m experiments.evaluate --workdir=$(WORKDIR) --samples=10
 	$(RUN) -m experiments.report --workdir=$(WORKDIR)
 
 test: $(VENV)/.test

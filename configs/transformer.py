@@ -210,7 +210,7 @@ def multi30k(config: ConfigDict) -> None:
     config.optimizer.learning_rate = 0.002
     config.optimizer.warmup_steps = 500
     config.optimizer.clip_norm = 1.0
-    config.training.steps = 4000
+    config.training.steps = 2000
     config.training.log_every = 25
     config.training.eval_every = 250
     config.training.bleu_every = 500

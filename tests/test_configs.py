@@ -16,7 +16,7 @@ CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 TRANSFORMER = str(CONFIGS / "transformer.py")
 
 PARAMETERS = {
-    "transformer:quickstart": 7_569_408,
+    "transformer:quickstart": 4_705_280,
     "transformer:multi30k": 7_569_408,
     "transformer:base": 63_045_632,
     "transformer:base,en-fr": 60_485_632,

@@ -65,22 +65,25 @@ def bleu(translations: Sequence[dict[str, str]]) -> dict:
     return translation.bleu(found, references) | {"copy_bleu": copied, "sentences": len(translations)}
 
 
-def evaluate(experiment: Experiment, split: str, *, average: int = 1, step: int | None = None) -> dict:
-    """All scores of a trained run on a split.
+def evaluate(
+    experiment: Experiment, split: str, *, average: int = 1, step: int | None = None
+) -> tuple[dict, list[dict[str, str]]]:
+    """All scores of a trained run on a split, and its translations.
 
     Args:
       average: over so many of the newest checkpoints.
       step: one checkpoint instead of the newest.
 
     Returns:
-      bleu, bleu_signature, copy_bleu (of leaving the sources as they are), sentences, loss, perplexity, accuracy,
-      seconds.
+      (bleu, bleu_signature, copy_bleu (of leaving the sources as they are), sentences, loss, perplexity, accuracy and
+      seconds by name; {"source", "reference", "translation"} of each sentence).
     """
     began = time.monotonic()
     model = experiment.trained(average=average, step=step)
     scorer = Scorer(experiment)
-    scores = bleu(scorer.translations(split, model["params"])) | scorer.losses(split, **model)
-    return {"split": split} | scores | {"seconds": round(time.monotonic() - began, 2)}
+    translations = scorer.translations(split, model["params"])
+    scores = bleu(translations) | scorer.losses(split, **model)
+    return {"split": split} | scores | {"seconds": round(time.monotonic() - began, 2)}, translations
 
 
 def attention_example(experiment: Experiment):

@@ -56,7 +56,7 @@ class Experiment:
         except UserError as error:
             if self.training:
                 raise
-            logging.info("%s; using data=-1 instead", error)
+            logging.info("these are other devices than the run's: rows are split over them (%s)", error)
             return sharding.make_mesh({})
 
     def has_tokenizer(self) -> bool:

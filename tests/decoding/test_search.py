@@ -73,8 +73,8 @@ def test_a_beam_of_one_is_greedy():
         return logits, jax.tree.leaves(changed["cache"])
 
     common = {"limits": jnp.full(len(sources), 6), "bos_id": toy.BOS, "eos_id": toy.EOS, "length": 6}
-    greedy = search.one_by_one(step, cache, search.greedy, **common)
-    beam = search.beam_search(
+    greedy, _ = search.one_by_one(step, cache, search.greedy, **common)
+    beam, _ = search.beam_search(
         step, cache, lambda leaves, *_: leaves, beam_size=1, n_best=1, alpha=0.0, **common
     )  # fmt: skip
     assert len(set(np.asarray(greedy.lengths).ravel())) > 1
@@ -133,10 +133,11 @@ def run_table(table, alpha, limit, beam_size=2, n_best=1):
         jax.debug.callback(lambda: seen.append(1))
         return step(leaves, pieces)
 
-    outputs = search.beam_search(
+    outputs, [done] = search.beam_search(
         counted, leaves, take, limits=jnp.array([limit]), beam_size=beam_size, n_best=n_best, alpha=alpha,
         bos_id=1, eos_id=2, length=limit,
     )  # fmt: skip
+    assert done
     pieces = np.asarray(outputs.pieces[0, 0, : outputs.lengths[0, 0]]).tolist()
     jax.effects_barrier()
     return pieces, float(jnp.exp(outputs.scores[0, 0])), len(seen)

@@ -8,7 +8,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from launching import call, command, content, fails, finish, metrics, start
+from launching import REPOSITORY, call, command, content, fails, finish, metrics, start
 
 from experiments import evaluate, pretrain, report, translate
 from transformers_jax import configuration
@@ -41,9 +41,10 @@ def test_finished_run_does_nothing(run, corpus, cache, capfd):
 
 
 def test_evaluate(run, capfd, cache):
-    code, out, err = call(evaluate, capfd, f"--workdir={run}", "--config.decoding.beam_size=3", "--average=2")
+    code, out, err = call(evaluate, capfd, f"--workdir={run}", "--config.decoding.beam_size=3", "--average=2", "--samples=3")
     scores = json.loads(out.splitlines()[-1])
     assert code == 0 and scores["split"] == "test" and scores["sentences"] == 12, err
+    assert [line.split()[0] for line in out.splitlines()[:-1] if line] == ["source", "reference", "translation"] * 3
     assert 0 <= scores["bleu"] <= 100 and "tok:13a" in scores["bleu_signature"] and scores["copy_bleu"] < 100
     assert scores["perplexity"] > 1 and 0 <= scores["accuracy"] <= 1 and scores["seconds"] > 0
     last = metrics(run)[-1]
@@ -56,8 +57,16 @@ def test_report(run, capfd, cache):
     assert (run / "report" / "attention.png").is_file()
 
 
-def test_dry_run_prints_and_writes_nothing(tmp_path, corpus, capfd, cache):
-    code, out, err = call(pretrain, capfd, *command(tmp_path / "w", corpus, "--dry_run")[2:])
+@pytest.mark.parametrize(
+    "more",
+    [
+        [],
+        ["--config.training.parallelism=pmap"],
+        [f"--config={REPOSITORY}/configs/luong.py:tiny", "--config.data.batching=buckets"],
+    ],
+)
+def test_dry_run_prints_and_writes_nothing(tmp_path, corpus, capfd, cache, more):
+    code, out, err = call(pretrain, capfd, *command(tmp_path / "w", corpus, "--dry_run", *more)[2:])
     assert code == 0 and not (tmp_path / "w").exists(), err
     for word in "parameters", "FLOPs a step", "memory a device", "mesh", "attention", "compile time":
         assert any(line.startswith(word) for line in out.splitlines()), out

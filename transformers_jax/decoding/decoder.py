@@ -4,9 +4,8 @@ Axes: B sentences of a batch, S source length, n outputs a sentence, L output le
 """
 
 import bisect
-import contextlib
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -56,7 +55,8 @@ class Decoder:
       max_length: no output is longer, whatever its source; None for no such limit.
       lengths: source lengths to pad to, ascending; a longer source is cut to the last one.
       temperature, top_k, top_p: of method "sample", see `sampling.Sampling`.
-      mesh: sentences are split over its axes data and fsdp; all processes call `decode` with the same sentences.
+      mesh: sentences are split over its axes data and fsdp, so that each device needs all parameters, but for the axis
+        tensor; all processes call `decode` with the same sentences.
 
     Raises:
       UserError: a method or number that is not possible.
@@ -108,7 +108,7 @@ class Decoder:
         self.compilations = 0
         self._layout: caches.Layout | None = None
         out = {} if mesh is None else {"out_shardings": NamedSharding(mesh, PartitionSpec())}
-        self._search = jax.jit(self._search_batch, static_argnames=("max_length",), **out)
+        self._search = jax.jit(self._search_rows, static_argnames=("max_length",), **out)
 
     def limit(self, source_length: int) -> int:
         """The most pieces an output may have, the end piece included."""
@@ -130,16 +130,26 @@ class Decoder:
         params = nn.unbox(self.params if params is None else params)
         sources = self._cut(sources)
         results: list[list[Hypothesis]] = [[Hypothesis([], 0.0)] for _ in sources]
-        order = sorted((i for i, ids in enumerate(sources) if ids), key=lambda i: -len(sources[i]))  # stable
-        full = self.sizes[-1]
-        batches = [order[i : i + full] for i in range(0, len(order), full)]
-        found = [self._start_batch(params, batch, sources, seed) for batch in batches]
-        for batch, outputs in zip(batches, found, strict=True):
-            pieces, lengths, scores = (np.asarray(x) for x in outputs)
-            for b, row in enumerate(batch):
-                there = [n for n in range(len(scores[b])) if np.isfinite(scores[b, n])]
-                results[row] = [self._hypothesis(pieces[b, n, : lengths[b, n]], scores[b, n]) for n in there]
+        waiting = sorted((i for i, ids in enumerate(sources) if ids), key=lambda i: -len(sources[i]))  # stable
+        for room in (self._usual_room, self.limit):
+            batches = [waiting[i : i + self.sizes[-1]] for i in range(0, len(waiting), self.sizes[-1])]
+            found = [self._start_batch(params, batch, sources, seed, room) for batch in batches]
+            waiting = []
+            for batch, (outputs, done) in zip(batches, found, strict=True):
+                outputs, done = search.Outputs(*map(np.asarray, outputs)), np.asarray(done)
+                for b, number in enumerate(batch):
+                    if done[b]:
+                        results[number] = self._hypotheses(outputs, b)
+                    else:
+                        waiting.append(number)
         return results
+
+    def _usual_room(self, source_length: int) -> int:
+        """Steps in which nearly all outputs end. The few others start again together, with room up to their limits:
+        so one output that never ends does not keep its whole batch waiting, and caches are no longer than they need be.
+        """
+        usual, limit = source_length + max(8, source_length // 4), self.limit(source_length)
+        return usual if usual < 0.75 * limit else limit
 
     def _cut(self, sources) -> list[list[int]]:
         longest = self.lengths[-1]
@@ -156,7 +166,7 @@ class Decoder:
 
         return [cut(ids) if len(ids) > longest else list(ids) for ids in sources]
 
-    def _start_batch(self, params, batch: list[int], sources: list[list[int]], seed: int) -> search.Outputs:
+    def _start_batch(self, params, batch: list[int], sources: list[list[int]], seed: int, room: Callable[[int], int]):
         """Sends one batch of sources, by their numbers, to the device, and returns without waiting for it."""
         size = self.sizes[bisect.bisect_left(self.sizes, len(batch))]
         length = self.lengths[bisect.bisect_left(self.lengths, max(len(sources[i]) for i in batch))]
@@ -169,8 +179,7 @@ class Decoder:
             source[row, : len(ids)], segments[row, : len(ids)] = ids, 1
             limits[row], numbers[row] = self.limit(len(ids)), number
         arrays = [self._place(x) for x in (source, segments, limits, numbers)]
-        with contextlib.nullcontext() if self.mesh is None else jax.set_mesh(self.mesh):
-            return self._search(params, *arrays, jax.random.key(seed), max_length=_rounded(self.limit(length)))
+        return self._search(params, *arrays, np.uint32(seed % 2**32), max_length=_rounded(room(length)))
 
     def _place(self, x: np.ndarray):
         if self.mesh is None:
@@ -178,8 +187,18 @@ class Decoder:
         sharding = NamedSharding(self.mesh, PartitionSpec(_row_axes(self.mesh)))
         return jax.make_array_from_callback(x.shape, sharding, lambda index: x[index])
 
-    def _search_batch(self, params, source, segments, limits, numbers, seed, *, max_length) -> search.Outputs:
-        """The compiled function: source, segments [B, S], limits, numbers [B]."""
+    def _search_rows(self, *arguments, max_length: int) -> tuple[search.Outputs, jax.Array]:
+        """The compiled function: each device searches for its own sentences, and waits for no other's."""
+        one = functools.partial(self._search_batch, max_length=max_length)
+        if self.mesh is None:
+            return one(*arguments)
+        rows, copied = PartitionSpec(_row_axes(self.mesh)), PartitionSpec()
+        own = {axis for axis, size in self.mesh.shape.items() if size == 1 or axis in _row_axes(self.mesh)}
+        specs = (copied, rows, rows, rows, rows, copied)
+        return jax.shard_map(one, mesh=self.mesh, in_specs=specs, out_specs=rows, axis_names=own, check_vma=False)(*arguments)
+
+    def _search_batch(self, params, source, segments, limits, numbers, seed, *, max_length) -> tuple[search.Outputs, jax.Array]:
+        """source, segments [B, S], limits, numbers [B] → the outputs of these sentences."""
         self.compilations += 1  # runs when this is traced, not when it is executed
         start = functools.partial(self._start_model, params)
         step = functools.partial(self._step_model, params)
@@ -201,7 +220,7 @@ class Decoder:
             return search.beam_search(step_leaves, moving, layout.take, **kind, **common)
 
         def draw(logits, index):
-            return samplers.sample(logits, samplers.row_keys(seed, numbers, index), self.sampling)
+            return samplers.sample(logits, samplers.row_keys(jax.random.key(seed), numbers, index), self.sampling)
 
         return search.one_by_one(step_leaves, moving, draw if self.method == "sample" else search.greedy, **common)
 
@@ -215,9 +234,14 @@ class Decoder:
         logits, changed = self.model.apply(variables, pieces, method="step", mutable=["cache"])
         return logits, changed["cache"]
 
-    def _hypothesis(self, pieces: np.ndarray, score: float) -> Hypothesis:
-        ids = pieces.tolist()
-        return Hypothesis(ids[:-1] if ids and ids[-1] == self.eos_id else ids, float(score))
+    def _hypotheses(self, outputs: search.Outputs, b: int) -> list[Hypothesis]:
+        """Those of sentence b, without their end pieces."""
+        found = []
+        for pieces, length, score in zip(*(x[b] for x in outputs), strict=True):
+            ids = pieces[:length].tolist()
+            if np.isfinite(score):
+                found.append(Hypothesis(ids[:-1] if ids and ids[-1] == self.eos_id else ids, float(score)))
+        return found
 
 
 def _rounded(length: int) -> int:

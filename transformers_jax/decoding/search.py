@@ -2,7 +2,7 @@
 
 Axes: B sentences, K beams, n outputs a sentence, L output length, V vocabulary.
 
-Both loops run inside one compiled program and end when every sentence is done. They see the model as a function
+Both loops run inside one compiled program and end when every sentence is done, or after L steps. They see the model as a function
 `step`: (leaves, pieces [rows]) → (logits [rows, V] float32, leaves), and its state as a list of leaves.
 """
 
@@ -72,14 +72,17 @@ def one_by_one(
     bos_id: int,
     eos_id: int,
     length: int,
-) -> Outputs:
+) -> tuple[Outputs, jax.Array]:
     """Writes one output a sentence, each piece chosen from the logits of the step, until its end piece or limit.
 
     Args:
       step: the model, and `leaves` its state, with room for L pieces.
       choose: (logits [B, V], index []) → pieces [B] int32: `greedy`, or a draw.
-      limits: [B] int32, most pieces a sentence may get, the end piece included, at most L; 0 for rows that are padding.
-      length: L.
+      limits: [B] int32, most pieces a sentence may get, the end piece included; 0 for rows that are padding.
+      length: L, the most steps.
+
+    Returns:
+      The outputs, and [B] bool, whether they are what they would be with more steps.
     """
     rows = limits.shape[0]
 
@@ -95,8 +98,8 @@ def one_by_one(
 
     zeros, pieces = jnp.zeros(rows, jnp.int32), jnp.zeros((rows, length), jnp.int32)
     state = _Rows(jnp.int32(0), zeros + bos_id, pieces, zeros, jnp.zeros(rows), limits < 1, leaves)
-    state = jax.lax.while_loop(lambda s: ~jnp.all(s.done), advance, state)
-    return Outputs(state.pieces[:, None], state.lengths[:, None], state.scores[:, None])
+    state = jax.lax.while_loop(lambda s: (s.index < length) & ~jnp.all(s.done), advance, state)
+    return Outputs(state.pieces[:, None], state.lengths[:, None], state.scores[:, None]), state.done
 
 
 def greedy(logits: jax.Array, index: jax.Array) -> jax.Array:
@@ -126,7 +129,7 @@ def beam_search(
     bos_id: int,
     eos_id: int,
     length: int,
-) -> Outputs:
+) -> tuple[Outputs, jax.Array]:
     """The n outputs with the largest log-probability over length penalty that a beam of K finds.
 
     Each step extends the K likeliest unfinished outputs by every piece. Extensions by the end piece count if they are
@@ -137,11 +140,14 @@ def beam_search(
     Args:
       step: the model over B·K rows, and `leaves` its state, with room for L pieces.
       take: (leaves, origins [B, K], last position that is written []) → leaves, reordered.
-      limits: [B] int32, most pieces a sentence may get, the end piece included, at most L; 0 for rows that are padding.
+      limits: [B] int32, most pieces a sentence may get, the end piece included; 0 for rows that are padding.
       beam_size: K.
       n_best: n, at most K.
       alpha: of the length penalty, 0 or more; 0 ranks by log-probability.
-      length: L.
+      length: L, the most steps.
+
+    Returns:
+      The outputs, and [B] bool, whether they are what they would be with more steps.
     """
     B, K, L = limits.shape[0], beam_size, length
 
@@ -169,7 +175,8 @@ def beam_search(
     ended = Outputs(jnp.zeros((B, n_best, L), jnp.int32), jnp.zeros((B, n_best), jnp.int32), none)
     alone = jnp.where(jnp.arange(K) > 0, -jnp.inf, jnp.zeros((B, K)))  # beams are equal at first: one of them counts
     state = _Beams(jnp.int32(0), jnp.zeros((B, K, L), jnp.int32), alone, ended, none, limits < 1, leaves)
-    return _fill(jax.lax.while_loop(lambda s: ~jnp.all(s.done), advance, state), limits)
+    state = jax.lax.while_loop(lambda s: (s.index < L) & ~jnp.all(s.done), advance, state)
+    return _fill(state, limits), state.done
 
 
 def _extensions(logits: jax.Array, scores: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
