@@ -68,7 +68,7 @@ def prepare(data: Path, peer: Path, folder: Path) -> None:
             if split == "val":
                 (folder / f"few.{language}").write_bytes(b"".join(text.splitlines(keepends=True)[:8]))
     both = b"".join((folder / f"train.{language}").read_bytes() for language in ("en", "de"))
-    tool = [str(peer), "-m", "subword_nmt.subword_nmt"]
+    tool = [peer.parent / "subword-nmt"]
     codes = subprocess.run([*tool, "learn-bpe", "-s", "8000"], input=both, capture_output=True, check=True).stdout
     (folder / "codes").write_bytes(codes)
     pieces = subprocess.run([*tool, "apply-bpe", "-c", folder / "codes"], input=both, capture_output=True, check=True)
@@ -104,7 +104,7 @@ def joeynmt_config(folder: Path) -> dict:
         },
         "training": {
             "optimizer": "adamw", "normalization": "tokens", "adam_betas": [0.9, 0.98], "learning_rate": 0.001,
-            "scheduling": "warmupinversesquareroot", "learning_rate_warmup": 800, "learning_rate_min": 1e-8,
+            "scheduling": "warmupinversesquareroot", "learning_rate_warmup": 800, "learning_rate_min": 0.0001,
             "label_smoothing": 0.1, "loss": "crossentropy", "batch_size": 4096, "batch_type": "token",
             "early_stopping_metric": "loss", "epochs": 100, "updates": FLAGS.updates, "validation_freq": FLAGS.updates,
             "logging_freq": 1, "overwrite": True, "random_seed": 42,

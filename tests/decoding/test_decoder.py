@@ -1,3 +1,4 @@
+import functools
 import logging
 import os
 import subprocess
@@ -11,9 +12,9 @@ import numpy as np
 import pytest
 import toy
 
+from transformers_jax import models
 from transformers_jax.decoding.decoder import Decoder
 from transformers_jax.errors import UserError
-from transformers_jax.models import transformer
 
 
 def test_outputs_come_in_the_order_of_the_sources_one_for_each():
@@ -43,6 +44,13 @@ def test_a_beam_does_not_see_other_sentences_either():
         [alone] = decoder.decode([source])
         assert [ids for ids, _ in found] == [ids for ids, _ in alone]
         np.testing.assert_allclose([score for _, score in found], [score for _, score in alone], atol=1e-5)
+
+
+@pytest.mark.parametrize("method", ["greedy", "beam"])
+def test_a_broken_model_gives_one_output_too(method):
+    model, params = toy.make()
+    broken = jax.tree.map(lambda x: x * np.nan, params)
+    assert Decoder(model, broken, **toy.options(method=method, batch_size=4)).decode([[3, 4]]) == [[([], -np.inf)]]
 
 
 def test_compiled_once_a_length_and_size_and_not_again_for_other_parameters():
@@ -90,12 +98,11 @@ def test_limits_follow_each_source():
         assert [len(best[0].ids) for best in found] == [decoder.limit(n) for n in (1, 2, 8)] == [2, 4, 9]
 
 
-@pytest.mark.parametrize("method", ["greedy", "beam"])
+@pytest.mark.parametrize("method", ["sample", "beam"])
 def test_outputs_that_need_more_room_than_usual_get_it(method):
     model, params = toy.make(vocab_size=9)
-    params = dict(params, table=params["table"].at[toy.EOS].multiply(0.3))
-    sources = toy.sentences(8, 3, vocab_size=9)
-    options = toy.options(batch_size=32, method=method, extra_length=30)
+    sources = toy.sentences(24, 3, vocab_size=9)
+    options = toy.options(batch_size=96, method=method, extra_length=30)
     twice = Decoder(model, params, **options | {"lengths": (3,)})  # first with room for 16, then for 32
     found = twice.decode(sources)
     once = Decoder(model, params, **options | {"lengths": (24,)})
@@ -126,34 +133,37 @@ def test_impossible_options_are_refused(wrong, message):
         Decoder(None, None, **toy.options(**wrong))
 
 
-@pytest.fixture(scope="module")
-def small_transformer():
-    sizes = {"width": 16, "num_heads": 2, "hidden": 32, "encoder_layers": 1, "decoder_layers": 2, "relative_distance": 2}
-    model = transformer.Model(transformer.Config(vocab_size=12, **sizes))
-    one = jnp.ones((1, 2), jnp.int32)
+T, S = 16, 8
+
+
+@functools.cache
+def small(name):
+    """(model, params, (source, output) → log-probabilities [T, V] of all next pieces, by one full pass)."""
+    sizes = {"width": 16, "hidden": 32, "encoder_layers": 1, "decoder_layers": 2}
+    sizes |= {"num_heads": 2, "relative_distance": 2} if name == "transformer" else {}
+    model = models.build({"name": name, **sizes}, vocab_size=12)
     names = "source source_positions source_segments target_inputs target_positions target_segments".split()
-    params = nn.unbox(jax.jit(model.init)(jax.random.key(1), dict.fromkeys(names, one)))["params"]
-    params = jax.tree.map(lambda x: x * 1.5, params)  # distinct logits
+    shapes = jax.eval_shape(model.init, jax.random.key(0), dict.fromkeys(names, jnp.ones((1, 2), jnp.int32)))["params"]
+    random = np.random.default_rng(0)
+    params = jax.tree.map(lambda x: random.normal(0.0, 0.5, x.shape).astype(np.float32), nn.unbox(shapes))
     forward = jax.jit(lambda batch: model.apply({"params": params}, batch))
 
     def log_probabilities(source, output):
-        """[T, V] of every next piece after bos and each prefix of output, by one pass over the whole batch row."""
-        T, S = 16, 8
         batch = {name: np.zeros((1, S if name.startswith("source") else T), np.int32) for name in names}
-        for stream, ids in (("source", source), ("target", [toy.BOS, *output])):
-            batch["source" if stream == "source" else "target_inputs"][0, : len(ids)] = ids
+        for field, stream, ids in (("source", "source", source), ("target_inputs", "target", [toy.BOS, *output])):
+            batch[field][0, : len(ids)] = ids
             batch[f"{stream}_segments"][0, : len(ids)] = 1
             batch[f"{stream}_positions"][0, : len(ids)] = range(len(ids))
         hidden, table = forward(batch)
-        return np.asarray(jax.nn.log_softmax(hidden @ table.T))[0, : len(output) + 1]
+        return np.asarray(jax.nn.log_softmax(hidden @ table.T))[0]
 
     return model, params, log_probabilities
 
 
-def test_transformer_with_cache_is_the_argmax_of_full_passes(small_transformer):
-    model, params, log_probabilities = small_transformer
-    sources = toy.sentences(6, 8, vocab_size=12)
-    options = toy.options(method="greedy", batch_size=8, lengths=(8,), extra_length=10)
+def test_the_transformer_with_its_cache_takes_the_argmax_of_full_passes():
+    model, params, log_probabilities = small("transformer")
+    sources = toy.sentences(6, S, vocab_size=12)
+    options = toy.options(method="greedy", batch_size=8, lengths=(S,), extra_length=10)
     for source, [(ids, score)] in zip(sources, Decoder(model, params, **options).decode(sources), strict=True):
         table = log_probabilities(source, ids)
         output = ids if len(ids) == 10 else [*ids, toy.EOS]
@@ -161,10 +171,11 @@ def test_transformer_with_cache_is_the_argmax_of_full_passes(small_transformer):
         assert table[range(len(output)), output].sum() == pytest.approx(score, abs=1e-3)
 
 
-def test_transformer_beam_scores_are_those_of_full_passes(small_transformer):
-    model, params, log_probabilities = small_transformer
-    sources = toy.sentences(5, 8, vocab_size=12)
-    options = toy.options(batch_size=32, n_best=4, lengths=(8,), extra_length=10)
+@pytest.mark.parametrize("name", ["transformer", "luong"])
+def test_scores_of_a_beam_are_those_of_full_passes(name):
+    model, params, log_probabilities = small(name)
+    sources = toy.sentences(5, S, vocab_size=12)
+    options = toy.options(batch_size=32, n_best=4, lengths=(S,), extra_length=10)
     for source, found in zip(sources, Decoder(model, params, **options).decode(sources), strict=True):
         assert len(found) == 4
         for ids, score in found:
@@ -186,8 +197,8 @@ assert two.sizes == [2, 8]
 for [a], [b] in zip(one.decode(sources), two.decode(sources), strict=True):
     assert a.ids == b.ids and abs(a.score - b.score) < 1e-4, (a, b)
 split = [two._place(x) for x in np.zeros((2, 8, 4), "int32")] + [two._place(x) for x in np.zeros((2, 8), "int32")]
-program = two._search.lower(params, *split, np.uint32(0), max_length=8).compile().as_text()
-assert program.count(" all-gather(") == 3  # pieces, lengths and scores at the end; nothing moves between devices before
+program = two._search.lower(params, *split, np.uint32(0), room=8).compile().as_text()
+assert program.count(" all-gather(") == 4  # the results; nothing moves between devices before
 assert " all-reduce(" not in program and " all-to-all(" not in program
 print("same")
 """

@@ -108,7 +108,7 @@ class Decoder:
         self.compilations = 0
         self._layout: caches.Layout | None = None
         out = {} if mesh is None else {"out_shardings": NamedSharding(mesh, PartitionSpec())}
-        self._search = jax.jit(self._search_rows, static_argnames=("max_length",), **out)
+        self._search = jax.jit(self._search_rows, static_argnames=("room",), **out)
 
     def limit(self, source_length: int) -> int:
         """The most pieces an output may have, the end piece included."""
@@ -179,7 +179,7 @@ class Decoder:
             source[row, : len(ids)], segments[row, : len(ids)] = ids, 1
             limits[row], numbers[row] = self.limit(len(ids)), number
         arrays = [self._place(x) for x in (source, segments, limits, numbers)]
-        return self._search(params, *arrays, np.uint32(seed % 2**32), max_length=_rounded(room(length)))
+        return self._search(params, *arrays, np.uint32(seed % 2**32), room=_rounded(room(length)))
 
     def _place(self, x: np.ndarray):
         if self.mesh is None:
@@ -187,9 +187,9 @@ class Decoder:
         sharding = NamedSharding(self.mesh, PartitionSpec(_row_axes(self.mesh)))
         return jax.make_array_from_callback(x.shape, sharding, lambda index: x[index])
 
-    def _search_rows(self, *arguments, max_length: int) -> tuple[search.Outputs, jax.Array]:
+    def _search_rows(self, *arguments, room: int) -> tuple[search.Outputs, jax.Array]:
         """The compiled function: each device searches for its own sentences, and waits for no other's."""
-        one = functools.partial(self._search_batch, max_length=max_length)
+        one = functools.partial(self._search_batch, room=room)
         if self.mesh is None:
             return one(*arguments)
         rows, copied = PartitionSpec(_row_axes(self.mesh)), PartitionSpec()
@@ -197,15 +197,15 @@ class Decoder:
         specs = (copied, rows, rows, rows, rows, copied)
         return jax.shard_map(one, mesh=self.mesh, in_specs=specs, out_specs=rows, axis_names=own, check_vma=False)(*arguments)
 
-    def _search_batch(self, params, source, segments, limits, numbers, seed, *, max_length) -> tuple[search.Outputs, jax.Array]:
-        """source, segments [B, S], limits, numbers [B] → the outputs of these sentences."""
+    def _search_batch(self, params, source, segments, limits, numbers, seed, *, room: int) -> tuple[search.Outputs, jax.Array]:
+        """source, segments [B, S], limits, numbers [B] → the outputs of these sentences after at most `room` steps."""
         self.compilations += 1  # runs when this is traced, not when it is executed
         start = functools.partial(self._start_model, params)
         step = functools.partial(self._step_model, params)
         layout = self._layout = self._layout or caches.layout(
             lambda rows, length: start(*(jnp.ones((rows, 3), jnp.int32),) * 2, length), step
         )
-        cache = start(source, segments, max_length)
+        cache = start(source, segments, room)
         if self.beam_size > 1:
             cache = layout.repeat(cache, self.beam_size)
         moving, constant = layout.split(cache)
@@ -214,7 +214,7 @@ class Decoder:
             logits, cache = step(layout.join(moving, constant), pieces)
             return logits, layout.split(cache)[0]
 
-        common = {"limits": limits, "bos_id": self.bos_id, "eos_id": self.eos_id, "length": max_length}
+        common = {"limits": limits, "bos_id": self.bos_id, "eos_id": self.eos_id, "length": room}
         if self.beam_size > 1:
             kind = {"beam_size": self.beam_size, "n_best": self.n_best, "alpha": self.alpha}
             return search.beam_search(step_leaves, moving, layout.take, **kind, **common)
@@ -235,13 +235,13 @@ class Decoder:
         return logits, changed["cache"]
 
     def _hypotheses(self, outputs: search.Outputs, b: int) -> list[Hypothesis]:
-        """Those of sentence b, without their end pieces."""
+        """Those of sentence b, without their end pieces; one of probability 0 if there are none (the model gives NaN)."""
         found = []
         for pieces, length, score in zip(*(x[b] for x in outputs), strict=True):
             ids = pieces[:length].tolist()
             if np.isfinite(score):
                 found.append(Hypothesis(ids[:-1] if ids and ids[-1] == self.eos_id else ids, float(score)))
-        return found
+        return found or [Hypothesis([], -np.inf)]
 
 
 def _rounded(length: int) -> int:

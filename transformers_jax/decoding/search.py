@@ -2,8 +2,8 @@
 
 Axes: B sentences, K beams, n outputs a sentence, L output length, V vocabulary.
 
-Both loops run inside one compiled program and end when every sentence is done, or after L steps. They see the model as a function
-`step`: (leaves, pieces [rows]) → (logits [rows, V] float32, leaves), and its state as a list of leaves.
+Both loops run inside one compiled program and end when every sentence is done, or after L steps. They see the model as a
+function `step`: (leaves, pieces [rows]) → (logits [rows, V] float32, leaves), and its state as a list of leaves.
 """
 
 from collections.abc import Callable
