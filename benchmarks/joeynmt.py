@@ -146,6 +146,9 @@ def sentences(folder: Path) -> list[str]:
 def joeynmt_decoding(peer: Path, folder: Path) -> float:
     """Seconds to turn the validation set into PIECES pieces each, by its own log."""
     text = joeynmt(peer, folder, "translate", input="\n".join(sentences(folder)) + "\n")
+    found = text.split("\n")
+    if len(found) < SENTENCES:
+        sys.exit(f"error: joeynmt translated {len(found)} lines of {SENTENCES}: its time would compare nothing")
     return float(re.findall(r"Generation took ([\d.]+)", text)[-1])
 
 

@@ -6,8 +6,8 @@ python -m experiments.pretrain --config=configs/luong.py:VARIANT --workdir=DIR
 | VARIANT      | what                                                         | expected time and score |
 |--------------|--------------------------------------------------------------|-------------------------|
 | `wmt`        | section 4.1: four layers of 1,000 on WMT14                   | paper, en-de: 18.1      |
-| `quickstart` | two layers of 256 on the Bible, beside transformer.py's      | measured: see README    |
-| `multi30k`   | two layers of 256 on image captions, files given             | measured: see README    |
+| `quickstart` | two layers of 256 on the Bible, beside transformer.py's      | see benchmarks/README.md |
+| `multi30k`   | two layers of 256 on image captions, files given             | see benchmarks/README.md |
 | `tiny`       | seconds on a CPU, for tests: files given                     | none                    |
 
 A language pair may follow the variant: `quickstart,en-fr`. `--config.model.score=dot|general|concat` and

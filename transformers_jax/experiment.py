@@ -151,7 +151,7 @@ class Experiment:
     def batch_shapes(self) -> dict[str, jax.ShapeDtypeStruct]:
         """The fields of a global training batch; with buckets those of the widest."""
         streams, (_, count) = self.task.streams, sharding.data_shard(self.mesh)
-        (*_, widest), _ = pipeline._shapes(self.config.data, streams, count)
+        (*_, widest), _ = pipeline.shapes_of(self.config.data, streams, count)
         shapes, rows = {}, sharding.row_sharding(self.mesh)
         for (stream, fields), length in zip(streams.items(), widest.lengths, strict=True):
             for field in (*fields, positions_name(stream), segments_name(stream)):

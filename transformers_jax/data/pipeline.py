@@ -80,7 +80,7 @@ def train_iterator(
     Raises:
       UserError: a key that does not fit; no example is left. In `next`: none is short enough.
     """
-    shapes, limits = _shapes(config, streams, process_count)
+    shapes, limits = shapes_of(config, streams, process_count)
     packing = config.batching == "packing"
     shard = range(process_index, len(source), process_count) if packing else range(len(source))
     if not shard:
@@ -144,7 +144,7 @@ def eval_batches(
     """
     if not len(source):
         raise UserError("there are no examples to evaluate: see config.data.validation and config.data.test")
-    shapes, limits = _shapes(config, streams, process_count)
+    shapes, limits = shapes_of(config, streams, process_count)
     examples = Encoded(source, encode, streams, config.get("cache", False))
     return EvalBatches(examples, streams, shapes[-1], limits, process_index, process_count)
 
@@ -316,7 +316,7 @@ class _PlannedIterator(grain.DatasetIterator):
         self.upcoming = self.planned = None
 
 
-def _shapes(config, streams: Streams, process_count: int) -> tuple[list[Shape], tuple[int, ...]]:
+def shapes_of(config, streams: Streams, process_count: int) -> tuple[list[Shape], tuple[int, ...]]:
     """The shapes of batches, narrowest first, and the longest examples that are let through, by stream."""
     if config.batching == "packing":
         shapes = [Shape(config.batch_size, tuple(_length(config, stream or "tokens") for stream in streams))]

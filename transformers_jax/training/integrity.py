@@ -65,7 +65,9 @@ def sums(leaves: Leaves) -> dict[str, int]:
 
     One pass over memory, where the arrays are; the same number for every sharding; another one after any single change.
     """
-    on_device = {name: _device_sum(x) for name, x in leaves.items() if isinstance(x, jax.Array)}
+    # One after the other: sums over several devices of one process wait for each other when they all run at once.
+    arrays = {name: x for name, x in leaves.items() if isinstance(x, jax.Array)}
+    on_device = {name: jax.block_until_ready(_device_sum(x)) for name, x in arrays.items()}
     if any(not x.is_fully_addressable for x in on_device.values()):
         on_device = multihost_utils.process_allgather(on_device, tiled=True)
     on_device = jax.device_get(on_device)
