@@ -16,3 +16,12 @@ def shared_data(name: str) -> Path:
     if not path.exists():
         pytest.skip(f"needs real data at ../shared/data/{name}, which is not here")
     return path
+
+
+@pytest.fixture(autouse=True)
+def usual_random_numbers():
+    """A launcher called in this process sets the generator of random numbers: the next test has JAX's own again."""
+    yield
+    import jax
+
+    jax.config.update("jax_default_prng_impl", "threefry2x32")

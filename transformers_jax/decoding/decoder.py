@@ -220,7 +220,8 @@ class Decoder:
             return search.beam_search(step_leaves, moving, layout.take, **kind, **common)
 
         def draw(logits, index):
-            return samplers.sample(logits, samplers.row_keys(jax.random.key(seed), numbers, index), self.sampling)
+            key = jax.random.key(seed, impl="threefry2x32")  # rbg's draws for many keys at once depend on one another
+            return samplers.sample(logits, samplers.row_keys(key, numbers, index), self.sampling)
 
         return search.one_by_one(step_leaves, moving, draw if self.method == "sample" else search.greedy, **common)
 
