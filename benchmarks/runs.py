@@ -37,5 +37,10 @@ def pretrain(config: str, data: Path, workdir: Path, *flags: str) -> list[dict]:
 
 def tokens_per_second(lines: list[dict]) -> float:
     """Real target tokens a second: the median over steps, the first third left out."""
-    rates = [x["tokens_per_second"] for x in lines if x["split"] == "train" and "tokens_per_second" in x]
-    return statistics.median(rates[len(rates) // 3 :])
+    return median(lines, "tokens_per_second")
+
+
+def median(lines: list[dict], name: str) -> float:
+    """Of a number of the training lines: the median over steps, the first third left out."""
+    values = [x[name] for x in lines if x["split"] == "train" and name in x]
+    return statistics.median(values[len(values) // 3 :])

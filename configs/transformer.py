@@ -67,6 +67,8 @@ def common() -> ConfigDict:
     config.model.attention = "auto"
     config.model.dtype = "bfloat16"
     config.model.param_dtype = "float32"
+    config.model.genome = ""  # other blocks: a genome's JSON file, text or name (transformer, evolved_transformer)
+    config.model.genome_unit = 0  # width of one relative output dimension; 0 is width // 2
 
     config.task = ConfigDict()
     config.task.name = "translation"

@@ -13,7 +13,7 @@ from experiments import launch
 FLAGS = launch.flags_of(config="workdir")
 flags.DEFINE_enum("split", "test", ("train", "validation", "test"), "which examples", flag_values=FLAGS)
 flags.DEFINE_integer("average", None, "over how many of the newest checkpoints", 1, flag_values=FLAGS)
-flags.DEFINE_integer("samples", 0, "translations to print beside their references", 0, flag_values=FLAGS)
+flags.DEFINE_integer("samples", 0, "examples to print with what the model made of them", 0, flag_values=FLAGS)
 flags.DEFINE_integer("step", None, "one checkpoint, by its step", flag_values=FLAGS)
 
 
@@ -22,8 +22,8 @@ def main(args, config) -> None:
     from transformers_jax.experiment import Experiment
 
     average = args.average or config.training.average_checkpoints
-    scores, translations = evaluate(Experiment(config, args.workdir), args.split, average=average, step=args.step)
-    for sample in translations[:: max(1, len(translations) // max(1, args.samples))][: args.samples]:
+    scores, samples = evaluate(Experiment(config, args.workdir), args.split, average=average, step=args.step)
+    for sample in samples[:: max(1, len(samples) // max(1, args.samples))][: args.samples]:
         print(*(f"{name:<12} {text}" for name, text in sample.items()), "", sep="\n")
     print(json.dumps(scores))
 

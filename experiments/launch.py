@@ -50,11 +50,12 @@ def flags_of(*, config: str) -> flags.FlagValues:
 
     Args:
       config: "file" for a launcher that is given --config=FILE:VARIANT, "workdir" for one that reads the config of a
-        run from its workdir. Either way `--config.a.b=value` changes a key.
+        run from its workdir; either way `--config.a.b=value` changes a key. "none" for one without.
     """
     values = flags.FlagValues()
     values.set_gnu_getopt(True)
-    flags.DEFINE_string("workdir", None, "folder of the run", flag_values=values)
+    if config != "none":
+        flags.DEFINE_string("workdir", None, "folder of the run", flag_values=values)
     if config == "file":
         flags.DEFINE_string("config", None, "FILE or FILE:VARIANT, as configs/transformer.py:base", flag_values=values)
     flags.DEFINE_bool("help", False, "print this and exit", flag_values=values)
@@ -129,7 +130,9 @@ def parse(values: flags.FlagValues, argv: list[str], help_text: str = "") -> tup
     if args.help:
         print(help_text, *(f"  --{name}: {args[name].help}" for name in args), sep="\n")
         sys.exit(0)
-    if "config" not in args:
+    if "workdir" not in args or "config" not in args and "init_from" in args and args.init_from and not args.workdir:
+        config = ConfigDict()
+    elif "config" not in args:
         config = configuration.read(_required(args, "workdir", "the folder of a trained run"))
     else:
         config = configuration.load(_required(args, "config", "FILE:VARIANT, as configs/transformer.py:base"))
@@ -140,6 +143,13 @@ def parse(values: flags.FlagValues, argv: list[str], help_text: str = "") -> tup
     if rest:
         raise UserError(f"unexpected argument {rest[0]!r}: flags are written --name=value")
     return args, config
+
+
+def given(args: flags.FlagValues, config: ConfigDict) -> dict[str, object]:
+    """The keys of the config that the command line sets, "model.dropout" say, with their values."""
+    values = dict(configuration.flatten(config))
+    names = (name.removeprefix("config.") for name in args if name.startswith("config.") and args[name].present)
+    return {name: values[name] for name in names}
 
 
 def _required(args: flags.FlagValues, name: str, meaning: str) -> str:

@@ -1,4 +1,4 @@
-"""Draws a run: pictures and one page that needs nothing beside it, in DIR/report.
+"""Draws a run or a search: pictures and one page that needs nothing beside it, in DIR/report.
 
 python -m experiments.report --workdir=DIR
 """
@@ -12,16 +12,22 @@ FLAGS = launch.flags_of(config="workdir")
 
 
 def main(args, config) -> None:
+    from transformers_jax.reporting.report import make_report
+    from transformers_jax.reporting.search import is_search
+
+    print(make_report(args.workdir, attention=None if is_search(args.workdir) else attention_of(args, config)))
+
+
+def attention_of(args, config):
+    """The attention of a trained run, or None."""
     from transformers_jax.evaluation import attention_example
     from transformers_jax.experiment import Experiment
-    from transformers_jax.reporting.report import make_report
 
     try:
-        attention = attention_example(Experiment(config, args.workdir))
+        return attention_example(Experiment(config, args.workdir))
     except UserError as error:
         logging.warning("the report is without attention: %s", error)
-        attention = None
-    print(make_report(args.workdir, attention=attention))
+        return None
 
 
 if __name__ == "__main__":

@@ -7,15 +7,10 @@ With --nbest=N above 1 each line of the output is: number of the input line from
 """
 
 import sys
-from collections.abc import Iterable, Iterator
 
 from absl import flags
 
-from experiments import launch
-from transformers_jax.errors import UserError
-
-BLOCK = 1024
-"""Lines that are read, sorted by length and translated together."""
+from experiments import launch, lines
 
 FLAGS = launch.flags_of(config="workdir")
 flags.DEFINE_enum("method", None, ("beam", "greedy", "sample"), "how to search", flag_values=FLAGS)
@@ -34,43 +29,13 @@ def main(args, config) -> None:
     model = run.trained(average=args.average or config.training.average_checkpoints, step=args.step)
     decoder = run.decoder(model["params"], n_best=args.nbest, **changes)
     number = 0
-    for block in blocks(decoded(sys.stdin.buffer), 1 if sys.stdin.isatty() else BLOCK):
+    for block in lines.blocks_of_input():
         for outputs in run.task.translate(block, decoder):
             for text, score in outputs:
-                line = text.replace("\n", " ").replace("\r", " ")
-                print(f"{number} ||| {line} ||| {score:.4f}" if args.nbest > 1 else line)
+                shown = text.replace("\n", " ").replace("\r", " ")
+                print(f"{number} ||| {shown} ||| {score:.4f}" if args.nbest > 1 else shown)
             number += 1
         sys.stdout.flush()
-
-
-def decoded(stream: Iterable[bytes]) -> Iterator[str]:
-    """The lines of a stream of bytes, without their ends, be they of Unix or Windows.
-
-    Raises:
-      UserError: names the line that is not UTF-8.
-    """
-    for number, line in enumerate(stream, 1):
-        try:
-            yield line.rstrip(b"\r\n").decode("utf-8-sig" if number == 1 else "utf-8")
-        except UnicodeDecodeError as error:
-            raise UserError(f"standard input, line {number} is not UTF-8 at byte {error.start + 1}") from error
-
-
-def blocks(lines: Iterable[str], size: int = BLOCK) -> Iterator[list[str]]:
-    """Lists of up to `size` lines; what was read before an error is translated first."""
-    block: list[str] = []
-    try:
-        for line in lines:
-            block.append(line)
-            if len(block) == size:
-                yield block
-                block = []
-    except UserError:
-        if block:
-            yield block
-        raise
-    if block:
-        yield block
 
 
 if __name__ == "__main__":

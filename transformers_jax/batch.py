@@ -3,7 +3,10 @@
 A batch is a plain dict of numpy (or jax) arrays. Data rooms fill it, models and tasks read it, and nothing else passes
 between them.
 
-Axes: B batch rows, S source length, T target length.
+Axes: B batch rows, S source length, T target length (of a text that is only read, its length), C members of a group.
+
+A task whose examples are groups, the choices of a question or two sentences to compare, has one more axis: its fields of
+[B, T] are [B, C, T].
 
 Segments say which example of a packed row a position belongs to: 1, 2, … and 0 for padding. Positions count from 0 within
 each segment. A position carries loss where its target segment is not 0.
@@ -30,6 +33,16 @@ FIELDS: dict[str, Field] = {
     "targets": Field(("B", "T"), np.int32, "pieces the decoder must predict"),
     "target_positions": Field(("B", "T"), np.int32, "position of each target piece within its segment"),
     "target_segments": Field(("B", "T"), np.int32, "packed example each target piece belongs to; 0 is padding"),
+    "tokens": Field(("B", "T"), np.int32, "pieces that an encoder reads"),
+    "token_types": Field(("B", "T"), np.int32, "0 in the first text of a pair, 1 in the second"),
+    "weights": Field(("B", "T"), np.int32, "1 where `targets` is to be predicted, else 0"),
+    "positions": Field(("B", "T"), np.int32, "position of each piece within its segment"),
+    "segments": Field(("B", "T"), np.int32, "packed example each piece belongs to; 0 is padding"),
+    "label": Field(("B",), np.int32, "class of the example; of a group, which member is right"),
+    "score": Field(("B",), np.float32, "number to be predicted of the example"),
+    "starts": Field(("B",), np.int32, "position of the first piece of the answer"),
+    "ends": Field(("B",), np.int32, "position of the last piece of the answer"),
+    "row_weights": Field(("B",), np.int32, "1 in a row that holds an example, 0 in an empty one"),
 }
 
 Streams = dict[str, tuple[str, ...]]
@@ -57,6 +70,8 @@ def check(batch: dict) -> dict:
         if name not in FIELDS:
             raise ValueError(f"batch field {name!r} is not in batch.FIELDS: {', '.join(FIELDS)}")
         axes, dtype, _ = FIELDS[name]
+        if axes == ("B", "T") and value.ndim == 3:
+            axes = ("B", "C", "T")
         if value.dtype != dtype or value.ndim != len(axes):
             raise ValueError(f"batch field {name!r} is {value.dtype}{value.shape}, wanted {np.dtype(dtype)} with axes {axes}")
         for axis, size in zip(axes, value.shape, strict=True):

@@ -1,18 +1,16 @@
-"""Scores of a model on a split: loss, perplexity and accuracy over every token, BLEU over every sentence."""
+"""Scores of a model on a split: loss and its kin over every token, and what the task itself measures."""
 
 import time
-from collections.abc import Sequence
 
 import jax
 import numpy as np
 
-from transformers_jax.data import pipeline
+from transformers_jax.data import assembly
 from transformers_jax.errors import UserError
 from transformers_jax.experiment import SAMPLES, Experiment
-from transformers_jax.tasks import translation
 from transformers_jax.training.metrics import means
 from transformers_jax.training.sharding import global_batch
-from transformers_jax.training.step import compile_eval_step, make_eval_step
+from transformers_jax.training.step import compile_eval_step, make_eval_step, make_predict_step
 
 
 class Scorer:
@@ -25,19 +23,29 @@ class Scorer:
     def __init__(self, experiment: Experiment):
         self.experiment = experiment
         self._step = compile_eval_step(make_eval_step(experiment.model, experiment.task), experiment.mesh)
+        self._predict = compile_eval_step(make_predict_step(experiment.model, experiment.task), experiment.mesh)
         self._batches, self._decoders = {}, {}
 
     def losses(self, split: str, params, model_state) -> dict[str, float]:
-        """loss, perplexity and accuracy: means over the target tokens of a split, each counted once."""
+        """loss and the task's sums as means over the weight of a split, each token or example counted once."""
+        found = self._over_batches(self._step, split, params, model_state)
+        return means({name: sum(float(sums[name]) for sums in found) for name in found[0]})
+
+    def predictions(self, split: str, params, model_state) -> dict[str, np.ndarray]:
+        """What `task.predict` gives by name, one entry an example of the split, in their order."""
+        found = self._over_batches(self._predict, split, params, model_state)
+        rows = np.concatenate([batch["row_weights"] for batch in found]) > 0
+        return {name: np.concatenate([batch[name] for batch in found])[rows] for name in found[0] if name != "row_weights"}
+
+    def _over_batches(self, step, split: str, params, model_state) -> list[dict[str, np.ndarray]]:
         if split not in self._batches:
             self._batches[split] = self.experiment.eval_batches(split)
         found, running = [], []
         for batch in self._batches[split]:
             batch = global_batch(batch, self.experiment.mesh)  # made while the device is at the one before
             found += jax.device_get(running)  # one at a time: more could wait for each other on CPU devices
-            running = [self._step(params, model_state, batch)]
-        found += jax.device_get(running)
-        return means({name: sum(float(sums[name]) for sums in found) for name in found[0]})
+            running = [step(params, model_state, batch)]
+        return found + jax.device_get(running)
 
     def translations(self, split: str, params, *, sentences: int = 0, **decoding) -> list[dict[str, str]]:
         """{"source", "reference", "translation"} of each sentence.
@@ -58,32 +66,22 @@ class Scorer:
         ]
 
 
-def bleu(translations: Sequence[dict[str, str]]) -> dict:
-    """bleu and bleu_signature; copy_bleu, of leaving the sources as they are; sentences."""
-    sources, references, found = ([t[k] for t in translations] for k in ("source", "reference", "translation"))
-    copied = translation.bleu(sources, references)["bleu"]
-    return translation.bleu(found, references) | {"copy_bleu": copied, "sentences": len(translations)}
-
-
-def evaluate(
-    experiment: Experiment, split: str, *, average: int = 1, step: int | None = None
-) -> tuple[dict, list[dict[str, str]]]:
-    """All scores of a trained run on a split, and its translations.
+def evaluate(experiment: Experiment, split: str, *, average: int = 1, step: int | None = None) -> tuple[dict, list[dict]]:
+    """All scores of a trained run on a split, and what it made of the examples.
 
     Args:
       average: over so many of the newest checkpoints.
       step: one checkpoint instead of the newest.
 
     Returns:
-      (bleu, bleu_signature, copy_bleu (of leaving the sources as they are), sentences, loss, perplexity, accuracy and
-      seconds by name; {"source", "reference", "translation"} of each sentence).
+      (split, the task's own scores, loss, perplexity, accuracy and seconds by name; the task's samples).
     """
     began = time.monotonic()
     model = experiment.trained(average=average, step=step)
     scorer = Scorer(experiment)
-    translations = scorer.translations(split, model["params"])
-    scores = bleu(translations) | scorer.losses(split, **model)
-    return {"split": split} | scores | {"seconds": round(time.monotonic() - began, 2)}, translations
+    own, samples = experiment.task.evaluate(scorer, split, model)
+    scores = scorer.losses(split, **model) | own
+    return {"split": split} | scores | {"seconds": round(time.monotonic() - began, 2)}, samples
 
 
 def attention_example(experiment: Experiment):
@@ -100,8 +98,8 @@ def attention_example(experiment: Experiment):
     t, streams = experiment.tokenizer, experiment.task.streams
     fields = experiment.task.encode({"source": chosen["source"], "target": chosen["translation"]})
     example = tuple(np.array([fields[name] for name in names], np.int32) for names in streams.values())
-    shape = pipeline.Shape(1, tuple(part.shape[1] for part in example))
-    batch = pipeline.assemble([[example]], streams=streams, shape=shape)
+    shape = assembly.Shape(1, tuple(part.shape[1] for part in example))
+    batch = assembly.assemble([[example]], streams=streams, shape=shape)
     model = experiment.trained(average=experiment.config.training.average_checkpoints)
     pieces = [[t.piece(i) for i in fields[name]] for name in ("source", "targets")]
     return attention_of(experiment.model, model["params"], batch, *pieces, model_state=model["model_state"])

@@ -22,11 +22,13 @@ from absl import logging
 from ml_collections import ConfigDict
 
 from transformers_jax import configuration, models, parameters, tasks
-from transformers_jax.batch import FIELDS, positions_name, segments_name
 from transformers_jax.data import pipeline, sources
+from transformers_jax.data.learning import learn
 from transformers_jax.data.tokenizer import Tokenizer, learn_bpe
 from transformers_jax.decoding.decoder import LENGTHS, Decoder
 from transformers_jax.errors import UserError
+from transformers_jax.finetuning import schedule, trainable
+from transformers_jax.search import cell
 from transformers_jax.training import sharding
 from transformers_jax.training.checkpoint import Checkpoints
 from transformers_jax.training.state import abstract_state
@@ -71,9 +73,10 @@ class Experiment:
         options = self.config.tokenizer
         if options.path:
             return Tokenizer.load(options.path)
-        if options.kind != "bpe":
-            raise UserError(f"config.tokenizer.kind is {options.kind!r}; only bpe is learned, others come from tokenizer.path")
-        return learn_bpe(_lines(self.source("train")), options.vocab_size)
+        lines = _lines(self.source("train"))
+        if options.kind == "bpe":
+            return learn_bpe(lines, options.vocab_size)
+        return learn(options.kind, lines, options.vocab_size, lowercase=options.get("lowercase", False))
 
     @cached_property
     def task(self):
@@ -81,32 +84,43 @@ class Experiment:
 
     @cached_property
     def model(self):
-        return models.build(self.config.model, self.tokenizer.vocab_size)
+        build = cell.build if self.config.model.get("genome") else models.build
+        follows = getattr(self.task, "model_fields", dict)()  # from the task: a head, and how many labels it has
+        model = build(dict(self.config.model) | follows, self.tokenizer.vocab_size)
+        wrap = getattr(self.task, "wrap", None)  # a task may need more around it: a classifier of pairs, a teacher
+        return wrap(model) if wrap else model
+
+    @property
+    def trainable(self) -> tuple[str, ...]:
+        """Patterns over the names of the parameters that learn."""
+        return trainable.patterns(self.config, getattr(self.task, "frozen", ""))
 
     @functools.cache  # noqa: B019  (an experiment lives as long as its process)
     def source(self, split: str):
         """The raw examples of a split."""
         return sources.open_source(self.config.data, split)
 
+    def examples(self, split: str):
+        """What is encoded: the raw examples, or what the task makes of them (`task.examples`: windows of a passage, say)."""
+        expand = getattr(self.task, "examples", None)
+        return expand(self.source(split)) if expand else self.source(split)
+
     def has(self, split: str) -> bool:
         """Whether the config names such a split; files are given one by one, other sources have all."""
-        return self.config.data.source != "files" or bool(self.config.data.get(split))
+        return sources.has(self.config.data, split)
 
     def train_iterator(self):
         """Endless batches of this process, with `get_state` and `set_state`."""
         index, count = sharding.data_shard(self.mesh)
-        return pipeline.train_iterator(
-            self.source("train"), self.task.encode, self.task.streams, self.config.data,
-            seed=self.config.seed, process_index=index, process_count=count,
-        )  # fmt: skip
+        examples = self.examples("train")
+        place = {"process_index": index, "process_count": count}
+        return pipeline.train_iterator(examples, self.task, self.config.data, seed=self.config.seed, **place)
 
     def eval_batches(self, split: str):
         """Batches of this process that cover a split exactly once."""
         index, count = sharding.data_shard(self.mesh)
-        return pipeline.eval_batches(
-            self.source(split), self.task.encode, self.task.streams, self.config.data,
-            process_index=index, process_count=count,
-        )  # fmt: skip
+        place = {"process_index": index, "process_count": count}
+        return pipeline.eval_batches(self.examples(split), self.task, self.config.data, **place)
 
     def checkpoints(self) -> Checkpoints:
         return Checkpoints(self.workdir / "checkpoints", keep=self.config.training.keep_checkpoints)
@@ -134,7 +148,7 @@ class Experiment:
           step: one checkpoint instead of the newest.
           checkpoints: where they are, if opened already.
         """
-        state = abstract_state(self.model, optax.identity(), self.batch_shapes(), self.mesh)
+        state = abstract_state(self.model, optax.identity(), self.batch_shapes(), self.mesh, trainable=self.trainable)
         wanted = {"params": state.params, "frozen": state.frozen, "model_state": state.model_state}
         with contextlib.nullcontext(checkpoints) if checkpoints else self.checkpoints() as there:
             if step is None and average > 1:
@@ -150,13 +164,9 @@ class Experiment:
 
     def batch_shapes(self) -> dict[str, jax.ShapeDtypeStruct]:
         """The fields of a global training batch; with buckets those of the widest."""
-        streams, (_, count) = self.task.streams, sharding.data_shard(self.mesh)
-        (*_, widest), _ = pipeline.shapes_of(self.config.data, streams, count)
-        shapes, rows = {}, sharding.row_sharding(self.mesh)
-        for (stream, fields), length in zip(streams.items(), widest.lengths, strict=True):
-            for field in (*fields, positions_name(stream), segments_name(stream)):
-                shapes[field] = jax.ShapeDtypeStruct((widest.rows, length), FIELDS[field].dtype, sharding=rows)
-        return shapes
+        _, count = sharding.data_shard(self.mesh)
+        shapes, rows = pipeline.batch_shapes(self.config.data, self.task, count), sharding.row_sharding(self.mesh)
+        return {name: jax.ShapeDtypeStruct(*shape, sharding=rows) for name, shape in shapes.items()}
 
     def step_shapes(self) -> dict[str, jax.ShapeDtypeStruct]:
         """The fields as the compiled step takes them: under pmap with the devices in front."""
@@ -164,6 +174,21 @@ class Experiment:
         if self.config.training.parallelism != "pmap":
             return shapes
         return {n: jax.ShapeDtypeStruct((devices, x.shape[0] // devices, *x.shape[1:]), x.dtype) for n, x in shapes.items()}
+
+
+def settled(config: ConfigDict) -> ConfigDict:
+    """The config with all it refers to that decides on the run: a genome's text in place of its file or name, steps in
+    place of epochs.
+
+    Raises:
+      UserError: there is no such genome, or it is invalid; the training data that make an epoch cannot be read.
+    """
+    config = schedule.scheduled(config)
+    if not config.model.get("genome"):
+        return config
+    config = config.copy_and_resolve_references()
+    config.model.genome = cell.read(config.model).text()
+    return config
 
 
 def claim(config: ConfigDict, workdir: str | os.PathLike) -> None:
@@ -219,4 +244,6 @@ def write_samples(experiment: Experiment, translations: list[dict]) -> None:
 def _lines(source) -> Iterator[str]:
     """All texts of all examples, one example after the other."""
     for i in range(len(source)):
-        yield from (text for text in source[i].values() if isinstance(text, str))
+        for name, value in source[i].items():
+            if name not in ("id", "label", "tags"):
+                yield from [value] if isinstance(value, str) else [" ".join(value)] if name == "words" else ()

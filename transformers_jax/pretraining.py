@@ -1,28 +1,33 @@
-"""Training a model from nothing: the parts of an experiment, handed to the loop."""
+"""Training a model, from nothing or from pretrained weights: the parts of an experiment, handed to the loop."""
 
 import contextlib
 import time
-from types import SimpleNamespace
 
 import jax
 from absl import logging
 
 from transformers_jax import experiment as experiments
-from transformers_jax.evaluation import Scorer, bleu
+from transformers_jax import parameters
+from transformers_jax.data.learning import placeholder
+from transformers_jax.evaluation import Scorer
 from transformers_jax.experiment import Experiment
-from transformers_jax.planning import flops, parameters, plan
+from transformers_jax.interchange import initial
+from transformers_jax.planning import flops, plan
+from transformers_jax.planning import parameters as sizes
 from transformers_jax.planning.peak import matmul_peak
 from transformers_jax.training import sharding
 from transformers_jax.training.checkpoint import Checkpoints, any_process
 from transformers_jax.training.loop import Evaluator, graceful_stop, train
 from transformers_jax.training.metrics import MetricsWriter
 from transformers_jax.training.optimizers import make_optimizer
-from transformers_jax.training.state import abstract_state, create_state
+from transformers_jax.training.state import TrainState, abstract_state, create_state
 from transformers_jax.training.step import compile_step, make_train_step
 
 
 def pretrain(config, workdir, *, began: float | None = None) -> None:
     """Trains, evaluates and checkpoints in a workdir; goes on where an earlier call with the same config stopped.
+
+    A run begins with random parameters, or with those that config.finetuning.init_from names.
 
     Args:
       began: `time.monotonic()` when the process began, to tell what its start took.
@@ -33,6 +38,7 @@ def pretrain(config, workdir, *, began: float | None = None) -> None:
     """
     laps = Laps(began)
     laps("imports")
+    config = experiments.settled(config)
     experiments.claim(config, workdir)
     run = Experiment(config, workdir, training=True)
     mesh, options = run.mesh, config.training
@@ -42,22 +48,22 @@ def pretrain(config, workdir, *, began: float | None = None) -> None:
     laps("data")
     shapes = run.batch_shapes()
     laps("tokenizer")
-    sharding.check_rows(len(shapes["targets"]), mesh, options.accumulate)
+    sharding.check_rows(next(iter(shapes.values())).shape[0], mesh, options.accumulate)
     iterator = run.train_iterator()
     tx, schedule = make_optimizer(config.optimizer, options.steps)
-    abstract = abstract_state(run.model, tx, shapes, mesh)
+    abstract = abstract_state(run.model, tx, shapes, mesh, trainable=run.trainable)
     update = compiled_step(run, tx, jax.tree.map(lambda x: x.sharding, abstract))
     experiments.write(run)
     operations = flops.of_jaxpr(traced_step(run, tx, update, abstract))
     peak = matmul_peak(config.model.dtype) * mesh.size
     laps("model")
-    logging.info("%s parameters; start: %s", f"{parameters.count(abstract.params):,}", laps)
+    logging.info("%s parameters; start: %s", f"{sizes.count(abstract.model_params):,}", laps)
 
     scorer = Scorer(run)
     with MetricsWriter(workdir) as writer, run.checkpoints() as checkpoints:
         state = abstract  # what the checkpoint has, or else is made
         if not checkpoints.all_steps():
-            state, _ = create_state(run.model, tx, shapes, mesh, seed=config.seed)
+            state = first_state(run, tx)
         with graceful_stop() as stop, in_context(run):
             state = train(
                 state=state,
@@ -82,6 +88,21 @@ def pretrain(config, workdir, *, began: float | None = None) -> None:
             writer.write(step, "test", final_test(run, scorer, checkpoints))
 
 
+def first_state(run: Experiment, tx) -> TrainState:
+    """The state of step 0: random, but for the parameters that the task or config.finetuning.init_from has."""
+    options, own = run.config.get("finetuning", {}), getattr(run.task, "initial", None)
+    shapes, trainable = run.batch_shapes(), run.trainable
+    state, _ = create_state(run.model, tx, shapes, run.mesh, seed=run.config.seed, trainable=trainable)
+    if own:
+        pretrained = own(run.model)
+    elif options.get("init_from") and not options.get("fresh"):
+        pretrained = initial.initial(options["init_from"], run.model, run.tokenizer)
+    else:
+        return state
+    params, frozen = parameters.split(initial.merged(state.model_params, pretrained), trainable)
+    return state.replace(params=params, frozen=frozen)
+
+
 class Laps:
     """What the seconds of a start went into: `laps("data")` ends a lap, `str(laps)` tells all."""
 
@@ -99,27 +120,23 @@ class Laps:
 
 
 def validation(run: Experiment, scorer: Scorer) -> Evaluator:
-    """Perplexity of the validation split; every `bleu_every` steps and at the end also greedy BLEU of its beginning."""
-    options = run.config.training
+    """Loss and its kin on the validation split, and what the task measures there while it trains."""
 
     def measure(state, step: int) -> dict:
-        scores = scorer.losses("validation", state.model_params, state.model_state)
-        if options.bleu_every and (step % options.bleu_every == 0 or step >= options.steps):
-            found = scorer.translations("validation", state.model_params, sentences=options.bleu_sentences, method="greedy")
-            scores["bleu"] = bleu(found)["bleu"]
-        return scores
+        model = {"params": state.model_params, "model_state": state.model_state}
+        return scorer.losses("validation", **model) | run.task.validate(scorer, model, step)
 
     return Evaluator("validation", measure)
 
 
 def final_test(run: Experiment, scorer: Scorer, checkpoints: Checkpoints) -> dict:
-    """All scores of the newest checkpoints' average on the test split; its translations are written to the workdir."""
+    """All scores of the newest checkpoints' average on the test split; its samples are written to the workdir."""
     began = time.monotonic()
     model = run.trained(average=run.config.training.average_checkpoints, checkpoints=checkpoints)
-    translations = scorer.translations("test", model["params"])
-    scores = scorer.losses("test", **model) | bleu(translations)
+    own, samples = run.task.evaluate(scorer, "test", model)
+    scores = scorer.losses("test", **model) | own
     if jax.process_index() == 0:
-        experiments.write_samples(run, translations)
+        experiments.write_samples(run, samples)
         shown = (f"{name} {x:.4g}" if isinstance(x, float) else f"{name} {x}" for name, x in scores.items())
         logging.info("test: %s", "  ".join(shown))
     return scores | {"evaluation_seconds": time.monotonic() - began}
@@ -154,13 +171,14 @@ def traced_step(run: Experiment, tx, compiled, state):
 
 def make_plan(config, workdir=None) -> plan.Plan:
     """What training would take: compiles the step, runs nothing, reads no data and writes nothing."""
+    config = experiments.settled(config)
     if workdir is not None:
         experiments.claim(config, workdir)
     run = Experiment(config, workdir, training=True)
     if not run.has_tokenizer():  # one that is to be learned has the size it is asked to have
-        run.tokenizer = SimpleNamespace(vocab_size=config.tokenizer.vocab_size)
+        run.tokenizer = placeholder(config.tokenizer.vocab_size)
     tx, _ = make_optimizer(config.optimizer, config.training.steps)
-    state = abstract_state(run.model, tx, run.batch_shapes(), run.mesh)
+    state = abstract_state(run.model, tx, run.batch_shapes(), run.mesh, trainable=run.trainable)
     update = compiled_step(run, tx, jax.tree.map(lambda x: x.sharding, state))
     jaxpr = traced_step(run, tx, update, state)
     with in_context(run):

@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from collections import Counter
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,7 +15,8 @@ from ml_collections import ConfigDict
 
 from transformers_jax import batch as contract
 from transformers_jax.data import sources
-from transformers_jax.data.pipeline import Encoded, Shape, assemble, eval_batches, fill, train_iterator
+from transformers_jax.data.assembly import Encoded, Shape, assemble
+from transformers_jax.data.pipeline import eval_batches, fill, train_iterator
 from transformers_jax.errors import UserError
 
 STREAMS = {"source": ("source",), "target": ("target_inputs", "targets")}
@@ -38,6 +40,7 @@ def config(**keys) -> ConfigDict:
     return ConfigDict({**packing, **buckets, "cache": True, "workers": 0, "prefetch": 0, **keys})
 
 
+TASK = SimpleNamespace(encode=encode, streams=STREAMS)
 PACKING, BUCKETS = config(), config(batching="buckets")
 both = pytest.mark.parametrize("batching", ["packing", "buckets"])
 
@@ -67,7 +70,7 @@ def unpacked(batch: dict, source: list[dict], limit: int = ROW) -> list[int]:
 
 
 def batches_of(source, keys, count: int, seed: int = 1, **process) -> list[dict]:
-    iterator = train_iterator(source, encode, STREAMS, keys, seed=seed, **process)
+    iterator = train_iterator(source, TASK, keys, seed=seed, **process)
     batches = list(itertools.islice(iterator, count))
     iterator.close()
     return batches
@@ -140,7 +143,7 @@ class TestTraining:
         for cache in True, False:
             calls.clear()
             keys = config(batching=batching, cache=cache)
-            list(itertools.islice(train_iterator(source, counted, STREAMS, keys, seed=0), 30))
+            list(itertools.islice(train_iterator(source, SimpleNamespace(encode=counted, streams=STREAMS), keys, seed=0), 30))
             assert len(calls) == 20
             assert (max(calls.values()) == 1) == cache
 
@@ -155,7 +158,7 @@ class TestState:
     @pytest.mark.parametrize("window", [0, 11])
     def test_a_fresh_iterator_goes_on_from_any_state(self, batching, prefetch, window):
         source, keys = make_source(40), config(batching=batching, prefetch=prefetch, window=window)
-        iterator = train_iterator(source, encode, STREAMS, keys, seed=4)
+        iterator = train_iterator(source, TASK, keys, seed=4)
         states, batches = [], []
         for _ in range(30):  # several epochs of 40 examples
             states.append(json.dumps(iterator.get_state()))
@@ -163,7 +166,7 @@ class TestState:
         assert sum(len(unpacked(batch, source)) for batch in batches) > 2 * 40
         assert max(map(len, states)) < 40
         for step in 0, 1, 2, 5, 9, 17, 24:
-            fresh = train_iterator(source, encode, STREAMS, keys, seed=4)
+            fresh = train_iterator(source, TASK, keys, seed=4)
             fresh.set_state(json.loads(states[step]))
             assert json.dumps(fresh.get_state()) == states[step]
             assert_equal(list(itertools.islice(fresh, 6)), batches[step : step + 6])
@@ -203,14 +206,14 @@ class TestProcesses:
     @pytest.mark.parametrize("count", [2, 3])
     def test_evaluation_batches_of_all_processes_are_those_of_one(self, batching, count):
         source, keys = make_source(31), config(batching=batching, rows_multiple=6, tokens_per_batch=96)
-        shares = [eval_batches(source, encode, STREAMS, keys, process_index=i, process_count=count) for i in range(count)]
+        shares = [eval_batches(source, TASK, keys, process_index=i, process_count=count) for i in range(count)]
         assert len({len(share) for share in shares}) == 1 and len(shares[0]) > 1
         together = [{k: np.concatenate([b[k] for b in parts]) for k in parts[0]} for parts in zip(*shares, strict=True)]
-        assert_equal(together, list(eval_batches(source, encode, STREAMS, keys)))
+        assert_equal(together, list(eval_batches(source, TASK, keys)))
 
     def test_a_process_without_examples_is_refused(self):
         with pytest.raises(UserError, match="config.data.train: 2 examples are too few for 3 processes"):
-            train_iterator(make_source(2), encode, STREAMS, PACKING, seed=0, process_index=2, process_count=3)
+            train_iterator(make_source(2), TASK, PACKING, seed=0, process_index=2, process_count=3)
 
 
 class TestEvaluation:
@@ -218,7 +221,7 @@ class TestEvaluation:
     @pytest.mark.parametrize("count", [1, 5, 64])
     def test_every_example_once_and_in_order_as_often_as_wanted(self, batching, count):
         source = make_source(count)
-        batches = eval_batches(source, encode, STREAMS, config(batching=batching))
+        batches = eval_batches(source, TASK, config(batching=batching))
         for _ in range(2):
             assert len(list(batches)) == len(batches)
             assert [number for batch in batches for number in unpacked(batch, source)] == list(range(count))
@@ -226,13 +229,13 @@ class TestEvaluation:
 
     def test_packing_needs_fewer_batches(self):
         source = make_source(64, 4)
-        batches = list(eval_batches(source, encode, STREAMS, PACKING))
+        batches = list(eval_batches(source, TASK, PACKING))
         assert len(batches) < 64 / 6 / 3
         assert fill(batches[-1]) < fill(batches[0])
 
     def test_longer_examples_are_cut_with_one_warning(self, caplog):
         source = [{"number": i, "lengths": (8, 8 + 2 * i)} for i in range(5)]
-        batches = list(eval_batches(source, encode, STREAMS, config(max_length=12)))
+        batches = list(eval_batches(source, TASK, config(max_length=12)))
         assert [number for batch in batches for number in unpacked(batch, source, 12)] == list(range(5))
         assert [r.getMessage() for r in caplog.records] == ["evaluation cuts 2 of 5 examples to source 12, target 12 pieces"]
 
@@ -254,7 +257,7 @@ class TestLongExamples:
     @pytest.mark.parametrize("prefetch", [0, 2])
     def test_nothing_left_is_an_error(self, batching, prefetch):
         source = [{"number": i, "lengths": (2, 17)} for i in range(9)]
-        iterator = train_iterator(source, encode, STREAMS, config(batching=batching, prefetch=prefetch), seed=0)
+        iterator = train_iterator(source, TASK, config(batching=batching, prefetch=prefetch), seed=0)
         with pytest.raises(UserError, match="all training examples are over .*raise config.data.max_length"):
             next(iterator)
 
@@ -262,7 +265,7 @@ class TestLongExamples:
 @pytest.mark.parametrize(
     "keys, message",
     [
-        ({"batching": "pack"}, "config.data.batching='pack' is not one of packing, buckets"),
+        ({"batching": "pack"}, "config.data.batching='pack' is not one of packing, buckets, rows"),
         ({"batch_size": 0}, "config.data.batch_size=0"),
         ({"batch_size": 7, "process_count": 2}, "config.data.batch_size=7 does not divide by 2 processes"),
         ({"lengths": {"source": 8}}, "config.data.lengths.target=0"),
@@ -275,18 +278,19 @@ def test_keys_that_do_not_fit_are_named(keys, message):
     processes = {"process_count": keys.pop("process_count", 1)}
     for make in (lambda *a, **k: train_iterator(*a, seed=0, **k)), eval_batches:
         with pytest.raises(UserError, match=message):
-            make(make_source(9), encode, STREAMS, config(**keys), **processes)
+            make(make_source(9), TASK, config(**keys), **processes)
 
 
 def test_no_examples_are_an_error():
     with pytest.raises(UserError, match="config.data.train: 0 examples"):
-        train_iterator([], encode, STREAMS, PACKING, seed=0)
+        train_iterator([], TASK, PACKING, seed=0)
     with pytest.raises(UserError, match="no examples to evaluate"):
-        eval_batches([], encode, STREAMS, PACKING)
+        eval_batches([], TASK, PACKING)
 
 
 def test_the_unnamed_stream_has_plain_names():
-    examples = Encoded([{"ids": [7, 8]}], lambda e: e, {"": ("ids",)}, cache=False)
+    task = SimpleNamespace(encode=lambda e: e, streams={"": ("ids",)})
+    examples = Encoded([{"ids": [7, 8]}], task, cache=False)
     batch = assemble([[examples[0], examples[0]], []], streams={"": ("ids",)}, shape=Shape(3, (5,)))
     assert {name: value.tolist() for name, value in batch.items()} == {
         "ids": [[7, 8, 7, 8, 0], [0] * 5, [0] * 5],
@@ -312,7 +316,7 @@ class TestMulti30k:
 
     def test_nineteen_of_twenty_positions_are_real(self, source):
         keys = config(batch_size=64, lengths={"source": 64, "target": 64})
-        iterator = train_iterator(source, self.encode, STREAMS, keys, seed=0)
+        iterator = train_iterator(source, SimpleNamespace(encode=self.encode, streams=STREAMS), keys, seed=0)
         batches = [contract.check(next(iterator)) for _ in range(40)]
         assert {batch["source"].shape for batch in batches} == {(64, 64)}
         assert np.mean([fill(batch) for batch in batches]) > 0.95
@@ -323,18 +327,18 @@ WORKERS = """
 import json, sys
 from absl import app
 sys.path[:0] = {paths!r}
-from test_pipeline import STREAMS, assert_equal, config, encode, make_source
+from test_pipeline import TASK, assert_equal, config, make_source
 from transformers_jax.data.pipeline import train_iterator
 def main(argv):
     source, batches = make_source(300), {{}}
     for workers in 0, 2:
-        iterator = train_iterator(source, encode, STREAMS, config(workers=workers, window=40), seed=5)
+        iterator = train_iterator(source, TASK, config(workers=workers, window=40), seed=5)
         batches[workers] = [next(iterator) for _ in range(30)]
         state = json.dumps(iterator.get_state())
         following = [next(iterator) for _ in range(5)]
         iterator.close()
     assert_equal(batches[0], batches[2])
-    iterator = train_iterator(source, encode, STREAMS, config(window=40), seed=5)
+    iterator = train_iterator(source, TASK, config(window=40), seed=5)
     iterator.set_state(json.loads(state))
     assert_equal([next(iterator) for _ in range(5)], following)
     print("equal")

@@ -2,14 +2,16 @@
 
 import logging
 import os
+import re
 
 import jax
 import numpy as np
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
-from launching import command, finish, start
+from launching import REPOSITORY, command, finish, start
 
 WORDS = {"man": "Mann", "woman": "Frau", "dog": "Hund", "runs": "läuft", "red": "rot", "big": "groß", "the": "das"}
+SMALLER = ["--config.model.layers=1", "--config.model.width=16", "--config.model.hidden=32", "--config.training.steps=6"]
 OPTIONS = ("jax_default_prng_impl", "jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
 
 
@@ -44,5 +46,29 @@ def run(tmp_path_factory, corpus, cache):
     """The workdir of a run that nothing disturbed."""
     workdir = tmp_path_factory.mktemp("run") / "there" / "not yet"
     code, out, err = finish(start(command(workdir, corpus)))
+    assert code == 0 and out == "", err
+    return workdir
+
+
+@pytest.fixture(scope="session")
+def prose(tmp_path_factory):
+    """A file of English sentences, a blank line between documents: some of Python's own help."""
+    from pydoc_data.topics import topics
+
+    folder, documents = tmp_path_factory.mktemp("prose"), []
+    for name in sorted(topics)[:20]:
+        plain = " ".join(re.sub(r"[^\w\s.,;'-]", " ", topics[name]).split())
+        documents.append("\n".join(s.strip() + "." for s in plain.split(". ")[:12] if len(s.split()) > 3))
+    (folder / "train.txt").write_text("\n\n".join(documents[2:]) + "\n")
+    (folder / "validation.txt").write_text("\n\n".join(documents[:2]) + "\n")
+    return [f"--config.data.{split}={folder}/{split}.txt" for split in ("train", "validation")]
+
+
+@pytest.fixture(scope="session")
+def encoder(tmp_path_factory, prose, cache):
+    """The workdir of a tiny BERT, pretrained by masked language model and next sentences."""
+    workdir = tmp_path_factory.mktemp("encoder") / "w"
+    flags = [f"--config={REPOSITORY}/configs/bert.py:tiny", f"--workdir={workdir}", *prose, *SMALLER]
+    code, out, err = finish(start(["-m", "experiments.pretrain", *flags]))
     assert code == 0 and out == "", err
     return workdir

@@ -1,4 +1,4 @@
-"""Exact parameter counts, pinned. The Transformer column is that of So, Liang, Le 2019 with 33,288 embedding rows."""
+"""Exact parameter counts, pinned: those that So, Liang, Le 2019 publish, with 33,288 embedding rows."""
 
 import jax
 import numpy as np
@@ -6,10 +6,9 @@ import pytest
 
 from transformers_jax import models
 
-BATCH = {
-    name: np.zeros((1, 2), np.int32)
-    for name in "source source_positions source_segments target_inputs targets target_positions target_segments".split()
-}
+STREAMS = ("", "source_", "target_")
+FIELDS = [f"{stream}{field}" for stream in STREAMS for field in ("positions", "segments")]
+BATCH = {name: np.zeros((1, 2), np.int32) for name in ("tokens", "source", "target_inputs", "targets", *FIELDS)}
 
 
 def count(fields: dict, vocab_size: int) -> int:
@@ -26,3 +25,36 @@ def count(fields: dict, vocab_size: int) -> int:
 def test_transformer(width, heads, wanted, scan):
     fields = dict(name="transformer", width=width, num_heads=heads, hidden=4 * width, scan_layers=scan)
     assert count(fields, 33_288) == wanted == 168 * width**2 + 124 * width + 33_288 * width
+
+
+@pytest.mark.parametrize("scan", [False, True])
+@pytest.mark.parametrize(
+    "width, heads, wanted",
+    [(128, 4, 7_242_496), (432, 8, 47_885_472), (512, 8, 64_064_512), (768, 8, 131_191_296), (1024, 16, 221_714_432)],
+)
+def test_evolved_transformer(width, heads, wanted, scan):
+    fields = dict(name="evolved_transformer", width=width, num_heads=heads, scan_layers=scan)
+    assert count(fields, 33_288) == wanted == 357 * width**2 // 2 + 446 * width + 33_288 * width
+
+
+LARGE = dict(width=1024, num_heads=16, hidden=4096, layers=24)
+ROBERTA = dict(name="bert", max_length=514, token_types=1, position_offset=2)
+
+
+@pytest.mark.parametrize(
+    "fields, vocab_size, wanted",
+    [
+        (dict(name="bert"), 30_522, 109_482_240),
+        (dict(name="bert", scan_layers=True, **LARGE), 30_522, 335_141_888),
+        (ROBERTA | dict(variant="roberta"), 50_265, 124_645_632),
+        (ROBERTA | dict(variant="camembert"), 32_005, 110_621_952),
+        (ROBERTA | dict(variant="xlm-roberta"), 250_002, 278_043_648),
+        (dict(name="albert"), 30_000, 11_683_584),
+        (dict(name="distilbert"), 30_522, 66_362_880),
+        (dict(name="flaubert"), 68_729, 138_233_088),
+    ],
+    ids=lambda x: x.get("variant", x["name"]) if isinstance(x, dict) else None,
+)
+def test_encoders(fields, vocab_size, wanted):
+    """Of the published models, with their poolers; `transformers` counts the same (tests/parity/test_huggingface.py)."""
+    assert count({"scan_layers": True} | fields, vocab_size) == wanted

@@ -156,7 +156,8 @@ def their_feed(activation: str, torch, inputs: dict) -> dict:
     functions = torch.nn.functional
     activate = {
         "relu": functions.relu,
-        "gelu": functools.partial(functions.gelu, approximate="tanh"),
+        "gelu": functions.gelu,
+        "gelu_tanh": functools.partial(functions.gelu, approximate="tanh"),
         "swish": functions.silu,
     }[activation]
 
@@ -186,5 +187,6 @@ CASES = [
     heads("cross", cross=True),
     feed("relu"),
     feed("gelu"),
+    feed("gelu_tanh"),
     feed("swish"),
 ]

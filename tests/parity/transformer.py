@@ -40,7 +40,7 @@ def draw(norm: str, scan: bool, rng) -> dict:
 
 def ours(norm: str, scan: bool, inputs: dict) -> dict:
     def function(i):
-        hidden, table = build(norm, scan).apply(variables(i), i)
+        hidden, table, _ = build(norm, scan).apply(variables(i), i)
         weights = i["target_segments"] > 0
         sums = cross_entropy(hidden, table, i["targets"], weights, SMOOTHING)
         loss = sums.loss / sums.weight

@@ -347,11 +347,11 @@ def test_killed_while_saving(scripts, moment):
 
 
 def test_another_mesh(scripts):
-    """Eight devices, data=8, then data=2, fsdp=4; then one device, here."""
+    """Eight devices, data=8, then data=2, fsdp=4, then one device, here; and many arrays on fsdp=2, tensor=4."""
     directory, (process,) = scripts["meshes"]
     report = finish(process)
     assert report["devices"] == 8 and report["shard"] == [1, 8]
-    assert report["same"] and report["params"] and report["average"]
+    assert report["same"] and report["params"] and report["average"] and report["both_ways"]
     assert same(restore(directory, make_state(rows=8))[1], make_state(5, rows=8))
 
 

@@ -44,6 +44,23 @@ def test_chunks_equal_the_plain_loss_and_gradient(inputs, smoothing, elements, m
     np.testing.assert_allclose(ours(hidden, table), wanted, rtol=1e-5)  # the path without gradients
 
 
+@pytest.mark.parametrize("elements", [1, 10**6])
+def test_a_bias_is_added_and_has_its_gradient(inputs, elements, monkeypatch):
+    monkeypatch.setattr(losses, "chunk_elements", lambda: elements)
+    hidden, table, targets, weights = inputs
+    bias = jax.random.normal(jax.random.key(9), (11,))
+
+    def ours(hidden, table, bias):
+        return losses.cross_entropy(hidden, table, targets, weights, bias=bias).loss
+
+    def wanted(hidden, table, bias):  # as one more input that is always 1
+        ones = jnp.ones((*hidden.shape[:-1], 1))
+        return plain(jnp.concatenate([hidden, ones], -1), jnp.concatenate([table, bias[:, None]], -1), targets, weights, 0.0)
+
+    got, want = (jax.value_and_grad(f, argnums=(0, 1, 2))(hidden, table, bias) for f in (ours, wanted))
+    jax.tree.map(lambda g, w: np.testing.assert_allclose(g, w, rtol=1e-5, atol=1e-5), got, want)
+
+
 def test_sums_count_what_they_say(inputs):
     hidden, table, targets, weights = inputs
     sums = losses.cross_entropy(hidden, table, targets, weights, 0.1)

@@ -123,8 +123,16 @@ def meshes(directory):
         average = checkpoints.average(2, {"params": wanted.params})["params"]
     kept = all(x.sharding == y.sharding for x, y in zip(*map(jax.tree.leaves, (restored, wanted)), strict=True))
     shard = restored.params["dense"]["kernel"].addressable_shards[0].data.shape
+    third = jax.make_mesh((2, 4), ("fsdp", "tensor"))
+    many = {"params": {f"kernel{i}": np.arange(64, dtype=np.float32).reshape(8, 8) + i for i in range(60)}}
+    many = placed(many, third, ("fsdp", "tensor"))
+    with Checkpoints(f"{directory}/many") as checkpoints:
+        for step in 1, 2, 3:
+            checkpoints.save(step, many)
+        both_ways = checkpoints.restore_latest(many)[1]
     return {
         "devices": jax.device_count(),
+        "both_ways": same(both_ways, many),
         "shard": shard,
         "same": same(restored, state) and kept,
         "params": same(params, state.params),

@@ -5,9 +5,10 @@ What goes together is planned window by window, so a batch is a function of data
 position in the data is two integers, the window and the row within it, whatever the number of workers.
 
 Keys of config.data that are read here:
-  batching: "packing" puts several examples into a row; "buckets" gives each a row, among examples of like length.
-  batch_size: packing: rows of a batch, over all processes.
-  lengths: packing: pieces in a row by stream, {"source": 64, "target": 64}.
+  batching: "packing" puts several examples into a row; "buckets" gives each a row, among examples of like length;
+    "rows" gives each a row, all rows of one length.
+  batch_size: packing, rows: rows of a batch, over all processes.
+  lengths: packing, rows: pieces in a row by stream, {"source": 64, "target": 64}; of the stream "", {"tokens": 64}.
   tokens_per_batch: buckets: positions of one stream in a batch, over all processes; rows are so many over the width.
   boundaries: buckets: widths of the rows, (16, 24, 32, 64) say; each is one shape that the step is compiled for.
   rows_multiple: buckets: rows of a batch are a multiple of this (8).
@@ -19,42 +20,33 @@ Keys of config.data that are read here:
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import Any
 
 import grain
 import numpy as np
 from absl import logging
 from grain.experimental import DatasetOptions, ThreadPrefetchIterDataset, WithOptionsIterDataset
 
-from transformers_jax.batch import Streams, positions_name, segments_name
+from transformers_jax.batch import Streams
+from transformers_jax.data import assembly
+from transformers_jax.data.assembly import Encoded, Layout, Shape, collate, layout_of
 from transformers_jax.data.packing import bucket, pack, pack_in_order
 from transformers_jax.errors import UserError
 
-WINDOW = {"packing": 4096, "buckets": 16384}
+WINDOW = {"packing": 4096, "buckets": 16384, "rows": 4096}
 PREFETCH = 8
 ROWS_MULTIPLE = 8
-
-Example = tuple[np.ndarray, ...]
-"""An encoded example: one int32 array [fields, length] a stream."""
 
 _ENDLESS = 2**40  # windows
 _UNTHREADED = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
 _UNSHARED = DatasetOptions(min_shm_size=2**40)  # a window is thousands of small arrays: no shared memory for each
 
 
-class Shape(NamedTuple):
-    """The shape of a batch: its rows over all processes, and the positions of a row by stream."""
-
-    rows: int
-    lengths: tuple[int, ...]
-
-
 def train_iterator(
     source: Sequence,
-    encode: Callable[[dict], dict[str, np.ndarray]],
-    streams: Streams,
+    task: Any,
     config,
     *,
     seed: int,
@@ -63,15 +55,15 @@ def train_iterator(
 ) -> grain.DatasetIterator:
     """Endless training batches of this process.
 
-    Packing: process i takes examples i, i + n, i + 2n …. Buckets: all processes plan alike, for their batches must have
-    the same shape, and process i takes the i-th equal share of the rows of each.
+    Packing and rows: process i takes examples i, i + n, i + 2n …. Buckets: all processes plan alike, for their batches
+    must have the same shape, and process i takes the i-th equal share of the rows of each.
 
     Args:
       source: raw examples, by number.
-      encode: a raw example → its fields, 1-D int32 arrays, of one length within a stream.
-      streams: fields by stream, see batch.Streams.
+      task: its `encode` gives the fields of a raw example, 1-D int32 arrays, of one length within a stream; for its
+        other attributes see `assembly`.
       config: config.data, see above.
-      seed: of the shuffling.
+      seed: of the shuffling, and of what the task augments.
 
     Returns:
       An iterator of numpy batches, with static shapes; `get_state()` is a dict of two integers, from which `set_state`
@@ -80,73 +72,83 @@ def train_iterator(
     Raises:
       UserError: a key that does not fit; no example is left. In `next`: none is short enough.
     """
-    shapes, limits = shapes_of(config, streams, process_count)
-    packing = config.batching == "packing"
-    shard = range(process_index, len(source), process_count) if packing else range(len(source))
+    layout = layout_of(task)
+    shapes, limits = shapes_of(config, layout, process_count)
+    buckets = config.batching == "buckets"
+    shard = range(len(source)) if buckets else range(process_index, len(source), process_count)
     if not shard:
         raise UserError(f"config.data.train: {len(source)} examples are too few for {process_count} processes")
     window = min(config.get("window", 0) or WINDOW[config.batching], len(shard))
-    examples = Encoded(source, encode, streams, config.get("cache", False))
-    plan = _Plan(examples, shapes, limits, packing, seed, shard, window)
+    examples = Encoded(source, task, config.get("cache", False))
+    plan = _Plan(examples, shapes, limits, config.batching, seed, shard, window)
     planned = _Planned(grain.MapDataset.range(_ENDLESS).map(plan), config.get("workers", 0))
-    if packing:
-        shape = Shape(shapes[0].rows // process_count, shapes[0].lengths)
-        batches = planned.batch(shape.rows, batch_fn=partial(assemble, streams=streams, shape=shape))
+    if buckets:
+        batches = planned.map(partial(_share, layout, shapes, process_index, process_count))
     else:
-        batches = planned.map(partial(_share, streams, shapes, process_index, process_count))
+        shape = Shape(shapes[0].rows // process_count, shapes[0].lengths)
+        batches = planned.batch(shape.rows, batch_fn=partial(collate, layout=layout, shape=shape))
     ahead = config.get("prefetch", PREFETCH)
     batches = ThreadPrefetchIterDataset(batches, prefetch_buffer_size=ahead) if ahead else batches
     return iter(batches)
 
 
 class EvalBatches:
-    """Evaluation batches of one process: every example once, in order, packed; as many on every process.
+    """Evaluation batches of one process: every example once, in order, packed or one a row; as many on every process.
 
     The rows of all processes, one process behind the other, are the batches of a single process. Those that nothing is
     left for are empty: all segments 0. Longer examples than a row are cut, with one warning. Made by `eval_batches`.
     """
 
-    def __init__(self, examples: "Encoded", streams: Streams, shape: Shape, limits, process_index, process_count):
-        self.examples, self.streams, self.limits = examples, streams, limits
+    def __init__(self, examples: Encoded, shapes: Sequence[Shape], limits, process_index, process_count):
+        self.examples, self.layout, self.limits = examples, examples.layout, limits
+        lengths = np.array([assembly.lengths(examples[i]) for i in range(len(examples))])
+        if longer := (lengths > limits).any(axis=1).sum():
+            most = _named(self.layout.streams, limits)
+            logging.warning("evaluation cuts %d of %d examples to %s pieces", longer, len(lengths), most)
+        lengths, shape = np.minimum(lengths, limits), shapes[-1]
+        if self.layout.one_a_row:
+            self.rows = [[i] for i in range(len(examples))]
+            shape = next(s for s in shapes if (lengths <= s.lengths).all())
+        else:
+            self.rows = pack_in_order(lengths, shape.lengths)
         self.total, share = shape.rows, shape.rows // process_count
         self.start, self.shape = process_index * share, Shape(share, shape.lengths)
-        lengths = np.array([_lengths(examples[i]) for i in range(len(examples))])
-        if cut := (lengths > limits).any(axis=1).sum():
-            most = _named(streams, limits)
-            logging.warning("evaluation cuts %d of %d examples to %s pieces", cut, len(lengths), most)
-        self.rows = pack_in_order(np.minimum(lengths, limits), shape.lengths)
 
     def __len__(self) -> int:
         return math.ceil(len(self.rows) / self.total)
 
     def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
         for first in range(self.start, self.start + len(self) * self.total, self.total):
-            rows = [[self._cut(i) for i in row] for row in self.rows[first : first + self.shape.rows]]
-            yield assemble(rows, streams=self.streams, shape=self.shape)
-
-    def _cut(self, i: int) -> Example:
-        return tuple(part[:, :limit] for part, limit in zip(self.examples[i], self.limits, strict=True))
+            numbers = self.rows[first : first + self.shape.rows]
+            rows = [[assembly.cut(self.examples[i], self.limits) for i in row] for row in numbers]
+            yield collate(rows, layout=self.layout, shape=self.shape)
 
 
 def eval_batches(
     source: Sequence,
-    encode: Callable[[dict], dict[str, np.ndarray]],
-    streams: Streams,
+    task: Any,
     config,
     *,
     process_index: int = 0,
     process_count: int = 1,
 ) -> EvalBatches:
     """Batches that cover every example exactly once, to be iterated as often as wanted. All have one shape: that of a
-    training batch, with buckets that of the widest.
+    training batch, with buckets that of the widest; or, one example a row, of the narrowest that holds all.
 
     Args and errors are those of `train_iterator`.
     """
     if not len(source):
         raise UserError("there are no examples to evaluate: see config.data.validation and config.data.test")
-    shapes, limits = shapes_of(config, streams, process_count)
-    examples = Encoded(source, encode, streams, config.get("cache", False))
-    return EvalBatches(examples, streams, shapes[-1], limits, process_index, process_count)
+    shapes, limits = shapes_of(config, layout_of(task), process_count)
+    examples = Encoded(source, task, config.get("cache", False))
+    return EvalBatches(examples, shapes, limits, process_index, process_count)
+
+
+def batch_shapes(config, task: Any, process_count: int = 1) -> dict[str, tuple[tuple[int, ...], type]]:
+    """(shape, dtype) of each field of a global training batch by name; with buckets those of the widest."""
+    layout = layout_of(task)
+    shapes, _ = shapes_of(config, layout, process_count)
+    return assembly.shapes_of_fields(layout, shapes[-1])
 
 
 def fill(batch: dict[str, np.ndarray]) -> float:
@@ -155,86 +157,37 @@ def fill(batch: dict[str, np.ndarray]) -> float:
     return sum(np.count_nonzero(s) for s in segments) / sum(s.size for s in segments)
 
 
-class Encoded:
-    """A source of encoded examples, each encoded when first asked for, and kept if `cache`."""
-
-    def __init__(self, source: Sequence, encode: Callable, streams: Streams, cache: bool):
-        self.source, self.encode, self.streams = source, encode, streams
-        self.cache: dict[int, Example] | None = {} if cache else None
-
-    def __len__(self) -> int:
-        return len(self.source)
-
-    def __getitem__(self, i: int) -> Example:
-        if self.cache is not None and i in self.cache:
-            return self.cache[i]
-        fields = self.encode(self.source[i])
-        example = tuple(np.array([fields[name] for name in names], np.int32) for names in self.streams.values())
-        if self.cache is not None:
-            self.cache[i] = example
-        return example
-
-
-def assemble(rows: Sequence[Sequence[Example]], *, streams: Streams, shape: Shape) -> dict[str, np.ndarray]:
-    """The batch of these rows: fields, positions and segments of each stream, int32 [shape.rows, length of the stream].
-
-    Args:
-      rows: examples of each row, at most shape.rows; the rest of the batch is empty.
-    """
-    counts = np.array([len(row) for row in rows], np.int64)  # [rows]
-    segments = np.concatenate([np.arange(1, n + 1) for n in [0, *counts]])  # [examples]
-    row_of = np.repeat(np.arange(len(rows)), counts)  # [examples]
-    batch = {}
-    for i, (stream, names) in enumerate(streams.items()):
-        parts = [example[i] for row in rows for example in row]
-        lengths = np.array([part.shape[1] for part in parts], np.int64)  # [examples]
-        ends = np.cumsum(lengths)
-        before_row = np.concatenate([[0], ends])[np.cumsum(counts) - counts]  # [rows] pieces in the rows before
-        positions = np.arange(lengths.sum()) - np.repeat(ends - lengths, lengths)  # [pieces]
-        starts = row_of * shape.lengths[i] + ends - lengths - before_row[row_of]  # [examples]
-        places = np.repeat(starts, lengths) + positions  # [pieces]
-        out = np.zeros([len(names) + 2, shape.rows * shape.lengths[i]], np.int32)
-        if parts:
-            out[:-2, places] = np.concatenate(parts, axis=1)
-        out[-2, places] = positions
-        out[-1, places] = np.repeat(segments, lengths)
-        all_names = (*names, positions_name(stream), segments_name(stream))
-        batch |= zip(all_names, out.reshape(len(all_names), shape.rows, shape.lengths[i]), strict=True)
-    return batch
-
-
-def _lengths(example: Example) -> list[int]:
-    return [part.shape[1] for part in example]
-
-
 def _named(streams: Streams, limits: Sequence[int]) -> str:
     return ", ".join(f"{stream or 'tokens'} {limit}" for stream, limit in zip(streams, limits, strict=True))
 
 
-def _share(streams: Streams, shapes: Sequence[Shape], index: int, count: int, batch: tuple) -> dict[str, np.ndarray]:
+def _share(layout: Layout, shapes: Sequence[Shape], index: int, count: int, batch: tuple) -> dict[str, np.ndarray]:
     """This process's rows of a bucket's batch (bucket, examples)."""
     rows, lengths = shapes[batch[0]]
     share = rows // count
     mine = batch[1][index * share : (index + 1) * share]
-    return assemble([[example] for example in mine], streams=streams, shape=Shape(share, lengths))
+    return collate([[example] for example in mine], layout=layout, shape=Shape(share, lengths))
 
 
 class _Plan:
     """The number of a window → its rows, or its bucket batches, in shuffled order."""
 
-    def __init__(self, examples: Encoded, shapes: Sequence[Shape], limits, packing, seed: int, shard: range, size: int):
-        self.examples, self.shapes, self.limits, self.packing = examples, shapes, limits, packing
+    def __init__(self, examples: Encoded, shapes: Sequence[Shape], limits, batching, seed: int, shard: range, size: int):
+        self.examples, self.shapes, self.limits, self.batching = examples, shapes, limits, batching
         self.seed, self.shard, self.size = seed % 2**32, shard, size
         self.epoch, self.order, self.seen, self.dropped = None, None, 0, 0
 
     def __call__(self, window: int) -> list:
-        examples = [self.examples[i] for i in self._draw(window)]
-        lengths = np.array([_lengths(example) for example in examples])
+        rng = np.random.default_rng([self.seed, 2, self.shard.start, window])
+        examples = [self.examples.draw(i, rng) for i in self._draw(window)]
+        lengths = np.array([assembly.lengths(example) for example in examples])
         fits = (lengths <= self.limits).all(axis=1)  # [examples]
         self._count(fits)
         examples, lengths = [examples[i] for i in np.flatnonzero(fits)], lengths[fits]
         rng = np.random.default_rng([self.seed, 0, window])
-        if self.packing:
+        if self.batching == "rows":
+            planned = [[example] for example in examples]
+        elif self.batching == "packing":
             planned = [[examples[i] for i in row] for row in pack(lengths, self.shapes[0].lengths, rng)]
         else:
             batches = bucket(lengths, [s.lengths[0] for s in self.shapes], [s.rows for s in self.shapes])
@@ -259,7 +212,7 @@ class _Plan:
         """Says how many examples are dropped, when the first is and after one pass of the data."""
         first, before = not self.dropped, self.seen
         self.seen, self.dropped = self.seen + len(fits), self.dropped + int((~fits).sum())
-        over = f"over {_named(self.examples.streams, self.limits)} pieces"
+        over = f"over {_named(self.examples.layout.streams, self.limits)} pieces"
         passed = before < len(self.shard) <= self.seen
         if passed and self.dropped == self.seen:
             raise UserError(f"all training examples are {over}: raise config.data.max_length and the row lengths")
@@ -316,9 +269,12 @@ class _PlannedIterator(grain.DatasetIterator):
         self.upcoming = self.planned = None
 
 
-def shapes_of(config, streams: Streams, process_count: int) -> tuple[list[Shape], tuple[int, ...]]:
+def shapes_of(config, layout: Layout, process_count: int) -> tuple[list[Shape], tuple[int, ...]]:
     """The shapes of batches, narrowest first, and the longest examples that are let through, by stream."""
-    if config.batching == "packing":
+    streams = layout.streams
+    if config.batching == "packing" and layout.one_a_row:
+        raise UserError("config.data.batching=packing: each example of this task needs a row; give rows or buckets")
+    if config.batching in ("packing", "rows"):
         shapes = [Shape(config.batch_size, tuple(_length(config, stream or "tokens") for stream in streams))]
         if config.batch_size < 1 or config.batch_size % process_count:
             raise UserError(f"config.data.batch_size={config.batch_size} does not divide by {process_count} processes")
@@ -332,7 +288,7 @@ def shapes_of(config, streams: Streams, process_count: int) -> tuple[list[Shape]
             least = widths[-1] * multiple
             raise UserError(f"config.data.tokens_per_batch={tokens}: {multiple} rows of {widths[-1]} need {least}")
     else:
-        raise UserError(f"config.data.batching={config.batching!r} is not one of packing, buckets")
+        raise UserError(f"config.data.batching={config.batching!r} is not one of packing, buckets, rows")
     most = config.get("max_length", 0) or math.inf
     return shapes, tuple(int(min(length, most)) for length in shapes[-1].lengths)
 

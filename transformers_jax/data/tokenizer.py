@@ -14,10 +14,12 @@ from collections.abc import Iterable, Sequence
 from itertools import groupby
 from pathlib import Path
 
+import numpy as np
 import tokenizers
 from absl import logging
 
 from transformers_jax.data import bpe, tokenizer_files, words
+from transformers_jax.data.pairs import Joined, place, truncated
 from transformers_jax.data.tokenizer_files import SpecialIds
 from transformers_jax.errors import UserError
 
@@ -35,6 +37,7 @@ class Tokenizer:
         where a pretrained vocabulary lacks one, another stands in: GPT-2's `<|endoftext|>` is all three.
       unk_id, mask_id: the piece of what cannot be written, and BERT's `[MASK]`; None where the vocabulary has none.
       vocab_size: the rows an embedding needs, one more than the highest id.
+      separators: ends between the two texts of a pair: one, as BERT has it, or two, as RoBERTa has it.
     """
 
     def __init__(self, library: tokenizers.Tokenizer, special: SpecialIds):
@@ -46,6 +49,7 @@ class Tokenizer:
         self.vocab_size = max(library.get_vocab().values()) + 1
         added = {i for i, token in library.get_added_tokens_decoder().items() if token.special}
         self._dropped = frozenset(added.union(special) - {None})
+        self.separators = self._separators()
 
     def __reduce__(self):
         return _restored, (self._library.to_str(), self._special)
@@ -83,6 +87,60 @@ class Tokenizer:
     def encode(self, text: str) -> list[int]:
         """The ids of a text, without beginning and end. An empty text has none."""
         return self._library.encode(text, add_special_tokens=False).ids
+
+    def encode_with_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+        """The ids of a text, and for each piece where it stands: text[start:end], without white space around it.
+
+        Places are in order. Where a character makes several pieces, each stands at the whole character; so does a mark
+        that the tokenizer adds, at the character before it. A piece of white space is empty, start == end.
+        """
+        encoding = self._library.encode(text, add_special_tokens=False)
+        places, last = [], 0
+        for start, end in encoding.offsets:
+            places.append(place(text, max(start, last) if end > last else start, end))
+            last = max(last, end)
+        return encoding.ids, places
+
+    def encode_with_words(self, text: str) -> tuple[list[int], list[int]]:
+        """The ids of a text, and the number of the word that each piece belongs to; words as the tokenizer splits them."""
+        encoding = self._library.encode(text, add_special_tokens=False)
+        words_of, last = [], -1
+        for word in encoding.word_ids:
+            last = last + 1 if word is None else word
+            words_of.append(last)
+        return encoding.ids, words_of
+
+    def joined(self, first: Sequence[int], second: Sequence[int] | None = None) -> Joined:
+        """The pieces of one text or two with beginning, separators and end around them."""
+        ids = [self.bos_id, *first, self.eos_id]
+        if second is None:
+            return Joined(ids, [0] * len(ids), (1,))
+        ids += [self.eos_id] * (self.separators - 1)
+        start = len(ids)
+        ids += [*second, self.eos_id]
+        types = [0] * start + [int(self.separators == 1)] * (len(ids) - start)
+        return Joined(ids, types, (1, start))
+
+    def surrounding(self, pair: bool) -> int:
+        """How many pieces `joined` adds."""
+        return 2 + self.separators * pair
+
+    def encode_pair(
+        self, first: str, second: str | None = None, *, max_length: int = 0, truncation: str = "longest_first"
+    ) -> Joined:
+        """One text or two as an encoder reads them, of at most `max_length` pieces in all (0: of any length).
+
+        Args:
+          truncation: what is shortened: "longest_first" or "only_second", see `truncated`.
+        """
+        texts = [self.encode(first)] + ([] if second is None else [self.encode(second)])
+        if max_length:
+            texts = truncated(texts, max_length - self.surrounding(second is not None), truncation)
+        return self.joined(*texts)
+
+    def textual_ids(self) -> np.ndarray:
+        """The ids of all pieces but the special ones, ascending."""
+        return np.array(sorted(set(self._library.get_vocab().values()) - self._dropped), np.int32)
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """The ids of each text, encoded on all cores."""
@@ -149,6 +207,14 @@ class Tokenizer:
           UserError: names the file that is missing or malformed.
         """
         return cls(*tokenizer_files.read(Path(path)))
+
+    def _separators(self) -> int:
+        """What the file's own template puts between two texts; without one, two where a `<mask>` tells of RoBERTa."""
+        if self._library.post_processor is not None:
+            ids = self._library.encode("", "", add_special_tokens=True).ids
+            if len(ids) in (3, 4) and set(ids) <= {self.bos_id, self.eos_id}:
+                return len(ids) - 2
+        return 2 if self.mask_id is not None and self._library.id_to_token(self.mask_id) == "<mask>" else 1
 
     def _textual(self, ids: Iterable[int]) -> list[int]:
         """The ids that stand for text, checked."""

@@ -128,6 +128,11 @@ def _library(file: Path) -> tokenizers.Tokenizer:
         library = tokenizers.Tokenizer.from_file(str(file))
     except Exception as error:  # the library raises nothing narrower
         raise UserError(f"{file}: not a tokenizer.json that can be read: {error}") from error
+    return guarded(library)
+
+
+def guarded(library: tokenizers.Tokenizer) -> tokenizers.Tokenizer:
+    """The same, changed so that a text never becomes a special piece, though it spells its name."""
     library.encode_special_tokens = True
     names = {token.content: i for i, token in library.get_added_tokens_decoder().items() if token.special}
     if found := [name for name, i in names.items() if i in library.encode(name, add_special_tokens=False).ids]:

@@ -173,10 +173,12 @@ class MultiHeadAttention(nn.Module):
 
     num_heads: N.
     head_width: H; D / N if None.
+    features: width of the output; D if None.
     dropout_rate: dropout on the attention weights, from the rng stream "dropout".
     use_bias: the four projections add a bias.
     dtype: of the computation; None for the inputs' and parameters' common dtype.
     param_dtype: of the parameters.
+    stddev: of the kernels' initial numbers; 0 for Glorot's (`projections.kernel_init`).
     relative_distance: largest offset of key and query that is told apart; offsets get learned vectors that are added to
       keys and values (Shaw et al. 2018, equations 3 and 4), the same for all heads. 0: no relative positions.
     relative_to_values: the vectors are added to values too, not only to keys.
@@ -194,9 +196,11 @@ class MultiHeadAttention(nn.Module):
     relative_distance: int = 0
     relative_to_values: bool = True
     implementation: str = "auto"
+    features: int | None = None
+    stddev: float = 0.0
 
     def setup(self):
-        options = (self.use_bias, self.dtype, self.param_dtype)
+        options = (self.use_bias, self.dtype, self.param_dtype, self.stddev)
         self.query = ToHeads(self.num_heads, self.head_width, *options)
         self.key = ToHeads(self.num_heads, self.head_width, *options)
         self.value = ToHeads(self.num_heads, self.head_width, *options)
@@ -214,7 +218,7 @@ class MultiHeadAttention(nn.Module):
         mask: Mask | jax.Array | None,
         deterministic: bool = True,
     ) -> jax.Array:
-        """Attends from x [B, T, D] to context [B, S, D], or to x itself where there is none; gives [B, T, D].
+        """Attends from x [B, T, D] to context [B, S, D], or to x itself where there is none; gives [B, T, D or features].
 
         Args:
           mask: a `Mask`, a bool array broadcastable to [B, N, T, S], or None if every query sees every key.
@@ -235,7 +239,7 @@ class MultiHeadAttention(nn.Module):
         out = self._attend(
             self.query(x), self.key(source), self.value(source), mask, 0.0 if deterministic else self.dropout_rate
         )
-        return self.out(out, x.shape[-1])
+        return self.out(out, self.features or x.shape[-1])
 
     def _attend(self, q, k, v, mask, dropout_rate) -> jax.Array:
         """Attention of all heads [B, T, N, H], with relative positions if there are any."""
@@ -294,7 +298,7 @@ class MultiHeadAttention(nn.Module):
         out, weights = kernels.product(q, k, v, positions <= index, bias=bias)
         if self.relative_distance and self.relative_to_values:
             out = out + self._relative_output(weights, *offsets)
-        return self.out(kernels.heads_first(out), x.shape[-1])
+        return self.out(kernels.heads_first(out), self.features or x.shape[-1])
 
     def _append(self, name: str, new: jax.Array, index: jax.Array) -> jax.Array:
         """The cached array [B, N, L, H] with `new` [B, N, 1, H] at `index`, which it also stores."""
@@ -316,4 +320,4 @@ class MultiHeadAttention(nn.Module):
             raise ValueError("step_context() without a context: call start_context() first")
         seen = None if key_segments is None else (key_segments > 0)[:, None, None, :]
         out, _ = kernels.product(kernels.heads_first(self.query(x)), k, v, seen)
-        return self.out(kernels.heads_first(out), x.shape[-1])
+        return self.out(kernels.heads_first(out), self.features or x.shape[-1])

@@ -20,6 +20,8 @@ class Block(nn.Module):
     """What the Transformer's blocks share: their fields, and the residual connection around a sublayer.
 
     norm: "pre" is x + dropout(f(LN(x))), "post" is LN(x + dropout(f(x))) (Vaswani et al. 2017, section 3.1).
+    epsilon: of the layer norms.
+    stddev: of the kernels' initial numbers; 0 for Glorot's (`projections.kernel_init`).
     """
 
     num_heads: int
@@ -34,6 +36,8 @@ class Block(nn.Module):
     attention: str = "auto"
     dtype: jnp.dtype = jnp.float32
     param_dtype: jnp.dtype = jnp.float32
+    epsilon: float = 1e-6
+    stddev: float = 0.0
 
     def attention_layer(self, *, relative: bool) -> MultiHeadAttention:
         return MultiHeadAttention(
@@ -44,13 +48,14 @@ class Block(nn.Module):
             implementation=self.attention,
             dtype=self.dtype,
             param_dtype=self.param_dtype,
+            stddev=self.stddev,
         )
 
     def feed_forward_layer(self) -> FeedForward:
-        return FeedForward(self.hidden, self.hidden_dropout, self.activation, self.dtype, self.param_dtype)
+        return FeedForward(self.hidden, self.hidden_dropout, self.activation, self.dtype, self.param_dtype, self.stddev)
 
     def norm_layer(self) -> LayerNorm:
-        return LayerNorm(dtype=self.dtype, param_dtype=self.param_dtype)
+        return LayerNorm(self.epsilon, self.dtype, self.param_dtype)
 
     def residual(self, x: jax.Array, norm: LayerNorm, sublayer: Callable, deterministic: bool = True) -> jax.Array:
         if self.norm == "pre":

@@ -20,9 +20,10 @@ def matmul(x: jax.Array, kernel: jax.Array) -> jax.Array:
 
 
 class Linear(nn.Module):
-    """x [..., A] → [..., C]: a Glorot-uniform kernel [A, C] and a bias [C].
+    """x [..., A] → [..., C]: a kernel [A, C] and a bias [C].
 
     axes: logical names of A and C.
+    stddev: of the kernel's initial numbers, drawn as `kernel_init` says.
     """
 
     features: int
@@ -30,10 +31,11 @@ class Linear(nn.Module):
     use_bias: bool = True
     dtype: jnp.dtype | None = None
     param_dtype: jnp.dtype = jnp.float32
+    stddev: float = 0.0
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        init = nn.with_logical_partitioning(nn.initializers.xavier_uniform(), self.axes)
+        init = nn.with_logical_partitioning(kernel_init(self.stddev), self.axes)
         kernel = self.param("kernel", init, (x.shape[-1], self.features), self.param_dtype)
         zeros = nn.with_logical_partitioning(nn.initializers.zeros, self.axes[1:])
         bias = self.param("bias", zeros, (self.features,), self.param_dtype) if self.use_bias else None
@@ -50,6 +52,7 @@ class ToHeads(nn.Module):
     use_bias: bool
     dtype: jnp.dtype | None
     param_dtype: jnp.dtype
+    stddev: float = 0.0
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -57,7 +60,7 @@ class ToHeads(nn.Module):
         head_width = self.head_width or _head_width(width, heads)
         kernel = self.param(
             "kernel",
-            nn.with_logical_partitioning(_on_matrix((width, heads * head_width)), ("embed", "heads", "kv")),
+            nn.with_logical_partitioning(_on_matrix((width, heads * head_width), self.stddev), ("embed", "heads", "kv")),
             (width, heads, head_width),
             self.param_dtype,
         )
@@ -74,13 +77,14 @@ class FromHeads(nn.Module):
     use_bias: bool
     dtype: jnp.dtype | None
     param_dtype: jnp.dtype
+    stddev: float = 0.0
 
     @nn.compact
     def __call__(self, y: jax.Array, width: int) -> jax.Array:
         heads, head_width = y.shape[-2:]
         kernel = self.param(
             "kernel",
-            nn.with_logical_partitioning(_on_matrix((heads * head_width, width)), ("heads", "kv", "embed")),
+            nn.with_logical_partitioning(_on_matrix((heads * head_width, width), self.stddev), ("heads", "kv", "embed")),
             (heads, head_width, width),
             self.param_dtype,
         )
@@ -91,11 +95,17 @@ class FromHeads(nn.Module):
         return x if bias is None else x + bias
 
 
-def _on_matrix(matrix: tuple[int, int]):
-    """Xavier's uniform initialiser (Glorot and Bengio 2010, eq. 16) for a kernel that is this matrix, folded."""
+def kernel_init(stddev: float):
+    """How kernels start: N(0, stddev²) cut off at two standard deviations (Devlin et al. 2019's code), or with 0
+    Xavier's uniform numbers (Glorot and Bengio 2010, eq. 16)."""
+    return nn.initializers.truncated_normal(stddev) if stddev else nn.initializers.xavier_uniform()
+
+
+def _on_matrix(matrix: tuple[int, int], stddev: float):
+    """`kernel_init` for a kernel that is this matrix, folded."""
 
     def init(key, shape, dtype):
-        return nn.initializers.xavier_uniform()(key, matrix, dtype).reshape(shape)
+        return kernel_init(stddev)(key, matrix, dtype).reshape(shape)
 
     return init
 

@@ -6,24 +6,34 @@ import pkgutil
 
 from transformers_jax.errors import UserError
 
+SHARED = {"encoder", "name_map", "output"}
+"""Files of this folder that are no architecture."""
+
+
+def known() -> list[str]:
+    """The names of all architectures."""
+    return sorted(m.name for m in pkgutil.iter_modules(__path__) if m.name not in SHARED)
+
 
 def build(config, vocab_size: int):
     """The model that `config.name` names, a file of this folder, with its other keys as fields of that file's `Config`.
 
     Args:
-      config: a mapping with `name` and the fields of the architecture's `Config`.
+      config: a mapping with `name` and the fields of the architecture's `Config`. Its `vocab_size`, if there is one and it
+        is not 0, is for embeddings with more rows than the tokenizer has pieces, as pretrained ones often have.
       vocab_size: number of rows of the embedding.
 
     Raises:
-      UserError: an unknown architecture, or a key that its `Config` does not have.
+      UserError: an unknown architecture, a key that its `Config` does not have, or fewer rows than pieces.
     """
     fields = dict(config)
-    name = fields.pop("name")
-    known = sorted(m.name for m in pkgutil.iter_modules(__path__) if m.name != "output")
-    if name not in known:
-        raise UserError(f"config.model.name is {name!r}; known models: {', '.join(known)}")
+    name, rows = fields.pop("name"), fields.pop("vocab_size", 0) or vocab_size
+    if rows < vocab_size:
+        raise UserError(f"config.model.vocab_size is {rows}: the tokenizer's {vocab_size} pieces do not fit the embedding")
+    if name not in known():
+        raise UserError(f"config.model.name is {name!r}; known models: {', '.join(known())}")
     module = importlib.import_module(f"{__name__}.{name}")
     allowed = {f.name for f in dataclasses.fields(module.Config)} - {"vocab_size"}
     if unknown := sorted(set(fields) - allowed):
         raise UserError(f"config.model.{unknown[0]} is not a field of {name}; its fields: {', '.join(sorted(allowed))}")
-    return module.Model(module.Config(vocab_size=vocab_size, **fields))
+    return module.Model(module.Config(vocab_size=rows, **fields))

@@ -1,4 +1,7 @@
-"""What a token model returns: hidden states and the matrix that turns them into logits. A leaf."""
+"""What a model returns, by what it was asked for. A leaf.
+
+Axes: B batch rows, T length, D model width, V vocabulary, L labels, C choices.
+"""
 
 from typing import NamedTuple
 
@@ -6,11 +9,45 @@ import jax
 
 
 class Output(NamedTuple):
-    """Logits are `hidden @ table.T`: left undone, so that the loss can take them in chunks.
+    """Logits over pieces are `hidden @ table.T + bias`: left undone, so that the loss can take them in chunks.
 
-    hidden: [B, T, D] final hidden states.
+    hidden: [B, T, D] final hidden states; of a masked language model only those of its masked positions, [B, M, D].
     table: [V, D] output embedding.
+    bias: [V], or None for none.
     """
 
     hidden: jax.Array
     table: jax.Array
+    bias: jax.Array | None = None
+
+
+class Scores(NamedTuple):
+    """Logits of labels.
+
+    logits: [B, L] of whole rows, [B, T, L] of each position, [B, T, 2] of an answer's first and last position, [B, C] of
+      choices.
+    """
+
+    logits: jax.Array
+
+
+class Encoded(NamedTuple):
+    """An encoder's states, without a head.
+
+    hidden: [B, T, D]; [B, C, T, D] where the batch has groups of C rows.
+    pooled: [B, D] or [B, C, D], what the model makes of a row's first position; None for a model that has no such part.
+    """
+
+    hidden: jax.Array
+    pooled: jax.Array | None = None
+
+
+class Pretraining(NamedTuple):
+    """Masked language model, and how a row's second sentence relates to its first.
+
+    lm: an `Output` of the masked positions.
+    next: [B, 2] logits: the second sentence follows the first (0), or not (1).
+    """
+
+    lm: Output
+    next: jax.Array

@@ -8,6 +8,7 @@ With pre-norm, no attention biases and one shared embedding of V rows, n + n lay
 
 import dataclasses
 import functools
+from collections.abc import Callable
 
 import flax.linen as nn
 import jax
@@ -31,6 +32,8 @@ class Config:
     share_embeddings: one matrix for source, target and softmax; otherwise the source has its own.
     attention: which kernel; "auto" chooses by shape and dtype.
     dropout: on embeddings and sublayer outputs; attention_dropout on weights; hidden_dropout inside the feed-forward.
+    genome: other blocks than these, as a genome's JSON file, text or name; its cells are the layers (`search.cell.build`).
+    genome_unit: width that one relative output dimension of the genome stands for; 0 is width // 2.
     """
 
     vocab_size: int
@@ -54,6 +57,8 @@ class Config:
     attention: str = "auto"
     dtype: str = "float32"
     param_dtype: str = "float32"
+    genome: str = ""
+    genome_unit: int = 0
 
     def block_fields(self) -> dict:
         """The fields that blocks take, by the same names."""
@@ -63,12 +68,19 @@ class Config:
 
 
 class Model(nn.Module):
-    """The encoder–decoder. `__call__` trains; `start` and `step` decode one position at a time with a cache."""
+    """The encoder–decoder. `__call__` trains; `start` and `step` decode one position at a time with a cache.
+
+    encoder_block, decoder_block: make one block with the methods of `layers.blocks`'; None for those of the config.
+    """
 
     config: Config
+    encoder_block: Callable[..., nn.Module] | None = None
+    decoder_block: Callable[..., nn.Module] | None = None
 
     def setup(self):
         c = self.config
+        if c.genome and self.encoder_block is None:
+            raise ValueError("a genome's blocks are made in search.cell.build")
         self.target_embedding = embedding_table(self, "embedding", c.vocab_size, c.width, c.param_dtype)
         self.source_embedding = self.target_embedding
         if not c.share_embeddings:
@@ -76,8 +88,8 @@ class Model(nn.Module):
         if c.positions == "learned":
             self.source_learned = LearnedPositions(c.max_length, c.width, param_dtype=c.param_dtype)
             self.target_learned = LearnedPositions(c.max_length, c.width, param_dtype=c.param_dtype)
-        encoder_block = functools.partial(EncoderBlock, **c.block_fields())
-        decoder_block = functools.partial(DecoderBlock, **c.block_fields())
+        encoder_block = self.encoder_block or functools.partial(EncoderBlock, **c.block_fields())
+        decoder_block = self.decoder_block or functools.partial(DecoderBlock, **c.block_fields())
         self.encoder = Stack(encoder_block, c.encoder_layers, c.scan_layers, c.remat)
         self.decoder = Stack(decoder_block, c.decoder_layers, c.scan_layers, c.remat)
         if c.norm == "pre":

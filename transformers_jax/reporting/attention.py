@@ -20,12 +20,15 @@ class Attention(NamedTuple):
     target_tokens: T labels: the pieces that were predicted while attending so.
     source_tokens: S labels: the pieces attended to.
     title: where the weights come from.
+    down, across: what the two kinds of pieces are.
     """
 
     weights: np.ndarray
     target_tokens: list[str]
     source_tokens: list[str]
     title: str = "Attention"
+    down: str = "target pieces, predicted"
+    across: str = "source pieces, attended to"
 
 
 def attention_weights(model, params, batch, model_state=None) -> dict[str, np.ndarray]:

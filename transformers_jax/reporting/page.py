@@ -10,6 +10,8 @@ from transformers_jax.reporting.curves import PLOTS
 from transformers_jax.reporting.record import Record, is_number
 
 MOST_SAMPLES = 50
+PIXELS = 1.5
+"""Of a tall picture, for one of the page's: as large as is easily read."""
 
 STYLE = """
 :root { color-scheme: light dark; --ink: #1d1d1f; --soft: #6b6b70; --line: #e3e3e6; --back: #ffffff; --panel: #f7f7f8;
@@ -31,6 +33,10 @@ figure { margin: 0; background: #fff; border: 1px solid var(--line); border-radi
 figure img { display: block; width: 100%; height: auto; }
 figure.wide { margin-bottom: 1rem; }
 figure.wide img { width: auto; max-width: 100%; margin: 0 auto; max-height: 60rem; }
+figure.tall { margin-bottom: 1rem; }
+figure.tall img { max-width: 100%; margin: 0 auto; }
+pre { background: var(--panel); border: 1px solid var(--line); border-radius: .5rem; padding: .75rem 1rem;
+  white-space: pre-wrap; font: .88em/1.5 ui-monospace, "SF Mono", Menlo, Consolas, monospace; }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; width: 100%; font-size: .92rem; }
 th, td { text-align: left; vertical-align: top; padding: .45rem .8rem .45rem 0; border-bottom: 1px solid var(--line); }
@@ -70,6 +76,11 @@ def page(
         parts += [f"<h2>{escape(title)}</h2>", picture(title, path, wide=True)]
     if record.config:
         parts += ["<h2>Configuration</h2>", config_tables(record.config)]
+    return document(record.name, parts)
+
+
+def document(name: str, parts: Sequence[str]) -> str:
+    """The whole page of a workdir's name and the parts of its body."""
     return "\n".join(
         [
             "<!DOCTYPE html>",
@@ -77,7 +88,7 @@ def page(
             "<head>",
             '<meta charset="utf-8">',
             '<meta name="viewport" content="width=device-width, initial-scale=1">',
-            f"<title>{escape(record.name)} · report</title>",
+            f"<title>{escape(name)} · report</title>",
             f"<style>\n{STYLE}\n</style>",
             "</head>",
             "<body>",
@@ -112,15 +123,24 @@ def heading(record: Record) -> str:
                         f"best {split} {plot.title if plot.title.isupper() else plot.title.lower()}, step {at:,}",
                     )
                 )
+    return masthead(record.name, lead, facts)
+
+
+def masthead(name: str, lead: str, facts: Sequence[tuple[str, str]]) -> str:
+    """The top of a page: the workdir's name, what it is, and (value, what it is) of the most important facts."""
     items = "".join(f"<li><b>{escape(value)}</b><span>{escape(what)}</span></li>" for value, what in facts)
-    return f'<h1>{escape(record.name)}</h1>\n<p class="lead">{escape(lead)}</p>\n<ul class="facts">{items}</ul>'
+    return f'<h1>{escape(name)}</h1>\n<p class="lead">{escape(lead)}</p>\n<ul class="facts">{items}</ul>'
 
 
 def picture(title: str, path: Path, wide: bool = False) -> str:
-    """A PNG file inside the page."""
-    data = base64.b64encode(path.read_bytes()).decode("ascii")
-    kind = ' class="wide"' if wide else ""
-    return f'<figure{kind}><img src="data:image/png;base64,{data}" alt="{escape(title)}"></figure>'
+    """A PNG file inside the page; a wide one fits the window, unless it is a tall one, which has its own size."""
+    content = path.read_bytes()
+    data = base64.b64encode(content).decode("ascii")
+    width, height = (int.from_bytes(content[at : at + 4], "big") for at in (16, 20))
+    tall = wide and height > width
+    kind = ' class="tall"' if tall else ' class="wide"' if wide else ""
+    size = f' style="width: {width / PIXELS:.0f}px"' if tall else ""
+    return f'<figure{kind}><img src="data:image/png;base64,{data}" alt="{escape(title)}"{size}></figure>'
 
 
 def metrics_table(record: Record) -> str:

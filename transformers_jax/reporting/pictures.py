@@ -51,8 +51,8 @@ def draw_attention(attention: Attention, path: Path) -> None:
             label_pieces(axes.xaxis, attention.source_tokens, panel_width, number + wide >= heads, rotation=90)
             label_pieces(axes.yaxis, attention.target_tokens, panel_height, number % wide == 0)
         drawn.suptitle(attention.title, fontsize=11, fontweight="bold", x=0.01, ha="left")
-        drawn.supxlabel("source pieces, attended to", fontsize=9, color=GREY)
-        drawn.supylabel("target pieces, predicted", fontsize=9, color=GREY)
+        drawn.supxlabel(attention.across, fontsize=9, color=GREY)
+        drawn.supylabel(attention.down, fontsize=9, color=GREY)
         bar = drawn.colorbar(image, ax=panels, fraction=0.03, pad=0.02, aspect=30, shrink=0.9)
         bar.set_label("attention weight", fontsize=9)
 

@@ -1,13 +1,19 @@
-"""Makes a run's report: pictures and one page, in the folder `report/` of its workdir."""
+"""Makes the report of a run or a search: pictures and one page, in the folder `report/` of its workdir."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from transformers_jax.errors import UserError
+from transformers_jax.reporting import search
 from transformers_jax.reporting.attention import Attention
+from transformers_jax.reporting.cell import draw_cell, genome_of
 from transformers_jax.reporting.curves import draw_curves
 from transformers_jax.reporting.page import page
 from transformers_jax.reporting.pictures import draw_attention, draw_positions
-from transformers_jax.reporting.record import read_record
+from transformers_jax.reporting.record import Record, read_record
+from transformers_jax.reporting.search_page import search_page
+from transformers_jax.search.genome import from_json
 
 
 def make_report(
@@ -17,10 +23,10 @@ def make_report(
     samples: Sequence[Mapping[str, str]] | None = None,
     positions: bool = True,
 ) -> Path:
-    """Writes report/index.html and its pictures as PNG files beside it; a run may still be going on.
+    """Writes report/index.html and its pictures as PNG files beside it; a run or search may still be going on.
 
     Args:
-      workdir: of a run: metrics.jsonl, and where there are, config.json and samples.jsonl.
+      workdir: of a run: metrics.jsonl, and where there are, config.json and samples.jsonl; or of a search.
       attention: weights of one sentence pair to draw (see `attention.attention_of`); none if not given.
       samples: e.g. {"source": …, "reference": …, "translation": …}; those of samples.jsonl if not given.
       positions: draw the sinusoidal positions as well.
@@ -31,17 +37,58 @@ def make_report(
     Raises:
       UserError: no such workdir, nothing written in it yet, or matplotlib is not installed.
     """
-    record = read_record(workdir)
     folder = Path(workdir) / "report"
+    if search.is_search(workdir):
+        return _write(folder, _search_report(Path(workdir), folder))
+    record = read_record(workdir)
     curves = draw_curves(record, folder)
     pictures = {}
     if attention is not None:
         pictures["Attention"] = folder / "attention.png"
         draw_attention(attention, pictures["Attention"])
+    pictures |= _cells(record, folder)
     if positions:
         pictures["Positions"] = folder / "positions.png"
         draw_positions(pictures["Positions"])
-    text = page(record, curves, pictures, record.samples if samples is None else list(samples))
+    return _write(folder, page(record, curves, pictures, record.samples if samples is None else list(samples)))
+
+
+def _cells(record: Record, folder: Path) -> dict[str, Path]:
+    """The cells of a run's model, where a genome or the Evolved Transformer makes its blocks."""
+    model = record.config.get("model") or {}
+    try:
+        genome = genome_of(model)
+        if genome is None:
+            return {}
+        draw_cell(genome, folder / "cell.png", width=model.get("width", 0), unit=model.get("genome_unit", 0))
+    except UserError as error:
+        logging.getLogger(__name__).warning("the report is without the model's cells: %s", error)
+        return {}
+    return {"Cells": folder / "cell.png"}
+
+
+def _search_report(workdir: Path, folder: Path) -> str:
+    """Draws a search; the page as text."""
+    history = search.read_history(workdir)
+    pictures = {"The winner's cells": folder / "cell.png", "Fitness": folder / "fitness.png"}
+    winner, width = history.winner, history.config.model.width
+    draw_cell(from_json(winner["genome"]), pictures["The winner's cells"], width=width, unit=winner["unit"])
+    search.draw_fitness(history, pictures["Fitness"])
+    if history.summary.get("final"):
+        pictures["Comparison"] = folder / "finals.png"
+        search.draw_finals(history, pictures["Comparison"])
+    pictures["Parameters and perplexity"] = folder / "front.png"
+    search.draw_front(history, pictures["Parameters and perplexity"])
+    first = search.lineage(history.rows[history.methods[0]], winner)[0]
+    if first["id"] != winner["id"]:
+        pictures |= {"Family tree of the winner": folder / "family.png", "The first ancestor's cells": folder / "ancestor.png"}
+        search.draw_family(history, pictures["Family tree of the winner"])
+        draw_cell(from_json(first["genome"]), pictures["The first ancestor's cells"], width=width, unit=first["unit"])
+    return search_page(history, pictures, workdir)
+
+
+def _write(folder: Path, text: str) -> Path:
+    """Writes the page, whole or not at all."""
     folder.mkdir(parents=True, exist_ok=True)
     fresh = folder / "index.html.tmp"
     fresh.write_text(text, encoding="utf-8")

@@ -19,6 +19,7 @@ class Task:
       label_smoothing: probability mass spread evenly over the vocabulary in training; evaluation is unsmoothed.
     """
 
+    main_metric = "bleu"
     streams: Streams = {"source": ("source",), "target": ("target_inputs", "targets")}
 
     def __init__(self, tokenizer, *, label_smoothing: float = 0.1):
@@ -54,6 +55,32 @@ class Task:
             [(self.tokenizer.decode(ids), score) for ids, score in best] if source else [("", 0.0)]
             for source, best in zip(sources, decoder.decode(sources, params), strict=True)
         ]
+
+    def evaluate(self, scorer, split: str, model: dict, *, sentences: int = 0, **decoding) -> tuple[dict, list[dict[str, str]]]:
+        """(scores as `score` gives them; {"source", "reference", "translation"} of each sentence).
+
+        Args:
+          scorer: an `evaluation.Scorer`.
+          model: {"params": …, "model_state": …}.
+          sentences: of the split, from its start; 0 is all.
+          decoding: keys of config.decoding to replace.
+        """
+        found = scorer.translations(split, model["params"], sentences=sentences, **decoding)
+        return score(found), found
+
+    def validate(self, scorer, model: dict, step: int) -> dict[str, float]:
+        """Greedy BLEU of the beginning of the validation split, every `training.bleu_every` steps and at the end."""
+        options = scorer.experiment.config.training
+        if not options.bleu_every or (step % options.bleu_every and step < options.steps):
+            return {}
+        scores, _ = self.evaluate(scorer, "validation", model, sentences=options.bleu_sentences, method="greedy")
+        return {"bleu": scores["bleu"]}
+
+
+def score(translations: Sequence[dict[str, str]]) -> dict:
+    """bleu and bleu_signature; copy_bleu, of leaving the sources as they are; sentences."""
+    sources, references, found = ([t[k] for t in translations] for k in ("source", "reference", "translation"))
+    return bleu(found, references) | {"copy_bleu": bleu(sources, references)["bleu"], "sentences": len(translations)}
 
 
 def bleu(hypotheses: Sequence[str], references: Sequence[str]) -> dict:

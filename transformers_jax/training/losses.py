@@ -35,9 +35,14 @@ class Sums(NamedTuple):
 
 
 def cross_entropy(
-    hidden: jax.Array, table: jax.Array, targets: jax.Array, weights: jax.Array, label_smoothing: float = 0.0
+    hidden: jax.Array,
+    table: jax.Array,
+    targets: jax.Array,
+    weights: jax.Array,
+    label_smoothing: float = 0.0,
+    bias: jax.Array | None = None,
 ) -> Sums:
-    """Softmax cross entropy of logits `hidden @ table.T`, in float32.
+    """Softmax cross entropy of logits `hidden @ table.T + bias`, in float32.
 
     With smoothing ε the target distribution is 1 - ε on the true piece plus ε / V on every piece (Szegedy et al. 2016,
     section 7; Vaswani et al. 2017, section 5.4).
@@ -50,9 +55,10 @@ def cross_entropy(
       targets: [B, T] int, the true pieces.
       weights: [B, T] float or bool; positions of weight 0 do not count.
       label_smoothing: ε in [0, 1).
+      bias: [V], or None for none.
 
     Returns:
-      Sums; only `loss` has a gradient, with respect to `hidden` and `table`.
+      Sums; only `loss` has a gradient, with respect to `hidden`, `table` and `bias`.
     """
     rows, length = targets.shape
     chunk = min(length, max(1, chunk_elements() // (rows * table.shape[0])))
@@ -64,12 +70,31 @@ def cross_entropy(
         return jnp.moveaxis(x.reshape(rows, chunks, chunk, *x.shape[2:]), 1, 0)
 
     weights = weights.astype(jnp.float32)
-    return Sums(*_chunked(label_smoothing, split(hidden), table, split(targets), split(weights)))
+    return Sums(*_chunked(label_smoothing, split(hidden), (table, bias), split(targets), split(weights)))
 
 
-def _chunk(label_smoothing, table, hidden, targets, weights):
-    """One chunk's sums, and a function that gives the gradient of its logits. hidden [B, C, D], targets, weights [B, C]."""
+def label_sums(logits: jax.Array, targets: jax.Array, weights: jax.Array, label_smoothing: float = 0.0) -> Sums:
+    """Softmax cross entropy over few labels, in float32; smoothing as in `cross_entropy`.
+
+    Args:
+      logits: […, L]; targets, weights: […].
+    """
+    log_probabilities = jax.nn.log_softmax(logits.astype(jnp.float32))
+    nll = -jnp.take_along_axis(log_probabilities, targets[..., None], axis=-1)[..., 0]
+    smooth = -jnp.mean(log_probabilities, axis=-1) if label_smoothing else nll
+    loss = (1.0 - label_smoothing) * nll + label_smoothing * smooth
+    weights, correct = weights.astype(jnp.float32), jnp.argmax(logits, axis=-1) == targets
+    return Sums(*(jnp.sum(weights * x) for x in (loss, nll, correct, jnp.ones_like(nll))))
+
+
+def _chunk(label_smoothing, softmax, hidden, targets, weights):
+    """One chunk's sums, and a function that gives the gradient of its logits. hidden [B, C, D], targets, weights [B, C].
+
+    softmax: (table, bias or None).
+    """
+    table, bias = softmax
     logits = jnp.einsum("bcd,vd->bcv", hidden, table, preferred_element_type=jnp.float32)  # [B, C, V]
+    logits = logits if bias is None else logits + bias.astype(jnp.float32)
     top = jnp.max(logits, axis=-1, keepdims=True)  # [B, C, 1]
     true = jnp.take_along_axis(logits, targets[..., None], axis=-1)  # [B, C, 1]
     exponentials = jnp.exp(logits - top)
@@ -84,39 +109,42 @@ def _chunk(label_smoothing, table, hidden, targets, weights):
         uniform = label_smoothing / table.shape[0]
         one_hot = jax.lax.broadcasted_iota(jnp.int32, logits.shape, 2) == targets[..., None]
         dlogits = exponentials / total - jnp.where(one_hot, 1.0 - label_smoothing + uniform, uniform)
-        return (dlogits * weights[..., None]).astype(hidden.dtype)
+        return dlogits * weights[..., None]  # [B, C, V] float32
 
     return sums, gradient
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _chunked(label_smoothing, hidden, table, targets, weights):
+def _chunked(label_smoothing, hidden, softmax, targets, weights):
     def step(sums, chunk):
-        new, _ = _chunk(label_smoothing, table, *chunk)
+        new, _ = _chunk(label_smoothing, softmax, *chunk)
         return jax.tree.map(jnp.add, sums, new), None
 
     sums, _ = jax.lax.scan(step, (jnp.zeros(()),) * 4, (hidden, targets, weights))
     return sums
 
 
-def _chunked_forward(label_smoothing, hidden, table, targets, weights):
+def _chunked_forward(label_smoothing, hidden, softmax, targets, weights):
+    table, bias = softmax
+
     def step(carry, chunk):
-        sums, dtable = carry
-        new, gradient = _chunk(label_smoothing, table, *chunk)
-        dlogits = gradient()  # [B, C, V]
+        sums, dtable, dbias = carry
+        new, gradient = _chunk(label_smoothing, softmax, *chunk)
+        exact = gradient()  # [B, C, V]
+        dlogits = exact.astype(hidden.dtype)
         dhidden = jnp.einsum("bcv,vd->bcd", dlogits, table)
         dtable += jnp.einsum("bcv,bcd->vd", dlogits, chunk[0], preferred_element_type=jnp.float32)
-        return (jax.tree.map(jnp.add, sums, new), dtable), dhidden
+        dbias = None if bias is None else dbias + jnp.sum(exact, axis=(0, 1))
+        return (jax.tree.map(jnp.add, sums, new), dtable, dbias), dhidden
 
-    start = ((jnp.zeros(()),) * 4, jnp.zeros(table.shape, jnp.float32))
-    (sums, dtable), dhidden = jax.lax.scan(step, start, (hidden, targets, weights))
-    return sums, (dhidden, dtable.astype(table.dtype))
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), softmax)
+    (sums, *gradients), dhidden = jax.lax.scan(step, ((jnp.zeros(()),) * 4, *zeros), (hidden, targets, weights))
+    return sums, (dhidden, jax.tree.map(lambda g, x: g.astype(x.dtype), tuple(gradients), softmax))
 
 
 def _chunked_backward(label_smoothing, saved, cotangents):
-    dhidden, dtable = saved
     scale = cotangents[0]
-    return (dhidden * scale.astype(dhidden.dtype), dtable * scale.astype(dtable.dtype), None, None)
+    return (*jax.tree.map(lambda x: x * scale.astype(x.dtype), saved), None, None)
 
 
 _chunked.defvjp(_chunked_forward, _chunked_backward)

@@ -7,6 +7,7 @@
 | learning_rate | 0.0 | the peak, reached at update `warmup_steps`; every schedule but noam needs it |
 | factor, d_model | 1.0, 0 | noam's height: factor × d_model^-0.5; noam needs d_model |
 | warmup_steps | 0 | updates over which the rate rises linearly |
+| warmup_share | 0.0 | the same as a share of all updates, where warmup_steps is 0 |
 | end_factor | 0.0 | cosine, linear: the share of the peak they end at, one update after the last |
 | clip_norm | 0.0 | gradients are scaled down to this global norm; 0 is off |
 | weight_decay | 0.0 | adamw, adafactor: an update takes rate × weight_decay × weight away; sgd: L2, into the gradient |
@@ -38,6 +39,7 @@ DEFAULTS: dict[str, Any] = {
     "factor": 1.0,
     "d_model": 0,
     "warmup_steps": 0,
+    "warmup_share": 0.0,
     "end_factor": 0.0,
     "clip_norm": 0.0,
     "weight_decay": 0.0,
@@ -79,6 +81,9 @@ def make_schedule(options: Mapping, total_steps: int) -> Schedule:
     """The schedule alone: updates made so far → rate of the next. Arguments and errors as in `make_optimizer`."""
     options = DEFAULTS | dict(options)
     curve = _choose(SCHEDULES, "schedule", options)
+    if not 0 <= options["warmup_share"] < 1:
+        raise UserError(f"config.optimizer.warmup_share is {options['warmup_share']}; it must be 0 or more, and below 1")
+    options["warmup_steps"] = options["warmup_steps"] or round(options["warmup_share"] * total_steps)
     name, warmup = options["schedule"], options["warmup_steps"]
     if warmup < 0:
         raise UserError(f"config.optimizer.warmup_steps is {warmup}; it must be 0 or more")

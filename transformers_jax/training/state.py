@@ -96,7 +96,7 @@ def _initialise(model, tx, batch, trainable) -> Callable[[jax.Array], tuple[Trai
         zeros = {name: jnp.zeros(field.shape, field.dtype) for name, field in batch.items()}
         collections = dict(model.init({"params": key}, zeros, deterministic=True))
         boxed = collections.pop("params", {})
-        params, frozen = parameters.split(meta.unbox(boxed), trainable, key="trainable")
+        params, frozen = parameters.split(meta.unbox(boxed), trainable, key="config.finetuning.trainable")
         state = TrainState(
             step=jnp.zeros((), jnp.int32),
             params=params,

@@ -113,6 +113,16 @@ def make_eval_step(model: nn.Module, task: Any) -> Callable[[Any, Any, dict], Me
     return eval_step
 
 
+def make_predict_step(model: nn.Module, task: Any) -> Callable[[Any, Any, dict], dict]:
+    """(params, model_state, batch) → `task.predict` of the output by name, [B, …], and `row_weights` [B] of the batch."""
+
+    def predict_step(params: Any, model_state: Any, batch: dict) -> dict:
+        output = model.apply({"params": params, **model_state}, batch, deterministic=True)
+        return {**task.predict(output, batch), "row_weights": batch["row_weights"]}
+
+    return predict_step
+
+
 def compile_step(
     step: Step, mesh: Mesh, state_shardings: TrainState, batch_shapes: dict | None = None, *, parallelism: str = "jit"
 ) -> Step:

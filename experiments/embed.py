@@ -1,0 +1,103 @@
+"""Vectors of sentences: a line in, a JSON object out, in order, also for an empty line.
+
+    python -m experiments.embed --init_from=FOLDER|WORKDIR|HUB_NAME < lines                     {"text", "vector"}
+    … --nearest=5 --corpus=FILE < questions        the most similar lines of a file             {"text", "nearest"}
+    … --similarity_file=FILE        "score TAB sentence TAB sentence" a line: Spearman and Pearson
+    … --summary=3 < text            its most central sentences
+
+Vectors are means of the last hidden states, of length 1; where the folder says otherwise, as those of sentence-transformers
+do in modules.json, or the run has learned otherwise, it is done so. --pooling and --normalise change that.
+"""
+
+import json
+import sys
+
+from absl import flags
+
+from experiments import launch, lines
+from transformers_jax.errors import UserError
+
+FLAGS = launch.flags_of(config="none")
+flags.DEFINE_string("init_from", None, "folder of Hugging Face's, workdir, or name on the hub", flag_values=FLAGS)
+flags.DEFINE_integer("nearest", 0, "how many of the lines of --corpus", 0, flag_values=FLAGS)
+flags.DEFINE_string("corpus", None, "file that is searched, a text a line", flag_values=FLAGS)
+flags.DEFINE_string("similarity_file", None, "TSV of score, sentence and sentence", flag_values=FLAGS)
+flags.DEFINE_integer("summary", 0, "sentences of an extractive summary", 0, flag_values=FLAGS)
+flags.DEFINE_string("pooling", None, "mean, first, max or mean_sqrt_len", flag_values=FLAGS)
+flags.DEFINE_bool("normalise", None, "make vectors of length 1", flag_values=FLAGS)
+flags.DEFINE_integer("max_length", None, "pieces of a text that are read", 3, flag_values=FLAGS)
+
+
+def main(args, config) -> None:
+    from transformers_jax import sentences
+
+    if not args.init_from:
+        raise UserError("--init_from is missing: give a folder of Hugging Face's, a workdir, or a name on the hub")
+    if bool(args.nearest) != bool(args.corpus):
+        raise UserError("--nearest and --corpus go together: how many, and of which file's lines")
+    if sum(map(bool, (args.nearest, args.similarity_file, args.summary))) > 1:
+        raise UserError("--nearest, --similarity_file and --summary are three things: give one")
+    changes = {n: args[n].value for n in ("pooling", "normalise", "max_length") if args[n].value is not None}
+    embed = sentences.Embedder.of(args.init_from, **changes)
+    if args.similarity_file:
+        print(json.dumps(similarity(embed, args.similarity_file)))
+    elif args.summary:
+        text = "\n".join(lines.decoded(sys.stdin.buffer))
+        parts = sentences.sentences_of(text)
+        print(*sentences.summary(parts, embed(parts), args.summary) if parts else (), sep="\n")
+    else:
+        answer = search(embed, args.corpus, args.nearest) if args.nearest else vectors_of(embed)
+        for block in lines.blocks_of_input():
+            for line in answer(block):
+                print(json.dumps(line, ensure_ascii=False))
+            sys.stdout.flush()
+
+
+def vectors_of(embed):
+    """Lines → {"text", "vector"} of each; an empty line has no vector."""
+
+    def answer(block: list[str]) -> list[dict]:
+        rows = embed(block).tolist()
+        return [{"text": t, "vector": v if t.strip() else None} for t, v in zip(block, rows, strict=True)]
+
+    return answer
+
+
+def search(embed, corpus: str, count: int):
+    """Lines → {"text", "nearest": [{"line", "text", "similarity"}, …]} of each; lines of the corpus count from 1."""
+    from transformers_jax import sentences
+    from transformers_jax.data.files import filled
+
+    there = filled(corpus, "--corpus")
+    numbers = [i for i in range(len(there)) if there[i].strip()]
+    texts = [there[i] for i in numbers]
+    vectors = embed(texts)
+
+    def answer(block: list[str]) -> list[dict]:
+        found = sentences.nearest(embed(block), vectors, count)
+        shown = [
+            [{"line": numbers[i] + 1, "text": texts[i], "similarity": round(s, 4)} for i, s in best] if text.strip() else []
+            for text, best in zip(block, found, strict=True)
+        ]
+        return [{"text": text, "nearest": best} for text, best in zip(block, shown, strict=True)]
+
+    return answer
+
+
+def similarity(embed, path: str) -> dict:
+    """How the cosine of two sentences follows the scores of a file."""
+    from ml_collections import ConfigDict
+
+    from transformers_jax import sentences
+    from transformers_jax.data import sources
+    from transformers_jax.tasks.metrics import pearson, spearman
+
+    columns = ("score", "first", "second")
+    pairs = sources.open_source(ConfigDict({"source": "tsv", "test": path, "columns": columns}), "test")
+    scores, first, second = ([pair[name] for pair in pairs] for name in columns)
+    found = sentences.paired_cosine(embed(first), embed(second))
+    return {"spearman": spearman(scores, found), "pearson": pearson(scores, found), "pairs": len(scores)}
+
+
+if __name__ == "__main__":
+    launch.run(main, FLAGS)

@@ -1,0 +1,75 @@
+"""Trains on from pretrained weights; the same command again goes on where it stopped.
+
+python -m experiments.finetune --config=configs/bert.py:sst2 --workdir=DIR --init_from=FOLDER|WORKDIR|HUB_NAME
+    [--config.data.train=FILE --config.data.validation=FILE …] [--config.finetuning.trainable="('head',)"] [--dry_run]
+
+Architecture and vocabulary are those of --init_from: a folder of Hugging Face's, a workdir, or a name on the hub. The last
+line is one JSON object: the best score on the validation split, and the step it was reached at.
+
+A config of several parts, as configs/bert.py:glue, runs each in a folder of its own in DIR, and prints and writes the table.
+"""
+
+import json
+from pathlib import Path
+
+from absl import flags
+
+from experiments import launch
+from transformers_jax import configuration
+from transformers_jax.errors import UserError
+
+FLAGS = launch.flags_of(config="file")
+flags.DEFINE_string("init_from", None, "folder of Hugging Face's, workdir, or name on the hub", flag_values=FLAGS)
+flags.DEFINE_bool("dry_run", False, "print what the run would take; launch and write nothing", flag_values=FLAGS)
+
+
+def main(args, config) -> None:
+    from transformers_jax import pretraining
+    from transformers_jax.experiment import Experiment
+    from transformers_jax.finetuning import adoption
+    from transformers_jax.finetuning import sweep as sweeps
+    from transformers_jax.planning import plan
+
+    if not args.init_from:
+        raise UserError("--init_from is missing: give the pretrained weights; experiments.pretrain begins from nothing")
+    given = launch.given(args, config)
+    if args.dry_run:
+        config = adoption.adopted(config, args.init_from, given)
+        print(*plan.lines(pretraining.make_plan(config, args.workdir)), sep="\n")
+        return
+    if not args.workdir:
+        raise UserError("--workdir is missing: give the folder to train in")
+
+    def finetune(config, workdir) -> None:
+        pretraining.pretrain(config, workdir, began=launch.BEGAN)
+
+    if "sweep" in config:
+        file, parts = args.config.partition(":")[0], config.sweep
+        given.pop("sweep", None)
+
+        def config_of(part: str):
+            return adoption.adopted(part_of(file, part, given), args.init_from, given)
+
+        name = f"{Path(args.init_from).name} (ours)"
+        found = sweeps.sweep(parts, args.workdir, config_of=config_of, finetune=finetune, name=name)
+        print((Path(args.workdir) / sweeps.TABLE).read_text(encoding="utf-8"))
+        print(json.dumps({"row": found["row"], "average": found["average"]}))
+    else:
+        config = adoption.adopted(config, args.init_from, given)
+        finetune(config, args.workdir)
+        print(json.dumps(sweeps.best(args.workdir, Experiment(config, args.workdir).task.main_metric)))
+
+
+def part_of(file: str, part: str, given: dict):
+    """The config of a part of a sweep, with the keys that the command line sets."""
+    config = configuration.load(f"{file}:{part}")
+    for key, value in given.items():
+        try:
+            config.update_from_flattened_dict({key: value})
+        except (KeyError, TypeError, ValueError) as error:
+            raise UserError(f"--config.{key}={value} does not go with the part {part}: {error}") from error
+    return config
+
+
+if __name__ == "__main__":
+    launch.run(main, FLAGS)

@@ -1,0 +1,82 @@
+"""Answers of a trained model: a line in, a JSON object out, in order; an empty line gives {}.
+
+    python -m experiments.predict --workdir=DIR [--average=N | --step=N] < lines
+    python -m experiments.predict --init_from=FOLDER|WORKDIR|HUB_NAME --task=fill_mask [--top=5] < lines
+
+A line is text, by the task of the run:
+
+    sequence_classification, similarity   a text, or two with a TAB between them
+    tagging                               words with blanks between them
+    span_qa                               question TAB passage
+    multiple_choice                       beginning TAB choice TAB choice …
+    masked_lm (fill_mask)                 a text with [MASK] for each gap: "Let's stick to [MASK] in this skit"
+
+or a JSON object with the keys of the task's examples. It comes back with labels and their probabilities, a tag for each word,
+the answer and where it stands in the passage, or the best words for each gap. --format=text takes lines that begin with { as
+they are.
+"""
+
+import json
+import sys
+from collections.abc import Iterator
+
+from absl import flags
+
+from experiments import launch, lines
+from transformers_jax.errors import UserError
+
+FLAGS = launch.flags_of(config="workdir")
+flags.DEFINE_string("init_from", None, "pretrained weights to fill gaps with, in place of --workdir", flag_values=FLAGS)
+flags.DEFINE_enum("task", None, ("fill_mask",), "what to do; by default that which was trained", flag_values=FLAGS)
+flags.DEFINE_enum("format", "auto", ("auto", "text", "jsonl"), "of the lines; auto looks for {", flag_values=FLAGS)
+flags.DEFINE_integer("top", 5, "words for a gap", 1, flag_values=FLAGS)
+flags.DEFINE_integer("average", None, "over how many of the newest checkpoints", 1, flag_values=FLAGS)
+flags.DEFINE_integer("step", None, "one checkpoint, by its step", flag_values=FLAGS)
+
+
+def main(args, config) -> None:
+    from transformers_jax import answers, inference
+    from transformers_jax.experiment import Experiment
+
+    if bool(args.workdir) == bool(args.init_from):
+        raise UserError("give one of --workdir and --init_from")
+    if args.init_from:
+        if args.task != "fill_mask":
+            raise UserError("--init_from is for --task=fill_mask; give --workdir of a run that experiments.finetune has made")
+        there = inference.loaded(args.init_from)
+    else:
+        there = inference.trained(Experiment(config, args.workdir), average=args.average, step=args.step)
+    fill = args.task == "fill_mask" or config.task.name in answers.GAPS
+    answer = answers.Filler(there, args.top) if fill else answers.Answers(there, config.task.name)
+    number = 0
+    for block in lines.blocks_of_input():
+        for found in answered(block, answer, number, args.format):
+            print(json.dumps(found, ensure_ascii=False))
+        number += len(block)
+        sys.stdout.flush()
+
+
+def answered(block: list[str], answer, before: int, form: str) -> Iterator[dict]:
+    """The answer to each line; those before a line that cannot be read come first, then its error.
+
+    Args:
+      before: lines of the input before these.
+    """
+    places, examples, failure = [], [], None
+    for i, line in enumerate(block):
+        if line.strip():
+            try:
+                examples.append(answer.example(line, form, f"standard input, line {before + i + 1}"))
+            except UserError as error:
+                block, failure = block[:i], error
+                break
+            places.append(i)
+    where = [f"standard input, line {before + i + 1}" for i in places]
+    found = dict(zip(places, answer(examples, where.__getitem__) if examples else (), strict=True))
+    yield from (found.get(i, {}) for i in range(len(block)))
+    if failure:
+        raise failure
+
+
+if __name__ == "__main__":
+    launch.run(main, FLAGS)

@@ -1,0 +1,118 @@
+"""Examples that have a row each, groups of them, and what is drawn anew in training."""
+
+import itertools
+import json
+from collections import Counter
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from test_pipeline import PACKING, TASK, assert_equal, config, make_source
+
+from transformers_jax import batch as contract
+from transformers_jax.data.pipeline import batch_shapes, eval_batches, train_iterator
+from transformers_jax.errors import UserError
+
+
+class TestOneARow:
+    OWN = SimpleNamespace(
+        streams={"": ("tokens",)},
+        row_fields=("label", "score"),
+        encode=lambda e: {"tokens": np.arange(e["length"]) + 1, "label": e["number"], "score": e["number"] / 2},
+    )
+    GROUPS = SimpleNamespace(
+        streams={"": ("tokens",)},
+        row_fields=("label",),
+        groups=2,
+        encode=lambda e: {"tokens": [np.full(e["length"], 7), np.full(2, e["number"])], "label": 1},
+    )
+    SOURCE = [{"number": i, "length": 1 + i % 9} for i in range(37)]
+
+    @staticmethod
+    def keys(**keys):
+        return config(**{"batching": "rows", "batch_size": 8, "lengths": {"tokens": 10}, **keys})
+
+    @pytest.mark.parametrize("batching", ["rows", "buckets"])
+    def test_each_example_has_a_row_with_its_values(self, batching):
+        keys = self.keys(batching=batching)
+        iterator = train_iterator(self.SOURCE, self.OWN, keys, seed=0)
+        seen = Counter()
+        for batch in itertools.islice(iterator, 30):
+            contract.check(batch)
+            real = batch["row_weights"] > 0
+            assert np.array_equal(real, batch["segments"].any(axis=1))
+            assert np.array_equal(batch["segments"].sum(axis=1)[real], 1 + batch["label"][real] % 9)
+            assert np.array_equal(batch["score"], batch["label"] / 2)
+            seen.update(batch["label"][real].tolist())
+        assert set(seen) == set(range(37)) and max(seen.values()) - min(seen.values()) <= 1
+
+    def test_evaluation_goes_in_order_and_marks_what_is_empty(self):
+        for keys in self.keys(), self.keys(batching="buckets", boundaries=(5, 9, 12), tokens_per_batch=72):
+            batches = list(eval_batches(self.SOURCE, self.OWN, keys))
+            rows = {k: np.concatenate([batch[k] for batch in batches]) for k in batches[0]}
+            assert rows["tokens"].shape == (40, 10 if keys.batching == "rows" else 9)
+            assert rows["row_weights"].tolist() == [1] * 37 + [0] * 3
+            assert rows["label"].tolist() == [*range(37), 0, 0, 0]
+
+    def test_evaluation_batches_of_all_processes_are_those_of_one(self):
+        shares = [eval_batches(self.SOURCE, self.OWN, self.keys(), process_index=i, process_count=2) for i in range(2)]
+        together = [{k: np.concatenate([b[k] for b in parts]) for k in parts[0]} for parts in zip(*shares, strict=True)]
+        assert_equal(together, list(eval_batches(self.SOURCE, self.OWN, self.keys())))
+
+    def test_members_of_a_group_lie_beside_each_other(self):
+        batch = contract.check(next(iter(eval_batches(self.SOURCE, self.GROUPS, self.keys()))))
+        assert batch["tokens"].shape == batch["segments"].shape == (8, 2, 10)
+        assert batch["tokens"][3].tolist() == [[7] * 4 + [0] * 6, [3, 3] + [0] * 8]
+        assert batch["positions"][3].tolist() == [[0, 1, 2, 3] + [0] * 6, [0, 1] + [0] * 8]
+        assert batch["segments"][3].sum(axis=1).tolist() == [4, 2]
+        assert batch["label"].tolist() == [1] * 8
+        with pytest.raises(UserError, match="an example has 2 members where the task reads 3"):
+            eval_batches(self.SOURCE, SimpleNamespace(**{**vars(self.GROUPS), "groups": 3}), self.keys())
+
+    @pytest.mark.parametrize("task", [OWN, GROUPS, TASK], ids=["values", "groups", "translation"])
+    def test_shapes_are_told_in_advance(self, task):
+        keys, source = self.keys(), self.SOURCE
+        if task is TASK:
+            keys, source = PACKING, make_source(20)
+        batch = next(train_iterator(source, task, keys, seed=0))
+        assert {k: (v.shape, v.dtype) for k, v in batch.items()} == batch_shapes(keys, task)
+
+    def test_packing_is_refused(self):
+        with pytest.raises(UserError, match="config.data.batching=packing: each example of this task needs a row"):
+            train_iterator(self.SOURCE, self.OWN, self.keys(batching="packing"), seed=0)
+
+    def test_a_task_without_values_may_have_rows_too(self):
+        task = SimpleNamespace(streams={"": ("tokens",)}, encode=lambda e: {"tokens": np.arange(e["length"])})
+        batch = next(train_iterator(self.SOURCE, task, self.keys(), seed=0))
+        assert set(batch) == {"tokens", "positions", "segments"} and batch["segments"].max() == 1
+
+
+class TestAugmentation:
+    TASK = SimpleNamespace(
+        streams={"": ("tokens",)},
+        encode=lambda e: {"tokens": np.full(4, e["number"]), "only for this": e["number"]},
+        augment=lambda fields, rng: {"tokens": fields["tokens"] * 1000 + rng.integers(1, 999, 4)},
+    )
+    SOURCE = [{"number": i} for i in range(20)]
+    KEYS = config(lengths={"tokens": 8}, window=7)
+
+    def batches(self, count, **process):
+        iterator = train_iterator(self.SOURCE, self.TASK, self.KEYS, seed=3, **process)
+        return [(json.dumps(iterator.get_state()), next(iterator)) for _ in range(count)]
+
+    def test_an_example_differs_each_time_and_repeats_after_resuming(self):
+        batches = self.batches(12)
+        drawn = [tuple(row[i : i + 4]) for _, batch in batches for row in batch["tokens"].tolist() for i in (0, 4) if row[i]]
+        assert len(drawn) > 60 and len(set(drawn)) == len(drawn)
+        for state, batch in batches:
+            fresh = train_iterator(self.SOURCE, self.TASK, self.KEYS, seed=3)
+            fresh.set_state(json.loads(state))
+            assert_equal([next(fresh)], [batch])
+
+    def test_processes_draw_differently(self):
+        noise = [[b["tokens"] % 1000 for _, b in self.batches(3, process_index=i, process_count=2)] for i in range(2)]
+        assert not np.array_equal(*noise)
+
+    def test_evaluation_is_as_encoded(self):
+        batch = next(iter(eval_batches(self.SOURCE, self.TASK, self.KEYS)))
+        assert batch["tokens"][:2].tolist() == [[0] * 4 + [1] * 4, [2] * 4 + [3] * 4]

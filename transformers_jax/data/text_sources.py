@@ -1,0 +1,173 @@
+"""Plain texts for pretraining: files, prepared TFDS data sets, and the Bible in 22 languages. Examples are {"text": str}.
+
+Keys of config.data that are read here:
+  train, validation, test: text: files, "a.txt,b.txt", plain or gzip; or, with tfds_name, the split's name there.
+  tfds_name, data_dir: a prepared data set, "wikipedia/20230601.fr" say, whose examples have a feature `text`, or that
+    which config.data.columns names. Each is a text, whatever the unit; "sentence" cuts it into its lines.
+  languages: bible_text: one or several of `bible.VERSIONS`, or ("all",).
+  unit: what an example is: "line" (a line of a file, a verse), "paragraph" (the lines up to a blank one, a chapter), or
+    "sentence" (a line, with an empty example between documents, which a blank line parts, or chapters).
+  chunk_words: longer texts are cut into several of so many words (0: none is).
+  smoothing: α. Of n languages (a file each) with shares p, each is drawn as often as p^α / Σ p^α says; the largest is as
+    long as it is, others repeat. 1 (the default) leaves shares as they are; XLM-RoBERTa has 0.3 (Conneau et al. 2020).
+"""
+
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+
+from transformers_jax.data import bible
+from transformers_jax.data.files import filled, paths_of
+from transformers_jax.data.prepared import open_prepared
+from transformers_jax.errors import UserError
+
+UNITS = ("line", "paragraph", "sentence")
+
+
+class Texts:
+    """Texts of several languages, those of one behind those of the other, each language as often as it shall be drawn.
+
+    Args:
+      groups: the texts of each language; those of none are left out.
+      smoothing: α, see above.
+    """
+
+    def __init__(self, groups: Sequence[Sequence[str]], smoothing: float = 1.0):
+        self.groups = [group for group in groups if len(group)]
+        sizes = np.array([len(group) for group in self.groups], np.float64)
+        counts = np.rint(sizes.max() * (sizes / sizes.max()) ** smoothing) if len(sizes) else sizes
+        self.ends = np.cumsum(counts.astype(np.int64))
+
+    def __len__(self) -> int:
+        return int(self.ends[-1]) if len(self.ends) else 0
+
+    def __getitem__(self, i: int) -> dict[str, str]:
+        if not 0 <= i < len(self):
+            raise IndexError(i)
+        number = int(np.searchsorted(self.ends, i, side="right"))
+        group = self.groups[number]
+        return {"text": group[(i - (int(self.ends[number - 1]) if number else 0)) % len(group)]}
+
+
+class Chosen:
+    """Some lines of a file, by number."""
+
+    def __init__(self, lines: Sequence[str], numbers: Sequence[int]):
+        self.lines, self.numbers = lines, np.asarray(numbers, np.int64)
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def __getitem__(self, i: int) -> str:
+        return self.lines[int(self.numbers[i])]
+
+
+class Feature:
+    """One text feature of a prepared data set."""
+
+    def __init__(self, data: Sequence[dict], name: str):
+        self.data, self.name = data, name
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __getitem__(self, i: int) -> str:
+        return self.data[i][self.name].decode("utf-8")
+
+
+def _text(config, split: str) -> Texts:
+    """Files, each a language, or a prepared data set."""
+    unit, smoothing = _unit(config), config.get("smoothing", 1.0)
+    if config.get("tfds_name"):
+        names = tuple(config.get("columns", ())) or ("text",)
+        data, features = open_prepared(config, split, "tensorflow_datasets.text", "lm1b")
+        if names[0] not in features:
+            raise UserError(f"config.data.columns: {config.tfds_name} has {', '.join(features)}, not {names[0]!r}")
+        texts = Feature(data, names[0])
+        if unit == "sentence":
+            documents = (texts[i].split("\n") for i in range(len(texts)))
+            return Texts([_with_gaps(documents)])
+        return Texts([_chunks(texts, config)])
+    groups = []
+    for path in paths_of(config, split, "train.en.txt,train.fr.txt"):
+        lines = filled(path, f"config.data.{split}")
+        if unit == "line":
+            full = [i for i in range(len(lines)) if lines[i].strip()]
+            groups.append(_chunks(Chosen(lines, full), config))
+        elif unit == "paragraph":
+            groups.append(_chunks([" ".join(paragraph) for paragraph in _paragraphs(lines)], config))
+        else:
+            groups.append(_with_gaps(_paragraphs(lines)))
+    return Texts(groups, smoothing)
+
+
+def _bible_text(config, split: str) -> Texts:
+    """Verses or chapters of one or several languages.
+
+    Verse i of the canonical order is validation where i % 31 is 15, test where it is 30, training otherwise, as in the
+    translations; of paragraphs and sentences, whose neighbours matter, chapter i. Training leaves out verses that are
+    held-out ones word for word.
+    """
+    unit, groups = _unit(config), []
+    languages = tuple(config.languages)
+    for language in bible.VERSIONS if languages == ("all",) else languages:
+        chapters = bible.chapters(language)
+        if unit == "line":
+            groups.append(_chunks(_part([verse for chapter in chapters for verse in chapter], split), config))
+        elif unit == "paragraph":
+            groups.append(_chunks(_part([" ".join(filter(None, chapter)) for chapter in chapters], split), config))
+        else:
+            groups.append(_with_gaps(_part(chapters, split)))
+    return Texts(groups, config.get("smoothing", 1.0))
+
+
+KINDS: dict[str, Callable] = {"text": _text, "bible_text": _bible_text}
+
+
+def _unit(config) -> str:
+    unit = config.get("unit", "line")
+    if unit not in UNITS:
+        raise UserError(f"config.data.unit={unit!r} is not one of {', '.join(UNITS)}")
+    if unit == "sentence" and config.get("chunk_words", 0):
+        raise UserError("config.data.chunk_words: sentences are not cut; set it to 0")
+    return unit
+
+
+def _part(items: list, split: str) -> list:
+    """What of all verses or chapters belongs to a split; see `_bible_text`."""
+    held_out = {name: items[place :: bible.EVERY] for name, place in bible.PLACES.items()}
+    if split != "train":
+        return [item for item in held_out[split] if item]
+    seen = {str(item) for part in held_out.values() for item in part}
+    kept = (item for i, item in enumerate(items) if i % bible.EVERY not in bible.PLACES.values())
+    return [item for item in kept if item and str(item) not in seen]
+
+
+def _paragraphs(lines: Sequence[str]) -> Iterator[list[str]]:
+    """Runs of lines that are not blank."""
+    stripped = (lines[i].strip() for i in range(len(lines)))
+    return (list(run) for full, run in itertools.groupby(stripped, bool) if full)
+
+
+def _with_gaps(documents) -> list[str]:
+    """The lines of all documents, an empty one between two documents."""
+    lines: list[str] = []
+    for document in documents:
+        full = [line.strip() for line in document if line.strip()]
+        lines += [""] * bool(lines and full) + full
+    return lines
+
+
+def _chunks(texts: Sequence[str], config) -> Sequence[str]:
+    """The texts, longer ones than config.data.chunk_words cut into parts of about one length."""
+    most = config.get("chunk_words", 0)
+    if not most:
+        return texts
+    parts = []
+    for i in range(len(texts)):
+        words = texts[i].split()
+        count = max(1, -(-len(words) // most))
+        ends = [len(words) * k // count for k in range(count + 1)]
+        parts += [" ".join(words[a:b]) for a, b in itertools.pairwise(ends)] if count > 1 else [texts[i]]
+    return parts

@@ -1,0 +1,59 @@
+"""The config of a run that begins with a pretrained model: its architecture and its vocabulary are that model's."""
+
+import dataclasses
+import importlib
+from collections.abc import Mapping
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from transformers_jax import configuration, models
+from transformers_jax.errors import UserError
+from transformers_jax.interchange import huggingface, initial
+
+OWN = ("dtype", "param_dtype", "scan_layers", "remat", "attention", "masked_share")
+"""Keys of config.model that the run itself decides: how the model is computed."""
+
+OF_TASK = ("head", "labels", "pooler")
+"""Keys of config.model that follow from the task."""
+
+
+def adopted(config: ConfigDict, path: str, given: Mapping[str, object] = {}) -> ConfigDict:  # noqa: B006
+    """The config with the pretrained model's fields for config.model, and its tokenizer.
+
+    Args:
+      path: a folder of `transformers`, a workdir, or a name on the hub; kept as config.finetuning.init_from.
+      given: keys of the config that the user has set, "model.dropout" say: they stay as they are.
+
+    Raises:
+      UserError: there is no such model, it is not supported, or the config has no group finetuning.
+    """
+    if "finetuning" not in config:
+        raise UserError("--config has no group finetuning: give one of a model that is finetuned, as configs/bert.py:sst2")
+    folder = initial.folder_of(path)
+    fields = {key: value for key, value in fields_of(folder).items() if key not in OF_TASK}
+    allowed = {f.name for f in dataclasses.fields(importlib.import_module(f"{models.__name__}.{fields['name']}").Config)}
+    own = {key: config.model[key] for key in OWN if key in config.model and key in allowed}
+    theirs = {key.removeprefix("model."): value for key, value in given.items() if key.startswith("model.")}
+    config = config.copy_and_resolve_references()
+    with config.unlocked():
+        config.model = ConfigDict(fields | own | theirs)
+    if "tokenizer.path" not in given:
+        config.tokenizer.path = str(folder)
+    config.finetuning.init_from = str(path)
+    return config
+
+
+def fields_of(folder: Path) -> dict:
+    """`name` and the other keys of config.model of the model in a folder; no weights are read.
+
+    Raises:
+      UserError: it is neither a folder of `transformers` nor a workdir, or of another architecture.
+    """
+    if not huggingface.is_folder(folder):
+        if not (folder / configuration.FILE).is_file():
+            raise UserError(f"--init_from={folder} has no {configuration.FILE}: give a folder of transformers or a workdir")
+        return dict(configuration.read(folder).get("model", {}))
+    described = huggingface.read_config(folder)
+    name, _, _ = huggingface.architecture(described)
+    return {"name": name} | importlib.import_module(f"{models.__name__}.{name}").from_hf(described)

@@ -1,0 +1,19 @@
+"""Which parameters learn: config.finetuning.trainable, as patterns over their names (see `parameters`)."""
+
+from collections.abc import Mapping
+
+from transformers_jax.interchange import initial
+
+NAMES = {"all": ".", "head": initial.HEAD}
+"""Words that stand for a pattern: all parameters, and those that a finetuned model has beside the encoder's."""
+
+
+def patterns(config: Mapping, frozen: str = "") -> tuple[str, ...]:
+    """The patterns of a run's config; all parameters learn where it has no such key.
+
+    Args:
+      frozen: a pattern of parameters that never do, a teacher's.
+    """
+    given = config.get("finetuning", {}).get("trainable", ("all",))
+    wanted = [NAMES.get(pattern, pattern) for pattern in ((given,) if isinstance(given, str) else given)]
+    return tuple(f"^(?!.*(?:{frozen}))(?=.*(?:{pattern}))" if frozen else pattern for pattern in wanted)

@@ -1,0 +1,59 @@
+"""Files of tokenizers beside the weights, in the form that AutoTokenizer of `transformers` reads."""
+
+import json
+from pathlib import Path
+
+from absl import logging
+
+from transformers_jax.data.tokenizer import Tokenizer
+from transformers_jax.errors import UserError
+
+FILES = (
+    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.txt", "vocab.json",
+    "merges.txt", "spiece.model", "tokenizer.model", "sentencepiece.bpe.model",
+)  # fmt: skip
+
+
+def read(path: Path) -> Tokenizer | None:
+    """The tokenizer of a folder, None where there is none that can be read; a warning says why."""
+    if not any((path / name).exists() for name in FILES):
+        return None
+    try:
+        return Tokenizer.load(path)
+    except UserError as error:
+        logging.warning("%s: the tokenizer is left out: %s", path, error)
+        return None
+
+
+def write(path: Path, tokenizer: Tokenizer) -> None:
+    """Writes tokenizer.json and tokenizer_config.json, so that AutoTokenizer puts the same pieces around texts as we do."""
+    tokenizer.save(path / "tokenizer.json")
+    content = json.loads((path / "tokenizer.json").read_text(encoding="utf-8"))
+    if not content.get("post_processor"):
+        content["post_processor"] = _template(tokenizer)
+        (path / "tokenizer.json").write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
+    config = _object(path / "tokenizer_config.json") | {"tokenizer_class": "PreTrainedTokenizerFast"}
+    ids = {"pad": tokenizer.pad_id, "unk": tokenizer.unk_id, "mask": tokenizer.mask_id}
+    ids |= dict.fromkeys(("bos", "cls"), tokenizer.bos_id) | dict.fromkeys(("eos", "sep"), tokenizer.eos_id)
+    config |= {f"{role}_token": tokenizer.piece(i) for role, i in ids.items() if i is not None}
+    (path / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+
+def _object(file: Path) -> dict:
+    """A file's JSON object, empty where there is none."""
+    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+
+
+def _template(tokenizer: Tokenizer) -> dict:
+    """What the library puts around one text and around two, as `Tokenizer.joined` does."""
+    ids = {tokenizer.piece(i): i for i in (tokenizer.bos_id, tokenizer.eos_id)}
+    begin, end = ({"id": tokenizer.piece(i), "type_id": 0} for i in (tokenizer.bos_id, tokenizer.eos_id))
+    kind = int(tokenizer.separators == 1)
+    single = [{"SpecialToken": begin}, {"Sequence": {"id": "A", "type_id": 0}}, {"SpecialToken": end}]
+    second = [{"Sequence": {"id": "B", "type_id": kind}}, {"SpecialToken": end | {"type_id": kind}}]
+    return {
+        "type": "TemplateProcessing",
+        "single": single,
+        "pair": [*single, *[{"SpecialToken": end}] * (tokenizer.separators - 1), *second],
+        "special_tokens": {name: {"id": name, "ids": [i], "tokens": [name]} for name, i in ids.items()},
+    }

@@ -1,0 +1,121 @@
+"""Files of weights in the safetensors format, one or several of them: a folder's leaves by name.
+
+Pickles are not read: whoever unpickles a file runs whatever code its author put into it.
+"""
+
+import json
+from collections.abc import Iterable
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from transformers_jax.errors import UserError
+
+SINGLE, INDEX, SHARDS = "model.safetensors", "model.safetensors.index.json", "model-*-of-*.safetensors"
+PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
+SHARD_BYTES = 5 * 10**9
+
+
+class Weights:
+    """The arrays of a folder, each read when it is asked for.
+
+    Raises:
+      UserError: no weights, pickled ones, a damaged or truncated file, a shard that its index lacks or the other way round.
+    """
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        index = folder / INDEX
+        if index.is_file():
+            self._files = self._sharded(index)
+        else:
+            file = self._single()
+            self._files = dict.fromkeys(self._open(file).keys(), file)
+
+    @cached_property
+    def _handles(self) -> dict:
+        return {}
+
+    def names(self) -> list[str]:
+        """Of all leaves."""
+        return list(self._files)
+
+    def array(self, name: str) -> np.ndarray:
+        """One leaf, in the file's own dtype."""
+        try:
+            return self._open(self._files[name]).get_tensor(name)
+        except SafetensorError as error:
+            raise UserError(f"{self._files[name]}: {name} cannot be read: {error}") from error
+
+    def _open(self, file: Path):
+        if file not in self._handles:
+            try:
+                self._handles[file] = safe_open(str(file), framework="numpy")
+            except (SafetensorError, OSError) as error:
+                raise UserError(f"{file} is truncated or no safetensors file ({error}): get it anew") from error
+        return self._handles[file]
+
+    def _single(self) -> Path:
+        """The only file of weights."""
+        found = sorted(self.folder.glob("*.safetensors"))
+        if (self.folder / SINGLE) in found:
+            return self.folder / SINGLE
+        if len(found) == 1:
+            return found[0]
+        if found:
+            raise UserError(f"{self.folder}: {len(found)} safetensors files, but neither {SINGLE} nor {INDEX}")
+        for file in sorted(self.folder.iterdir()):
+            refuse_pickle(file)
+        raise UserError(f"{self.folder}: no weights; wanted {SINGLE}, or {INDEX} with its shards")
+
+    def _sharded(self, index: Path) -> dict[str, Path]:
+        """The file of each leaf."""
+        try:
+            listed = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+            files = {name: self.folder / Path(file).name for name, file in listed.items()}
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise UserError(f"{index} is damaged: no weight_map in it ({error})") from error
+        if missing := sorted({file.name for file in files.values() if not file.is_file()}):
+            raise UserError(f"{index} lists the shard {missing[0]}, which is missing: get it, or the whole folder anew")
+        if unlisted := sorted(set(self.folder.glob(SHARDS)) - set(files.values())):
+            raise UserError(f"{index} does not list the shard {unlisted[0].name}: the index is another model's; get both anew")
+        for file in sorted(set(files.values())):
+            there, wanted = set(self._open(file).keys()), {name for name, f in files.items() if f == file}
+            if different := sorted(there ^ wanted):
+                where = "is in the shard only" if different[0] in there else "is in the index only"
+                raise UserError(f"{index} does not fit {file.name}: {different[0]} {where}")
+        return files
+
+
+def refuse_pickle(file: Path) -> None:
+    """Raises UserError for a file of pickled weights."""
+    if file.suffix in PICKLES:
+        raise UserError(
+            f"{file} is a pickle, and reading a pickle runs whatever code is in it: it is refused. Get the model's "
+            "safetensors, or write them where you trust the file: model.save_pretrained(folder) of transformers does"
+        )
+
+
+def write(folder: Path, leaves: Iterable[tuple[str, np.ndarray]], shard_bytes: int = SHARD_BYTES) -> None:
+    """Writes model.safetensors, or shards of up to `shard_bytes` with their index."""
+    shards: list[dict[str, np.ndarray]] = [{}]
+    size = total = 0
+    for name, array in leaves:
+        if shards[-1] and size + array.nbytes > shard_bytes:
+            shards.append({})
+            size = 0
+        shards[-1][name] = np.ascontiguousarray(array)  # the library writes memory as it lies
+        size, total = size + array.nbytes, total + array.nbytes
+    for stale in (SINGLE, INDEX, *(file.name for file in folder.glob(SHARDS))):
+        (folder / stale).unlink(missing_ok=True)
+    count = len(shards)
+    names = [SINGLE] if count == 1 else [f"model-{i:05}-of-{count:05}.safetensors" for i in range(1, count + 1)]
+    for file, shard in zip(names, shards, strict=True):
+        save_file(shard, folder / file, metadata={"format": "pt"})
+    if count > 1:
+        listed = {name: file for file, shard in zip(names, shards, strict=True) for name in shard}
+        index = {"metadata": {"total_size": total}, "weight_map": listed}
+        (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")

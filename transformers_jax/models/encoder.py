@@ -1,0 +1,186 @@
+"""What BERT and its descendants share: the fields of their configs, and the heads.
+
+Axes: B batch rows, C rows of a group, T length, M masked positions, D model width, V vocabulary, L labels.
+
+A batch has `tokens`, `positions`, `segments` and, where sentences come in pairs, `token_types`, each [B, T]; or [B, C, T]
+with C rows that belong together, as a question's choices do. Rows may be packed where each position has its own target;
+what concerns a whole row is read from its first position.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from transformers_jax.errors import UserError
+from transformers_jax.layers import masked
+from transformers_jax.layers.dropout import Dropout
+from transformers_jax.layers.feedforward import ACTIVATIONS
+from transformers_jax.layers.norms import LayerNorm
+from transformers_jax.layers.projections import Linear
+from transformers_jax.models.output import Encoded, Output, Pretraining, Scores
+
+HEADS = ("none", "masked_lm", "pretraining", "next_sentence", "sequence", "tagging", "span", "multiple_choice")
+
+STREAM = ("tokens", "positions", "segments", "token_types", "languages")
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Fields of `config.model` that all encoders have; the defaults are BERT base (Devlin et al. 2019, section 3).
+
+    layers: N of the papers.  hidden: width inside the feed-forward.  max_length: rows of the table of positions.
+    token_types: kinds of tokens: BERT's sentences A and B.
+    activation: a name of `layers.feedforward.ACTIVATIONS`.
+    dropout: on embeddings and sublayer outputs; attention_dropout on weights; classifier_dropout before the labels,
+      span_dropout before an answer's scores.
+    head: one of HEADS.  labels: of "sequence" and "tagging".  pooler: whether "none" gives `Encoded.pooled`.
+    masked_share: a row has at most this share of positions to predict; the head computes no others in training.
+    stddev: of the initial numbers.  epsilon: of the layer norms.
+    scan_layers: one compiled block for all layers; without it the program is larger, and faster on CPUs.
+    genome: other blocks than these, as a genome's JSON file, text or name; its encoder cells are the layers.
+    genome_unit: width that one relative output dimension of the genome stands for; 0 is width // 2.
+    """
+
+    vocab_size: int
+    width: int = 768
+    num_heads: int = 12
+    hidden: int = 3072
+    layers: int = 12
+    max_length: int = 512
+    token_types: int = 2
+    dropout: float = 0.1
+    attention_dropout: float = 0.1
+    classifier_dropout: float = 0.1
+    span_dropout: float = 0.0
+    activation: str = "gelu"
+    head: str = "none"
+    labels: int = 2
+    pooler: bool = True
+    masked_share: float = 0.2
+    epsilon: float = 1e-12
+    stddev: float = 0.02
+    scan_layers: bool = False
+    remat: bool = False
+    attention: str = "auto"
+    dtype: str = "float32"
+    param_dtype: str = "float32"
+    genome: str = ""
+    genome_unit: int = 0
+
+    def __post_init__(self):
+        if self.head not in HEADS:
+            raise UserError(f"config.model.head is {self.head!r}; it is one of {', '.join(HEADS)}")
+        if self.activation not in ACTIVATIONS:
+            raise UserError(f"config.model.activation is {self.activation!r}; it is one of {', '.join(ACTIVATIONS)}")
+
+    def block_fields(self) -> dict:
+        """The fields of a `layers.blocks.EncoderBlock`."""
+        names = "num_heads hidden dropout attention_dropout activation attention epsilon stddev dtype param_dtype"
+        return {name: getattr(self, name) for name in names.split()} | {"norm": "post", "attention_bias": True}
+
+    def numbers(self) -> dict:
+        """How an embedding or a dense layer starts and computes."""
+        return {"stddev": self.stddev, "dtype": self.dtype, "param_dtype": self.param_dtype}
+
+
+class Encoder(nn.Module):
+    """From a batch to its head's output. An architecture gives `setup`, `states`, `table` and what differs of the rest.
+
+    block: makes one block with the signature of `layers.blocks.EncoderBlock`; None for the architecture's own.
+    """
+
+    config: Any
+    block: Callable[..., nn.Module] | None = None
+    pools = True  # whether the architecture itself summarises a row, without a head
+
+    def __call__(self, batch: dict, *, deterministic: bool = True) -> Encoded | Output | Pretraining | Scores:
+        """The output of `config.head`: `Encoded` for "none", `Output`, `Pretraining`, and `Scores` for all others."""
+        groups = batch["tokens"].shape[:-1]  # (B,) or (B, C)
+        batch = batch | {name: batch[name].reshape(-1, batch[name].shape[-1]) for name in STREAM if name in batch}
+        hidden = self.encode(batch, deterministic)  # [B · C, T, D]
+        match self.config.head:
+            case "none":
+                pooled = self.pooled(hidden, deterministic) if self.pools and self.config.pooler else None
+                hidden = hidden.reshape(*groups, *hidden.shape[1:])
+                return Encoded(hidden, None if pooled is None else pooled.reshape(*groups, -1))
+            case "masked_lm":
+                return self.pieces(hidden, batch)
+            case "pretraining":
+                return Pretraining(self.pieces(hidden, batch), self.relation(hidden, deterministic))
+            case "next_sentence":
+                return Scores(self.relation(hidden, deterministic))
+            case "sequence":
+                return Scores(self.sequence(hidden, deterministic))
+            case "tagging":
+                return Scores(self.classifier(self.classifier_drop(hidden, deterministic=deterministic)))
+            case "span":
+                return Scores(self.classifier(self.span_drop(hidden, deterministic=deterministic)))
+            case "multiple_choice":
+                return Scores(self.sequence(hidden, deterministic).reshape(groups))
+
+    def setup_head(self, *, pooler: bool = True, choice: int = 1, tag_dropout: float | None = None) -> None:
+        """Makes the parts of the head; to be called in `setup`.
+
+        pooler: a dense layer stands between a row's first position and what is read from it.
+        choice: outputs of the classifier for each choice.
+        tag_dropout: before the labels of "tagging"; classifier_dropout if not given.
+        """
+        c, head = self.config, self.config.head
+        reads_first = head in ("pretraining", "next_sentence", "sequence", "multiple_choice")
+        if pooler and (reads_first or head == "none" and self.pools and c.pooler):
+            self.pooler = Linear(c.width, ("embed", None), **c.numbers())
+        if head in ("pretraining", "next_sentence"):
+            self.next_sentence = Linear(2, ("embed", None), **c.numbers())
+        if outputs := {"sequence": c.labels, "tagging": c.labels, "span": 2, "multiple_choice": choice}.get(head):
+            self.classifier = Linear(outputs, ("embed", None), **c.numbers())
+        if head in ("masked_lm", "pretraining"):
+            zeros = nn.with_logical_partitioning(nn.initializers.zeros, ("vocab",))
+            self.lm_bias = self.param("lm_bias", zeros, (c.vocab_size,), c.param_dtype)
+        if c.genome:
+            self.final_norm = LayerNorm(c.epsilon, c.dtype, c.param_dtype)
+        tagging = head == "tagging" and tag_dropout is not None
+        self.classifier_drop = Dropout(tag_dropout if tagging else c.classifier_dropout)
+        self.span_drop = Dropout(c.span_dropout)
+
+    def states(self, batch: dict, deterministic: bool) -> jax.Array:
+        """What comes out of the last block, [B, T, D], for a batch without groups."""
+        raise NotImplementedError
+
+    def encode(self, batch: dict, deterministic: bool = True) -> jax.Array:
+        """Hidden states [B, T, D] of a batch without groups. A genome's cells have their norms in front, so one is added."""
+        hidden = self.states(batch, deterministic)
+        return self.final_norm(hidden) if self.config.genome else hidden
+
+    def table(self) -> jax.Array:
+        """The vectors of pieces [V, D] of the softmax over them."""
+        raise NotImplementedError
+
+    def transform(self, hidden: jax.Array) -> jax.Array:
+        """What comes between hidden states [B, M, D] and the softmax over pieces."""
+        return hidden
+
+    def pieces(self, hidden: jax.Array, batch: dict) -> Output:
+        """The masked language model, of the masked positions alone where the batch says which they are.
+
+        Those are `masked.masked_positions` of batch["weights"] and M, the length of the output.
+        """
+        if "weights" in batch:
+            count = masked.predicted(self.config.masked_share, hidden.shape[1])
+            hidden = masked.gather(hidden, masked.masked_positions(batch["weights"], count))  # [B, M, D]
+        return Output(self.transform(hidden), self.table(), self.lm_bias.astype(hidden.dtype))
+
+    def pooled(self, hidden: jax.Array, deterministic: bool) -> jax.Array:
+        """A row's summary, from its first position: hidden [B, T, D] → [B, D]."""
+        return jnp.tanh(self.pooler(hidden[:, 0]))
+
+    def relation(self, hidden: jax.Array, deterministic: bool) -> jax.Array:
+        """[B, 2]: how the row's second sentence relates to its first."""
+        return self.next_sentence(self.pooled(hidden, deterministic))
+
+    def sequence(self, hidden: jax.Array, deterministic: bool) -> jax.Array:
+        """Labels of whole rows, hidden [B, T, D] → [B, L]; a choice has one."""
+        return self.classifier(self.classifier_drop(self.pooled(hidden, deterministic), deterministic=deterministic))

@@ -1,0 +1,266 @@
+"""The fitness of a genome: the project's own loop trains it on the run's own task and data, and measures it on validation.
+
+Fitness is the negative logarithm of the perplexity: of unsmoothed cross entropy over the tokens that are not padding.
+
+A process makes one `Trainer`, which shares tokenizer, encoded batches and validation batches among all candidates. What a
+candidate learns is a function of config, seed, genome and unit, whichever process trains it, and whatever came before.
+"""
+
+import dataclasses
+import itertools
+import json
+import math
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import filelock
+import jax
+from ml_collections import ConfigDict
+
+from transformers_jax import pretraining
+from transformers_jax.errors import UserError
+from transformers_jax.evaluation import Scorer
+from transformers_jax.experiment import Experiment
+from transformers_jax.planning import parameters
+from transformers_jax.search import hurdles as hurdling
+from transformers_jax.training import sharding
+from transformers_jax.training.checkpoint import Checkpoints
+from transformers_jax.training.loop import train
+from transformers_jax.training.optimizers import make_optimizer
+from transformers_jax.training.state import abstract_state, create_state
+
+SETTINGS = (
+    "jax_compilation_cache_dir",
+    "jax_compilation_cache_max_size",
+    "jax_persistent_cache_min_compile_time_secs",
+    "jax_default_prng_impl",
+)
+"""Settings of JAX that a worker takes over from the process that started it."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """One training: a genome's text and width unit, steps by stage, the hurdles between them, the seed.
+
+    folder: where checkpoints of this training are kept, if the config wants any.
+    """
+
+    genome: str
+    unit: int
+    steps: tuple[int, ...]
+    hurdles: tuple[float, ...]
+    seed: int
+    folder: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """What came of it: fitness by stage, or a failure; steps that were made; seconds.
+
+    compile_seconds: building and compiling its programs, the initial parameters among them.
+    train_seconds: training and measuring.
+    """
+
+    stages: tuple[float, ...] = ()
+    failure: str | None = None
+    steps: int = 0
+    parameters: int = 0
+    compile_seconds: float = 0.0
+    train_seconds: float = 0.0
+
+
+class Trainer:
+    """Trains one candidate after the other.
+
+    Args:
+      config: the search's config, as a dict.
+      workdir: its folder, with the tokenizer.
+      settings: SETTINGS by name.
+    """
+
+    def __init__(self, config: dict, workdir: str | os.PathLike, settings: dict | None = None):
+        for name, value in (settings or {}).items():
+            jax.config.update(name, value)
+        self.shared = Experiment(ConfigDict(config), workdir, training=True)
+        self.validation = list(self.shared.eval_batches("validation"))
+        self._batches: tuple[int, Replay] | None = None
+
+    def __call__(self, job: Job) -> Result:
+        """Trains a candidate; whatever goes wrong with it is its failure."""
+        training = Training(self, job)
+        try:
+            training.prepare()
+            stages = hurdling.climb(training.stage, job.steps, job.hurdles)
+            return training.result(stages=tuple(stages))
+        except Exception as error:  # one candidate's mistake is not the search's
+            return training.result(failure=reason(error))
+        finally:
+            training.close()
+            jax.clear_caches()  # its programs are of no use to the next
+
+    def batches(self, seed: int) -> "Replay":
+        """The training batches of a seed, made once and kept for the next candidate."""
+        if self._batches is None or self._batches[0] != seed:
+            self._batches = seed, Replay(Candidate(self, None, seed).train_iterator())
+        return self._batches[1]
+
+
+def reason(error: Exception) -> str:
+    """Why a candidate failed, in one line."""
+    text = " ".join(str(error).split())
+    if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in text or "Out of memory" in text:
+        return f"out of memory: {text[:160]}"
+    if isinstance(error, UserError):
+        return text.partition(": training stops")[0][:200]
+    return f"{type(error).__name__}: {text[:160]}"
+
+
+class Candidate(Experiment):
+    """The experiment of one genome, with what all candidates share: tokenizer, task, mesh, sources, validation batches."""
+
+    def __init__(self, trainer: Trainer, genome: tuple[str, int] | None, seed: int):
+        shared = trainer.shared
+        config = ConfigDict(shared.config.to_dict() | {"seed": seed})
+        if genome is not None:
+            config.model.genome, config.model.genome_unit = genome
+        super().__init__(config, shared.workdir, training=True)
+        self.trainer, self.tokenizer, self.task, self.mesh = trainer, shared.tokenizer, shared.task, shared.mesh
+
+    def source(self, split: str):
+        return self.trainer.shared.source(split)
+
+    def eval_batches(self, split: str):
+        return self.trainer.validation if split == "validation" else super().eval_batches(split)
+
+
+class Replay:
+    """Batches of an iterator, kept as they are drawn: each `start()` goes through them from the first on."""
+
+    def __init__(self, iterator: Iterator):
+        self._iterator, self._kept = iterator, []
+
+    def start(self) -> Iterator:
+        for i in itertools.count():
+            if i == len(self._kept):
+                self._kept.append(next(self._iterator))
+            yield self._kept[i]
+
+
+class Measure(Scorer):
+    """A scorer whose program is compiled ahead of its first use."""
+
+    def compile(self, state) -> None:
+        """state: a training state, arrays or ShapeDtypeStructs."""
+        batch = next(iter(self.experiment.eval_batches("validation")))
+        batch = sharding.global_batch(batch, self.experiment.mesh)
+        self._step = self._step.lower(state.model_params, state.model_state, batch).compile()
+
+
+class Training:
+    """The training of one candidate, stage by stage."""
+
+    def __init__(self, trainer: Trainer, job: Job):
+        self.trainer, self.job = trainer, job
+        self.run = Candidate(trainer, (job.genome, job.unit), job.seed)
+        self.options = self.run.config.training
+        self.steps = self.total = self.parameters = 0
+        self.compile_seconds, self.began = 0.0, time.monotonic()
+        self.stages: list[float] = []  # of an earlier process: they need not be trained again
+        self.lock = self.checkpoints = self.iterator = None
+
+    def prepare(self) -> None:
+        """Builds and compiles all that training takes."""
+        run = self.run
+        tx, _ = make_optimizer(run.config.optimizer, sum(self.job.steps))
+        shapes = run.batch_shapes()
+        abstract = abstract_state(run.model, tx, shapes, run.mesh)
+        self.parameters = parameters.count(abstract.params)
+        update = pretraining.compiled_step(run, tx, jax.tree.map(lambda x: x.sharding, abstract))
+        self.scorer = Measure(run)
+        with pretraining.in_context(run):
+            if run.config.data.batching != "buckets":  # all batches have one shape
+                update = update.lower(abstract, run.step_shapes()).compile()
+            self.scorer.compile(abstract)
+        self.update = update
+        self._open_checkpoints()
+        self.state = abstract  # what the checkpoint has, or else is made
+        if not (self.checkpoints and self.checkpoints.all_steps()):
+            self.state, _ = create_state(run.model, tx, shapes, run.mesh, seed=self.job.seed)
+            jax.block_until_ready(self.state)
+        self.compile_seconds = time.monotonic() - self.began
+
+    def stage(self, steps: int) -> float:
+        """Trains so many more steps, and returns the fitness."""
+        number = self.number = getattr(self, "number", -1) + 1
+        self.total += steps
+        if number < len(self.stages):
+            return self.stages[number]
+        with pretraining.in_context(self.run):
+            self.state = train(
+                state=self.state,
+                step_fn=self._step,
+                iterator=self.iterator,
+                total_steps=self.total if self.checkpoints else steps,
+                to_device=self._to_device,
+                checkpoints=self.checkpoints,
+                log_every=self.options.log_every,
+                checkpoint_every=self.options.checkpoint_every,
+                verbose=False,
+            )
+            scores = self.scorer.losses("validation", self.state.model_params, self.state.model_state)
+        perplexity = scores["perplexity"]
+        if not math.isfinite(perplexity):
+            raise UserError(f"perplexity is {perplexity} after {self.total} steps")
+        self.stages.append(-math.log(perplexity))
+        if self.checkpoints:
+            _write(Path(self.job.folder) / "stages.json", self.stages)
+        return self.stages[-1]
+
+    def result(self, stages: tuple[float, ...] = (), failure: str | None = None) -> Result:
+        """What there is to say about it."""
+        return Result(
+            stages=stages,
+            failure=failure,
+            steps=self.steps if failure else self.total,
+            parameters=self.parameters,
+            compile_seconds=self.compile_seconds or time.monotonic() - self.began,
+            train_seconds=time.monotonic() - self.began - self.compile_seconds if self.compile_seconds else 0.0,
+        )
+
+    def close(self) -> None:
+        """Lets go of memory, threads and files."""
+        if self.checkpoints:
+            self.checkpoints.close()
+            self.iterator.close()
+        if self.lock:
+            self.lock.release()
+        self.state = self.update = self.scorer = None
+
+    def _open_checkpoints(self) -> None:
+        """Checkpoints, where the config keeps any, so that a killed evaluation goes on; no two processes on the same."""
+        if not self.options.checkpoint_every:
+            self.iterator = self.trainer.batches(self.job.seed).start()
+            return
+        folder = Path(self.job.folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        self.lock = filelock.FileLock(folder / "lock")
+        self.lock.acquire()
+        if (folder / "stages.json").exists():
+            self.stages = json.loads((folder / "stages.json").read_text())
+        self.checkpoints = Checkpoints(folder / "checkpoints", keep=1)
+        self.iterator = self.run.train_iterator()
+
+    def _step(self, state, batch):
+        self.steps += 1
+        return self.update(state, batch)
+
+    def _to_device(self, batch):
+        return sharding.global_batch(batch, self.run.mesh, parallelism=self.options.parallelism)
+
+
+def _write(path: Path, value) -> None:
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(value))
+    os.replace(temporary, path)

@@ -1,0 +1,116 @@
+"""What a search found, from its rows: the winner, what it took, and which method won."""
+
+import json
+import math
+import os
+from pathlib import Path
+
+from transformers_jax.search import genome as genomes
+from transformers_jax.search.population import Population
+
+BEST = "best.json"
+
+
+def best(rows: list[dict]) -> dict:
+    """The row of the highest fitness, the first of equals."""
+    return max((row for row in rows if row["fitness"] is not None), key=lambda row: (row["fitness"], -row["id"]))
+
+
+def write_best(workdir: str | os.PathLike, row: dict) -> None:
+    """Writes the genome of a row to best.json, whole or not at all."""
+    path = Path(workdir) / BEST
+    temporary = path.with_suffix(".json.tmp")
+    temporary.write_text(row["genome"] + "\n", encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def of(config, population: Population, methods: list[str]) -> dict:
+    """The summary of a search, JSON values.
+
+    candidates, trained, saved (equivalent to one that was trained), failed, rejected (draws), steps (of training),
+    compile_share: of the first method; best_fitness, best_perplexity, winner (text), unit, parameters: of its best; hurdles:
+    their values; methods: the same counts of each; final: fitness of the last trainings by name, their mean first; won: who
+    has the highest mean.
+    """
+    counted = {method: counts(population.rows(method)) for method in methods}
+    winner = best(population.rows(methods[0]))
+    steps = config.search.final_steps or sum(config.search.steps)
+    final = final_scores([row for row in population.finals() if row["steps"] == steps])
+    found = {
+        "method": methods[0],
+        **counted[methods[0]],
+        "hurdles": [hurdle["value"] for hurdle in population.hurdles(methods[0])],
+        "winner": " ; ".join(genomes.from_json(winner["genome"]).text().split("\n")),
+        "unit": winner["unit"],
+        "parameters": winner["parameters"],
+        "mutations_from_seed": len(_line(population.rows(methods[0]), winner)),
+    }
+    if len(methods) > 1:
+        found["methods"] = counted
+    if final:
+        found["final_steps"], found["final"] = steps, final
+    scores = {name: score["mean"] for name, score in final.items() if score["mean"] is not None}
+    scores = scores or {method: counted[method]["best_fitness"] for method in methods}
+    if len(scores) > 1:
+        found["won"] = max(scores, key=scores.__getitem__)
+    return found
+
+
+def counts(rows: list[dict]) -> dict:
+    """How many candidates there were, and what became of them; what it took; the best."""
+    done = [row for row in rows if row["state"] == "done"]
+    spent = [sum(row[f"{kind}_seconds"] or 0.0 for row in rows) for kind in ("compile", "train")]
+    top = best(rows)["fitness"]
+    return {
+        "candidates": len(rows),
+        "trained": sum(row["same_as"] is None for row in done),
+        "saved": sum(row["same_as"] is not None for row in done),
+        "failed": sum(row["state"] == "failed" for row in rows),
+        "rejected": sum(row["rejected"] for row in rows),
+        "steps": sum(row["trained_steps"] for row in rows),
+        "best_fitness": top,
+        "best_perplexity": math.exp(-top),
+        "worker_seconds": round(sum(spent), 1),
+        "compile_share": round(spent[0] / sum(spent), 3) if sum(spent) else 0.0,
+    }
+
+
+def final_scores(finals: list[dict]) -> dict[str, dict]:
+    """{name: mean, each seed's fitness, parameters and unit} of the last trainings; a failed one has no fitness."""
+    scores = {}
+    for name in dict.fromkeys(row["name"] for row in finals):
+        mine = [row for row in finals if row["name"] == name]
+        found = [row["fitness"] for row in mine if row["fitness"] is not None]
+        mean = math.fsum(found) / len(found) if found else None
+        scores[name] = {"mean": mean, "fitness": found, "parameters": mine[0]["parameters"], "unit": mine[0]["unit"]}
+    return scores
+
+
+def sentences(found: dict, workdir: str | os.PathLike) -> list[str]:
+    """The summary in plain words, for a reader."""
+    lines = [
+        f"{found['method']}: {found['candidates']} candidates, {found['trained']} trained ({found['steps']:,} steps), "
+        f"{found['saved']} known from an equivalent one, {found['failed']} failed",
+        f"best: perplexity {found['best_perplexity']:.3f} with {found['parameters']:,} parameters; compiling took "
+        f"{found['compile_share']:.0%} of the time",
+        f"train it: --config.model.genome={Path(workdir) / BEST} --config.model.genome_unit={found['unit']}",
+    ]
+    for name, score in found.get("final", {}).items():
+        seeds = len(score["fitness"])
+        mean = "failed" if score["mean"] is None else f"perplexity {math.exp(-score['mean']):.3f}"
+        lines.append(f"trained anew for {found['final_steps']} steps, {seeds} seed(s): {name} {mean}")
+    return lines + ([f"{found['won']} won"] if "won" in found else [])
+
+
+def _line(rows: list[dict], row: dict) -> list[dict]:
+    """The row and its ancestors but the first."""
+    by_id, line = {r["id"]: r for r in rows}, []
+    while row["parents"]:
+        line.append(row)
+        row = by_id[row["parents"][0]]
+    return line
+
+
+def as_json(found: dict) -> str:
+    """One line."""
+    return json.dumps(found, ensure_ascii=False)

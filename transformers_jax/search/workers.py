@@ -1,0 +1,217 @@
+"""Who trains the candidates: this process itself, or workers on Ray, here or on a cluster.
+
+Both are handed jobs and give back what came of them, in the order in which they end:
+
+    with start(config, workdir, workers=2) as pool:
+        while pool.free: pool.submit(number, job)
+        outcome = pool.next()
+
+A worker on this machine has processor cores of its own, and XLA runs one thread a core, so that two workers do not wait
+for each other; where Ray counts GPUs or TPUs, a worker has one of them. On a cluster the project is installed on every
+node, and workdir and data have the same paths there.
+"""
+
+import os
+import socket
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from absl import logging
+
+from transformers_jax.errors import UserError
+
+ACCELERATORS = ("GPU", "TPU")
+POLL = 1.0  # seconds between two looks, so that signals are heard
+
+
+class Outcome(NamedTuple):
+    """What came of a job: `result`, or why the worker died over it."""
+
+    number: int
+    result: Any
+    worker: str
+    death: str = ""
+
+
+def death_note(outcome: Outcome) -> str:
+    """The failure of a candidate over which its workers died."""
+    return f"dead worker: {outcome.death}"[:200]
+
+
+def start(make: Callable[[], Callable], *, workers: int, address: str = "", cores: int = 1):
+    """The pool of workers.
+
+    Args:
+      make: makes what trains: job → result. Each worker calls it once.
+      workers: how many; 0 trains in this process; -1 is one for each accelerator, or for every `cores` processor cores.
+      address: of a Ray cluster; "" starts Ray here.
+      cores: processor cores of a worker.
+
+    Raises:
+      UserError: Ray is missing or cannot be reached, or has no room for that many workers.
+    """
+    if workers < -1 or cores < 1:
+        raise UserError(f"--workers={workers}, config.search.cores={cores}: give -1, 0 or more workers of 1 or more cores")
+    return Inline(make) if workers == 0 else RayWorkers(make, workers, address, cores)
+
+
+class Inline:
+    """Trains in this process, one job at a time: what breaks it breaks the search, which is what debugging wants."""
+
+    name = "inline"
+
+    def __init__(self, make: Callable[[], Callable]):
+        self._make, self._train, self._job = make, None, None
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        pass
+
+    @property
+    def size(self) -> int:
+        return 1
+
+    @property
+    def busy(self) -> int:
+        """Jobs under way."""
+        return int(self._job is not None)
+
+    @property
+    def free(self) -> bool:
+        """Whether a job can be submitted."""
+        return self._job is None
+
+    def submit(self, number: int, job) -> None:
+        self._job = number, job
+
+    def next(self) -> Outcome:
+        """Waits for the next job that ends."""
+        self._train = self._train or self._make()
+        (number, job), self._job = self._job, None
+        return Outcome(number, self._train(job), self.name)
+
+
+class Worker:
+    """A process of its own, made by Ray."""
+
+    def __init__(self, make: Callable[[], Callable], cores: list[int]):
+        """cores: numbers of those that it may run on; [] is any."""
+        if cores:
+            os.sched_setaffinity(0, cores)  # XLA's threads, which begin after this, are as many
+        if len(cores) == 1:
+            os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_multi_thread_eigen=false".strip()
+        self._train = make()
+
+    def name(self) -> str:
+        return f"{socket.gethostname()}:{os.getpid()}"
+
+    def train(self, job):
+        return self._train(job)
+
+
+class RayWorkers:
+    """Actors of Ray, each in its slot; one that dies is made anew."""
+
+    def __init__(self, make: Callable[[], Callable], workers: int, address: str, cores: int):
+        self._ray = _start_ray(workers, address, cores)
+        resources = self._ray.cluster_resources()
+        self._kind = next((kind for kind in ACCELERATORS if resources.get(kind)), "CPU")
+        share = 1 if self._kind in ACCELERATORS else cores
+        room = int(resources.get(self._kind, 0) // share)
+        if workers > room or not room:
+            raise UserError(f"--workers={workers}: Ray has room for {room}, with {resources.get(self._kind, 0):g} {self._kind}")
+        self.size = room if workers < 0 else workers
+        self._make, self._cores, self._local = make, cores, not address
+        self._actors = [self._actor(slot) for slot in range(self.size)]
+        self._names = [""] * self.size
+        self._running: dict[Any, tuple[int, int]] = {}  # a future → (its slot, the job's number)
+        self._idle = list(range(self.size))
+        for slot in range(self.size):
+            self._greet(slot)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self._ray.shutdown()
+
+    @property
+    def busy(self) -> int:
+        """Jobs under way."""
+        return len(self._running)
+
+    @property
+    def free(self) -> bool:
+        """Whether a job can be submitted."""
+        return bool(self._idle)
+
+    def submit(self, number: int, job) -> None:
+        slot = self._idle.pop(0)
+        self._running[self._actors[slot].train.remote(job)] = slot, number
+
+    def next(self) -> Outcome:
+        """Waits for the next job that ends, or whose worker dies."""
+        done: list = []
+        while not done:
+            done, _ = self._ray.wait(list(self._running), num_returns=1, timeout=POLL)
+        slot, number = self._running.pop(done[0])
+        self._idle.append(slot)
+        name = self._names[slot]
+        try:
+            return Outcome(number, self._ray.get(done[0]), name)
+        except self._ray.exceptions.RayTaskError:
+            raise  # an error of this code, not a death
+        except self._ray.exceptions.RayError as error:
+            self._actors[slot] = self._actor(slot)
+            self._greet(slot)
+            return Outcome(number, None, name, _first_line(error))
+
+    def _actor(self, slot: int):
+        options: dict[str, Any] = {"num_cpus": self._cores}
+        if self._kind == "GPU":
+            options["num_gpus"] = 1
+        elif self._kind == "TPU":
+            options["resources"] = {"TPU": 1}
+        cores = []
+        if self._kind == "CPU" and self._local and hasattr(os, "sched_getaffinity"):
+            here = sorted(os.sched_getaffinity(0))
+            cores = [here[(slot * self._cores + i) % len(here)] for i in range(self._cores)]
+        return self._ray.remote(Worker).options(**options).remote(self._make, cores)
+
+    def _greet(self, slot: int) -> None:
+        """Waits until a worker is there. One that cannot be made ends the search: no candidate is to blame."""
+        try:
+            self._names[slot] = self._ray.get(self._actors[slot].name.remote())
+        except self._ray.exceptions.RayError as error:
+            raise UserError(f"worker {slot} cannot start: {_first_line(error)}; try --workers=0") from error
+        logging.info("worker %d is process %s", slot, self._names[slot])
+
+
+def _start_ray(workers: int, address: str, cores: int):
+    """Ray, started here or connected to."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    try:
+        import ray
+        import ray.exceptions
+    except ImportError as error:
+        raise UserError("--workers needs Ray, pip install 'transformers_jax[search]'; or train here, --workers=0") from error
+    there = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    local = {"address": "local", "num_cpus": max(there, workers * cores), "object_store_memory": 10**8}
+    try:
+        ray.init(
+            **({"address": address} if address else local), include_dashboard=False if not address else None,
+            log_to_driver=False, logging_level="ERROR", configure_logging=False,
+        )  # fmt: skip
+    except (ConnectionError, ValueError, RuntimeError, OSError) as error:
+        where = f"--ray_address={address}" if address else "Ray"
+        raise UserError(f"{where} cannot be reached or started: {_first_line(error)}") from error
+    return ray
+
+
+def _first_line(error: Exception) -> str:
+    """What happened, in one line of Ray's many."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return (lines[-1] if "Error" in lines[-1] else lines[0])[:200] if lines else type(error).__name__

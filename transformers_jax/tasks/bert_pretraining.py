@@ -1,0 +1,170 @@
+"""BERT's pretraining: a masked language model over two stretches of text, and whether the second follows the first (Devlin
+et al. 2019, section 3.1 and appendix A.2); or ALBERT's, whether the two are in order (Lan et al. 2020, section 3.1).
+
+The source gives one sentence an example, and an empty one between documents: config.data.unit is "sentence".
+"""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from transformers_jax.batch import Streams
+from transformers_jax.data.pairs import truncated
+from transformers_jax.errors import UserError
+from transformers_jax.models.output import Pretraining
+from transformers_jax.tasks.masked_lm import cross_entropy_of_masked
+from transformers_jax.tasks.masking import Masking
+from transformers_jax.training.losses import label_sums
+
+RELATIONS = ("next_sentence", "sentence_order")
+
+
+class Task:
+    """Pretraining of examples {"text": sentence}, one behind the other.
+
+    Args:
+      tokenizer: turns text into pieces; must have a mask piece.
+      relation: "next_sentence" (label 0: the second text goes on where the first ends; 1: it is from elsewhere) or
+        "sentence_order" (0: as they stand; 1: exchanged). Both are evenly frequent.
+      masking: "static" masks a pair once and for all, "dynamic" anew each time it is trained on.
+      share, whole_words: see `masking.Masking`.
+      max_length: pieces of a pair with what surrounds them; pairs are filled up to it.
+      short: so many pairs are filled to a random length only, as in BERT.
+      duplicates: pairs that begin with the same sentence.
+    """
+
+    main_metric = "next_accuracy"
+    row_fields = ("label",)
+    streams: Streams = {"": ("tokens", "token_types", "targets", "weights")}
+    augment = None
+
+    def __init__(
+        self, tokenizer, *, relation: str = "next_sentence", masking: str = "static", share: float = 0.15,
+        whole_words: bool = False, max_length: int = 128, short: float = 0.1, duplicates: int = 1,
+    ):  # fmt: skip
+        if relation not in RELATIONS:
+            raise UserError(f"config.task.relation={relation!r} is not one of {', '.join(RELATIONS)}")
+        if masking not in ("dynamic", "static"):
+            raise UserError(f"config.task.masking={masking!r} is not one of dynamic, static")
+        self.tokenizer, self.relation, self.share = tokenizer, relation, share
+        self.room = max_length - tokenizer.surrounding(pair=True)
+        if self.room < 2:
+            raise UserError(f"config.task.max_length={max_length} has no room for two texts")
+        self.short, self.duplicates = short, duplicates
+        self.masking = Masking(tokenizer, share=share, whole_words=whole_words)
+        if masking == "dynamic":
+            self.augment = self.masking.anew
+
+    def model_fields(self) -> dict:
+        """What the model must have."""
+        return {"head": "pretraining"}
+
+    def examples(self, source: Sequence[dict]) -> "Starts":
+        """One example a sentence, from which on its text is read."""
+        return Starts(source, self.room, self.duplicates)
+
+    def encode(self, example: dict) -> dict:
+        """{"number", "lines", "others"} → 1-D int32 `tokens`, `token_types`, `targets`, `weights`, and `label`."""
+        rng = np.random.default_rng([7, example["number"]])
+        room = self.room if rng.random() >= self.short else int(rng.integers(2, self.room + 1))
+        first, second, label = self._pair(example, room, rng)
+        # Both halves keep a piece: the room is two at least.
+        joined = self.tokenizer.joined([i for i, _ in first], [i for i, _ in second])
+        words = np.full(len(joined.ids), -1)
+        for start, text in zip(joined.starts, (first, second), strict=True):
+            words[start : start + len(text)] = [word for _, word in text]
+        masked = self.masking.fixed(np.asarray(joined.ids, np.int32), words)
+        return {"token_types": np.asarray(joined.types, np.int32), "words": words, "label": label} | masked
+
+    def _pair(self, example: dict, room: int, rng: np.random.Generator):
+        """Two texts, [(piece, word)] each, of at most `room` pieces in all, and their label."""
+        lines = self._pieces(example["lines"], room, 0)
+        cut = int(rng.integers(1, len(lines))) if len(lines) > 1 else 0
+        first = [piece for line in lines[: cut or 1] for piece in line]
+        second = [piece for line in lines[cut:] for piece in line] if cut else []
+        label = int(rng.random() < 0.5)
+        if self.relation == "sentence_order":
+            if not cut:  # a document of one sentence is cut inside it
+                first, second = first[: (len(first) + 1) // 2], first[(len(first) + 1) // 2 :]
+            label = label if first and second else 0
+            first, second = (second, first) if label else (first, second)
+        elif label or not cut:
+            label = 1
+            others = self._pieces(example["others"], max(1, room - len(first)), 10**6)
+            second = [piece for line in others for piece in line]
+        first, second = truncated([first, second], room, "longest_first")
+        return first, second, label
+
+    def _pieces(self, lines: Sequence[str], room: int, word: int) -> list[list[tuple[int, int]]]:
+        """(piece, its word) of each line, as many lines as it takes to fill the room; words are counted from `word` on."""
+        found, used = [], 0
+        for line in lines:
+            pieces, words = self.tokenizer.encode_with_words(line)
+            found.append([(piece, word + w) for piece, w in zip(pieces, words, strict=True)])
+            word += words[-1] + 1 if words else 0
+            used += len(pieces)
+            if used >= room:
+                break
+        return found
+
+    def loss(self, output: Pretraining, batch: dict, *, train: bool):
+        """The sum of both means, summed: masked pieces, and rows scaled to count as many pieces as a full row has masked.
+
+        Weight, `nll` and `correct` are those of the masked pieces; `next_` ones those of the rows.
+        """
+        pieces = cross_entropy_of_masked(output.lm, batch)
+        rows = label_sums(output.next, batch["label"], batch["row_weights"])
+        loss = pieces.loss + rows.loss * (self.share * batch["tokens"].shape[1])
+        sums = {"nll": pieces.nll, "correct": pieces.correct}
+        return loss, pieces.weight, sums | {"next_correct": rows.correct, "next_weight": rows.weight}
+
+    def predict(self, output: Pretraining, batch: dict) -> dict[str, jax.Array]:
+        """`probabilities` [B, 2] that the second text follows, or does not."""
+        return {"probabilities": jax.nn.softmax(output.next.astype(jnp.float32))}
+
+    def evaluate(self, scorer, split: str, model: dict) -> tuple[dict, list[dict]]:
+        """Nothing beyond the losses, perplexity and accuracies, which every task has."""
+        return {}, []
+
+    def validate(self, scorer, model: dict, step: int) -> dict:
+        """Nothing, as `evaluate`."""
+        return {}
+
+
+class Starts:
+    """Sentence i of a source with those behind it, and sentences from elsewhere.
+
+    Args:
+      source: sentences, an empty one between documents.
+      room: sentences that are given at most: each has a piece at least.
+      duplicates: examples that begin with the same sentence.
+    """
+
+    def __init__(self, source: Sequence[dict], room: int, duplicates: int):
+        self.source, self.room, self.duplicates = source, room, duplicates
+        full = np.array([bool(source[i]["text"].strip()) for i in range(len(source))])
+        self.numbers = np.flatnonzero(full)
+        self.documents = np.cumsum(~full)  # [sentences] the document of each
+        if not len(self.numbers):
+            raise UserError("config.data: there is no sentence to train on")
+
+    def __len__(self) -> int:
+        return len(self.numbers) * self.duplicates
+
+    def __getitem__(self, i: int) -> dict:
+        number, rng = int(self.numbers[i // self.duplicates]), np.random.default_rng([8, i])
+        elsewhere = number
+        for _ in range(10):  # as often as BERT tries
+            elsewhere = int(self.numbers[rng.integers(len(self.numbers))])
+            if self.documents[elsewhere] != self.documents[number]:
+                break
+        return {"number": i, "lines": self._from(number), "others": self._from(elsewhere)}
+
+    def _from(self, number: int) -> list[str]:
+        lines = []
+        while number < len(self.source) and len(lines) < self.room and (text := self.source[number]["text"]).strip():
+            lines.append(text)
+            number += 1
+        return lines

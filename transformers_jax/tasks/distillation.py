@@ -1,0 +1,227 @@
+"""A small model learns from a large one: DistilBERT (Sanh et al. 2019), or a causal language model in the same way.
+
+Three losses, means each:
+
+    soft      of the teacher's distribution over pieces, both at a temperature t, times t² (Hinton et al. 2015)
+    hard      of the true pieces: masked language model, or the next piece
+    cosine    1 - cos of the last hidden states of student and teacher
+
+The teacher is a frozen part of the model: its parameters are those below `teacher/`, which the checkpoints hold too, and all
+others are the student's.
+
+Axes: B batch rows, T length, M predicted positions, D width, V vocabulary.
+"""
+
+import importlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from transformers_jax.errors import UserError
+from transformers_jax.layers.masked import gather, masked_positions
+from transformers_jax.models.output import Output
+from transformers_jax.training.losses import chunk_elements, cross_entropy
+
+FROZEN = r"^teacher/"
+"""Parameters that do not learn."""
+
+
+class Distilled(NamedTuple):
+    """What student and teacher make of a batch: their outputs over pieces, and their last hidden states [B, T, D]."""
+
+    student: Output
+    teacher: Output
+    states: jax.Array
+    teacher_states: jax.Array
+
+
+class Task:
+    """Distillation on the examples of another task.
+
+    Args:
+      tokenizer: turns text into pieces; the teacher's own.
+      teacher: a folder of `transformers`, a workdir, or a name on the hub.
+      of: the task that both have learned, "masked_lm" or "causal_lm"; what examples, fields and targets are is its business.
+      layers: numbers of the teacher's layers that the student starts with, every second one: (0, 2, 4, 7, 9, 11); () starts
+        the student from nothing.
+      temperature: t.
+      soft, hard, cosine: weights of the three losses; cosine needs a student as wide as its teacher.
+      options: keyword arguments of the task `of`.
+    """
+
+    main_metric = "accuracy"
+    frozen = FROZEN
+
+    def __init__(
+        self, tokenizer, *, teacher: str, of: str = "masked_lm", layers: Sequence[int] = (), temperature: float = 2.0,
+        soft: float = 5.0, hard: float = 2.0, cosine: float = 1.0, **options: Any,
+    ):  # fmt: skip
+        if not teacher:
+            raise UserError("config.task.teacher is empty: give a folder of transformers, a workdir, or a name on the hub")
+        if temperature <= 0:
+            raise UserError(f"config.task.temperature={temperature}: give a number above 0")
+        try:
+            self.task = importlib.import_module(f"{__package__}.{of}").Task(tokenizer, **options)
+        except ModuleNotFoundError as error:
+            raise UserError(f"config.task.of={of!r}: there is no such task; masked_lm is one") from error
+        self.tokenizer, self.teacher, self.layers = tokenizer, teacher, tuple(layers)
+        self.temperature, self.soft, self.hard, self.cosine = temperature, soft, hard, cosine
+        self.streams, self.row_fields = self.task.streams, getattr(self.task, "row_fields", ())
+        self.encode = self.task.encode
+        self.augment = getattr(self.task, "augment", None)
+
+    def model_fields(self) -> dict:
+        """What the student must have: what its own task asks for."""
+        return getattr(self.task, "model_fields", dict)()
+
+    def wrap(self, model: nn.Module) -> nn.Module:
+        """Student and teacher in one.
+
+        Raises:
+          UserError: there is no such teacher, or it does not go with the student.
+        """
+        teacher = teacher_model(self.teacher, self.model_fields())
+        for name in ("vocab_size", *(("width",) if self.cosine else ())):
+            ours, theirs = getattr(model.config, name), getattr(teacher.config, name)
+            if ours != theirs:
+                raise UserError(f"config.task.teacher={self.teacher}: its {name} is {theirs}, the student's {ours}")
+        return Pupil(model, teacher)
+
+    def initial(self, model: nn.Module) -> dict:
+        """The parameters that training starts with, to be merged into the model's: all of the teacher's, and the student's
+        as far as `layers` says."""
+        from transformers_jax.interchange.initial import initial
+
+        own = initial(self.teacher, model.student, self.tokenizer, only=self.layers) if self.layers else {}
+        return {**own, "teacher": initial(self.teacher, model.teacher, self.tokenizer)}
+
+    def loss(self, output: Distilled, batch: dict, *, train: bool):
+        """The weighted losses summed over predicted positions, their weight, `nll` and `correct` of the student.
+
+        The cosine's mean over all positions counts as often as there are predicted ones, so that one divisor serves all.
+        """
+        targets, weights = self._targets(output.student, batch)
+        hard = cross_entropy(output.student.hidden, output.student.table, targets, weights, bias=output.student.bias)
+        soft = soft_cross_entropy(output.student, output.teacher, weights, self.temperature)
+        loss = self.soft * self.temperature**2 * soft + self.hard * hard.loss
+        sums = {"nll": hard.nll, "correct": hard.correct, "soft": soft}
+        if self.cosine:
+            real = (batch["segments"] > 0).astype(jnp.float32)  # [B, T]
+            apart = jnp.sum((1 - cosine(output.states, output.teacher_states)) * real)
+            share = getattr(getattr(self.task, "masking", None), "share", 1.0)
+            loss += self.cosine * share * apart
+            sums |= {"cosine_distance": apart, "cosine_weight": jnp.sum(real)}
+        return loss, hard.weight, sums
+
+    def _targets(self, output: Output, batch: dict) -> tuple[jax.Array, jax.Array]:
+        """True pieces and weights, at the positions that the output has."""
+        targets = batch["targets"]
+        weights = batch["weights"] if "weights" in batch else (batch["segments"] > 0).astype(jnp.int32)
+        if output.hidden.shape[1] == targets.shape[1]:
+            return targets, weights
+        positions = masked_positions(weights, output.hidden.shape[1])  # [B, M]
+        return gather(targets, positions), gather(weights, positions)
+
+    def evaluate(self, scorer, split: str, model: dict) -> tuple[dict, list[dict]]:
+        """Nothing beyond loss, perplexity and accuracy of the student, which every task has."""
+        return {}, []
+
+    def validate(self, scorer, model: dict, step: int) -> dict:
+        """Nothing, as `evaluate`."""
+        return {}
+
+
+class Pupil(nn.Module):
+    """A model and its teacher. The model's parameters are at the top, the teacher's below `teacher`."""
+
+    student: nn.Module
+    teacher: nn.Module
+
+    @property
+    def config(self):
+        return self.student.config
+
+    def setup(self):
+        nn.share_scope(self, self.student)
+
+    def __call__(self, batch: dict, *, deterministic: bool = True) -> Distilled:
+        student, states = _over_pieces(self.student, batch, deterministic)
+        teacher, teacher_states = jax.lax.stop_gradient(_over_pieces(self.teacher, batch, True))
+        return Distilled(student, teacher, states, teacher_states)
+
+    def encode(self, batch: dict, deterministic: bool) -> jax.Array:
+        """The student's hidden states."""
+        return self.student.encode(batch, deterministic)
+
+
+def _over_pieces(model: nn.Module, batch: dict, deterministic: bool) -> tuple[Output, jax.Array]:
+    """A model's output over pieces, and its last hidden states [B, T, D]: an encoder has a transform between the two."""
+    if hasattr(model, "pieces"):
+        states = model.encode(batch, deterministic)
+        return model.pieces(states, batch), states
+    output = model(batch, deterministic=deterministic)
+    return output, output.hidden
+
+
+def teacher_model(path: str, fields: dict) -> nn.Module:
+    """The module of a pretrained model, without its parameters.
+
+    Args:
+      fields: of its config that are to be others: the head.
+
+    Raises:
+      UserError: nothing to read there, or an architecture that is not supported.
+    """
+    from transformers_jax import configuration, models
+    from transformers_jax.data.tokenizer import Tokenizer
+    from transformers_jax.interchange import huggingface
+    from transformers_jax.interchange.initial import folder_of
+
+    folder: Path = folder_of(path)
+    if huggingface.is_folder(folder):
+        return models.build(dict(huggingface.load(folder).fields) | fields, 0)
+    config = configuration.read(folder)
+    return models.build(dict(config.model) | fields, Tokenizer.load(folder / "tokenizer.json").vocab_size)
+
+
+def cosine(first: jax.Array, second: jax.Array) -> jax.Array:
+    """The cosine of vectors [..., D], in float32; 0 to one of zeros."""
+    first, second = first.astype(jnp.float32), second.astype(jnp.float32)
+    squares = jnp.sum(first**2, axis=-1) * jnp.sum(second**2, axis=-1)
+    return jnp.sum(first * second, axis=-1) * jax.lax.rsqrt(jnp.maximum(squares, 1e-24))
+
+
+def soft_cross_entropy(student: Output, teacher: Output, weights: jax.Array, temperature: float) -> jax.Array:
+    """Σ weight · KL(teacher ‖ student) of the distributions over pieces at a temperature, in float32.
+
+    Walks over the positions in chunks, whose logits are made anew for the gradient: never are all of them there.
+
+    Args:
+      student, teacher: hidden [B, T, D] each, over the same V pieces.
+      weights: [B, T].
+    """
+    rows, length = weights.shape
+    chunk = min(length, max(1, chunk_elements() // (2 * rows * student.table.shape[0])))
+    chunks = -(-length // chunk)
+
+    def split(x):  # [B, T, …] → [chunks, B, chunk, …]
+        x = jnp.pad(x, [(0, 0), (0, chunks * chunk - length)] + [(0, 0)] * (x.ndim - 2))
+        return jnp.moveaxis(x.reshape(rows, chunks, chunk, *x.shape[2:]), 1, 0)
+
+    def log_probabilities(hidden, output):
+        logits = jnp.einsum("btd,vd->btv", hidden, output.table, preferred_element_type=jnp.float32)
+        logits = logits if output.bias is None else logits + output.bias.astype(jnp.float32)
+        return jax.nn.log_softmax(logits / temperature)
+
+    @jax.checkpoint
+    def step(total, parts):
+        ours, theirs, weight = parts
+        ours, theirs = log_probabilities(ours, student), log_probabilities(theirs, teacher)
+        return total + jnp.sum(jnp.sum(jnp.exp(theirs) * (theirs - ours), axis=-1) * weight), None
+
+    parts = split(student.hidden), split(teacher.hidden), split(weights.astype(jnp.float32))
+    return jax.lax.scan(step, jnp.zeros(()), parts)[0]

@@ -1,0 +1,48 @@
+"""The labels that a head knows: their numbers, and one line for a label that is not among them."""
+
+from collections.abc import Sequence
+
+from transformers_jax.errors import UserError
+
+
+class Labels:
+    """The labels of config.task.labels, numbered from 0.
+
+    Raises:
+      UserError: none, or one twice.
+    """
+
+    def __init__(self, names: Sequence[str]):
+        self.names = tuple(map(str, names))
+        self.numbers = {name: i for i, name in enumerate(self.names)}
+        if not self.names or len(self.numbers) < len(self.names):
+            raise UserError(f"config.task.labels={self.names}: give each label of the data once, as in ('0', '1')")
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def number(self, name: str, where: str = "") -> int:
+        """The number of a label.
+
+        Raises:
+          UserError: it is unknown; says where it stands.
+        """
+        if (number := self.numbers.get(name)) is None:
+            at = f"{where}: " if where else ""
+            raise UserError(f"{at}the label {name!r} is not one of config.task.labels: {', '.join(self.names)}")
+        return number
+
+    def check(self, source: Sequence[dict], labels_of) -> None:
+        """Looks at every label of a source that can say where its examples stand.
+
+        Args:
+          labels_of: an example → its labels.
+
+        Raises:
+          UserError: as `number`.
+        """
+        if where := getattr(source, "where", None):
+            for i in range(len(source)):
+                for name in labels_of(source[i]):
+                    if name not in self.numbers:
+                        self.number(name, where(i))

@@ -1,0 +1,115 @@
+"""Masked language model: a text with pieces missing in, the missing pieces out. BERT's pretraining, and without next
+sentence prediction RoBERTa's (Liu et al. 2019), CamemBERT's, XLM-RoBERTa's and FlauBERT's.
+
+Several texts share a row where config.data.batching is "packing".
+"""
+
+from collections.abc import Sequence
+
+import jax.numpy as jnp
+import numpy as np
+
+from transformers_jax.batch import Streams
+from transformers_jax.errors import UserError
+from transformers_jax.layers.masked import gather, masked_positions
+from transformers_jax.models.output import Output
+from transformers_jax.tasks.masking import Masking
+from transformers_jax.training.losses import Sums, cross_entropy
+
+
+class Task:
+    """Masked language model of examples {"text": str}.
+
+    Args:
+      tokenizer: turns text into pieces; must have a mask piece.
+      masking: "dynamic" draws anew each time a text is trained on (RoBERTa), "static" masks it once and for all (BERT).
+        Evaluation is always static.
+      share: of the pieces that are to be guessed.
+      whole_words: whether words are guessed instead of pieces.
+      max_length: pieces of a text with its beginning and end. Of longer ones dynamic masking takes a part that is drawn anew
+        each time, static masking and evaluation the beginning. 0 leaves all texts whole.
+    """
+
+    main_metric = "accuracy"
+    streams: Streams = {"": ("tokens", "token_types", "targets", "weights")}
+    augment = None
+
+    def __init__(
+        self, tokenizer, *, masking: str = "dynamic", share: float = 0.15, whole_words: bool = False, max_length: int = 0
+    ):
+        if masking not in ("dynamic", "static"):
+            raise UserError(f"config.task.masking={masking!r} is not one of dynamic, static")
+        self.tokenizer, self.max_length = tokenizer, max_length
+        self.masking = Masking(tokenizer, share=share, whole_words=whole_words)
+        if masking == "dynamic":
+            self.augment = self._anew
+
+    def model_fields(self) -> dict:
+        """What the model must have."""
+        return {"head": "masked_lm"}
+
+    def encode(self, example: dict) -> dict[str, np.ndarray]:
+        """{"text": str} → 1-D int32 arrays `tokens`, `token_types`, `targets`, `weights`, and what `augment` starts from:
+        `words`, and for a text that is too long, `whole`."""
+        pieces, words = self.tokenizer.encode_with_words(example["text"])
+        room = self.max_length - 2 if self.max_length else len(pieces)
+        tokens, words_of, types = self._framed(pieces[:room], words[:room])
+        fields = {"token_types": types, "words": words_of} | self.masking.fixed(tokens, words_of)
+        if len(pieces) > room:
+            fields["whole"] = np.asarray([pieces, words], np.int32)
+        return fields
+
+    def _framed(self, pieces: Sequence[int], words: Sequence[int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Pieces, the word of each and their types, with beginning and end."""
+        joined = self.tokenizer.joined(pieces)
+        return tuple(np.asarray(x, np.int32) for x in (joined.ids, [-1, *words, -1], joined.types))
+
+    def _anew(self, fields: dict, rng: np.random.Generator) -> dict:
+        """The fields masked another way, in another part of a text that is too long."""
+        if "whole" not in fields:
+            return self.masking.anew(fields, rng)
+        room = self.max_length - 2
+        start = rng.integers(fields["whole"].shape[1] - room + 1)
+        tokens, words, types = self._framed(*fields["whole"][:, start : start + room].tolist())
+        return {"token_types": types} | self.masking(tokens, words, rng)
+
+    def loss(self, output: Output, batch: dict, *, train: bool):
+        """Summed loss, summed weight, and sums of the metrics: all scalars."""
+        sums = cross_entropy_of_masked(output, batch)
+        return sums.loss, sums.weight, {"nll": sums.nll, "correct": sums.correct}
+
+    def evaluate(self, scorer, split: str, model: dict) -> tuple[dict, list[dict]]:
+        """Nothing beyond loss, perplexity and accuracy of the masked pieces, which every task has."""
+        return {}, []
+
+    def validate(self, scorer, model: dict, step: int) -> dict:
+        """Nothing, as `evaluate`."""
+        return {}
+
+    def gaps(self, text: str) -> dict[str, np.ndarray]:
+        """The fields of a text with mask pieces written out, "Let's stick to [MASK] in this skit", all weights on them.
+
+        `[MASK]` and `<mask>` both stand for the vocabulary's own mask piece.
+
+        Raises:
+          UserError: the text has none.
+        """
+        t, name = self.tokenizer, self.tokenizer.piece(self.tokenizer.mask_id)
+        parts = text.replace("[MASK]", name).replace("<mask>", name).split(name)
+        if len(parts) == 1:
+            raise UserError(f"nothing to fill in: write {name} for each gap in the text")
+        before = [piece for part in parts[:-1] for piece in (*t.encode(part.rstrip()), t.mask_id)]  # the gap is a word's start
+        pieces = before + t.encode(parts[-1])
+        joined = t.joined(pieces[: self.max_length - 2] if self.max_length else pieces)
+        tokens = np.asarray(joined.ids, np.int32)
+        types = np.asarray(joined.types, np.int32)
+        return {"tokens": tokens, "token_types": types, "targets": tokens, "weights": (tokens == t.mask_id).astype(np.int32)}
+
+
+def cross_entropy_of_masked(output: Output, batch: dict) -> Sums:
+    """Sums over the masked positions, of an output [B, M, D] at those or [B, T, D] at all positions."""
+    targets, weights = batch["targets"], batch["weights"]  # [B, T]
+    if output.hidden.shape[1] != targets.shape[1]:
+        positions = masked_positions(weights, output.hidden.shape[1])  # [B, M]
+        targets, weights = gather(targets, positions), gather(weights, positions)  # [B, M]
+    return cross_entropy(output.hidden, output.table, targets, jnp.asarray(weights), bias=output.bias)

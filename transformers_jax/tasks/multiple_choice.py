@@ -1,0 +1,82 @@
+"""One of several endings: SWAG (Zellers et al. 2018), as BERT is finetuned for it (Devlin et al. 2019, section 4.4). Each
+choice is a row of its own behind the context, and the softmax goes over the choices."""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from transformers_jax.batch import Streams
+from transformers_jax.errors import UserError
+from transformers_jax.models.output import Scores
+from transformers_jax.tasks import metrics
+from transformers_jax.tasks.labels import Labels
+from transformers_jax.tasks.scoring import Scored
+from transformers_jax.training.losses import label_sums
+
+
+class Task(Scored):
+    """Examples {"context": str, "choices": [str], "label": number of the right one as text}; without it, predicted only.
+
+    Args:
+      tokenizer: turns text into pieces.
+      choices: of each example.
+      max_length: pieces of context, choice and what surrounds them; the longer of the two is cut.
+    """
+
+    row_fields = ("label",)
+    streams: Streams = {"": ("tokens", "token_types")}
+
+    def __init__(self, tokenizer, *, choices: int = 4, max_length: int = 128):
+        if choices < 2:
+            raise UserError(f"config.task.choices={choices}: give how many choices each example has")
+        self.tokenizer, self.groups, self.max_length = tokenizer, choices, max_length
+        self.labels = Labels([str(i) for i in range(choices)])
+
+    def model_fields(self) -> dict:
+        """What the model must have."""
+        return {"head": "multiple_choice"}
+
+    def examples(self, source: Sequence[dict]) -> Sequence[dict]:
+        """The same examples, all labels known."""
+        self.labels.check(source, lambda example: [example["label"]] if "label" in example else [])
+        return source
+
+    def encode(self, example: dict) -> dict:
+        """→ `tokens`, `token_types`, a list of an array for each choice, and `label`."""
+        if len(example["choices"]) != self.groups:
+            raise UserError(f"an example has {len(example['choices'])} choices where config.task.choices is {self.groups}")
+        rows = [self.tokenizer.encode_pair(example["context"], text, max_length=self.max_length) for text in example["choices"]]
+        return {
+            "tokens": [np.asarray(row.ids, np.int32) for row in rows],
+            "token_types": [np.asarray(row.types, np.int32) for row in rows],
+            "label": self.labels.number(example.get("label", "0")),
+        }
+
+    def loss(self, output: Scores, batch: dict, *, train: bool):
+        """Cross entropy of the right choice summed over examples, their number, and how many are right."""
+        sums = label_sums(output.logits, batch["label"], batch["row_weights"])
+        return sums.loss, sums.weight, {"correct": sums.correct}
+
+    def predict(self, output: Scores, batch: dict) -> dict[str, jax.Array]:
+        """`probabilities` [B, C]."""
+        return {"probabilities": jax.nn.softmax(output.logits.astype(jnp.float32))}
+
+    def score(self, source: Sequence[dict], predictions: dict) -> dict:
+        """accuracy over the examples that have a label."""
+        known = [i for i in range(len(source)) if "label" in source[i]]
+        truth = [self.labels.number(source[i]["label"]) for i in known]
+        found = predictions["probabilities"].argmax(axis=-1)[known]
+        return {"accuracy": metrics.accuracy(truth, found), "examples": len(known)} if known else {}
+
+    def answers(self, source: Sequence[dict], predictions: dict) -> list[dict]:
+        """{"prediction": number as text, "choice": its text, "probabilities": of each choice} of each example."""
+        return [
+            {
+                "prediction": str(row.argmax()),
+                "choice": source[i]["choices"][int(row.argmax())],
+                "probabilities": [round(float(p), 4) for p in row],
+            }
+            for i, row in enumerate(predictions["probabilities"])
+        ]

@@ -1,0 +1,36 @@
+"""How a task whose model answers each example at once is scored: all answers first, then the benchmark's metric."""
+
+from collections.abc import Sequence
+
+
+class Scored:
+    """For a `Task` with `predict` (output, batch) → arrays [B, …], and `score` and `answers` as below."""
+
+    main_metric = "accuracy"
+
+    def evaluate(self, scorer, split: str, model: dict) -> tuple[dict, list[dict]]:
+        """(the benchmark's scores by name; samples) of a split.
+
+        Args:
+          scorer: an `evaluation.Scorer`.
+          model: {"params": …, "model_state": …}.
+        """
+        source = scorer.experiment.source(split)
+        predictions = scorer.predictions(split, **model)
+        return self.score(source, predictions), self.samples(source, predictions)
+
+    def validate(self, scorer, model: dict, step: int) -> dict:
+        """The scores of the validation split, without the samples."""
+        return self.score(scorer.experiment.source("validation"), scorer.predictions("validation", **model))
+
+    def score(self, source: Sequence[dict], predictions: dict) -> dict:
+        """Scores by name from the raw examples and what `predict` gave, one entry an encoded example, in order."""
+        raise NotImplementedError
+
+    def answers(self, source: Sequence[dict], predictions: dict) -> list[dict]:
+        """What the model makes of each raw example."""
+        raise NotImplementedError
+
+    def samples(self, source: Sequence[dict], predictions: dict) -> list[dict]:
+        """Each raw example with what the model made of it, to be read by people."""
+        return [{**source[i], **answer} for i, answer in enumerate(self.answers(source, predictions))]

@@ -1,0 +1,105 @@
+"""A label or a number for a text or a pair of texts: all of GLUE (Wang et al. 2019), as BERT is finetuned for it
+(Devlin et al. 2019, section 4.1)."""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from transformers_jax.batch import Streams
+from transformers_jax.errors import UserError
+from transformers_jax.models.output import Scores
+from transformers_jax.tasks import metrics as measures
+from transformers_jax.tasks.labels import Labels
+from transformers_jax.tasks.scoring import Scored
+from transformers_jax.training.losses import label_sums
+
+
+class Task(Scored):
+    """Examples {"first": str, "second": str (of pairs), "label": str or "score": float}; unlabelled ones are predicted only.
+
+    Args:
+      tokenizer: turns text into pieces.
+      labels: of the data, in the order of the head's rows; none for regression to `score`.
+      metrics: what is measured, the one that picks the best first: accuracy, f1 (of the label `labels[1]`), matthews;
+        pearson, spearman for regression. Default: accuracy; pearson and spearman.
+      max_length: pieces of a text or pair with what surrounds them.
+      label_smoothing: probability mass spread evenly over the labels in training.
+    """
+
+    one_a_row = True
+    streams: Streams = {"": ("tokens", "token_types")}
+
+    def __init__(
+        self, tokenizer, *, labels: Sequence[str] = (), metrics: Sequence[str] = (), max_length: int = 128,
+        label_smoothing: float = 0.0,
+    ):  # fmt: skip
+        self.tokenizer, self.max_length, self.label_smoothing = tokenizer, max_length, label_smoothing
+        self.labels = Labels(labels) if labels else None
+        names = tuple(metrics) or (("accuracy",) if labels else ("pearson", "spearman"))
+        self.metrics, self.main_metric = measures.of_names(names, regression=not labels), names[0]
+        self.row_fields = ("label",) if labels else ("score",)
+
+    def model_fields(self) -> dict:
+        """What the model must have."""
+        return {"head": "sequence", "labels": len(self.labels) if self.labels else 1}
+
+    def examples(self, source: Sequence[dict]) -> Sequence[dict]:
+        """The same examples, all labels known."""
+        if self.labels:
+            self.labels.check(source, lambda example: [example["label"]] if "label" in example else [])
+        return source
+
+    def encode(self, example: dict) -> dict[str, np.ndarray]:
+        """→ 1-D int32 arrays `tokens`, `token_types`, and the number `label` or `score`, 0 where the example has none."""
+        joined = self.tokenizer.encode_pair(example["first"], example.get("second"), max_length=self.max_length)
+        fields = {"tokens": np.asarray(joined.ids, np.int32), "token_types": np.asarray(joined.types, np.int32)}
+        return fields | ({"label": self._number(example)} if self.labels else {"score": example.get("score", 0.0)})
+
+    def loss(self, output: Scores, batch: dict, *, train: bool):
+        """Cross entropy of the labels, or the squared error; summed over rows, with the summed weight and metrics."""
+        weights = batch["row_weights"].astype(jnp.float32)  # [B]
+        if not self.labels:
+            error = (output.logits[:, 0].astype(jnp.float32) - batch["score"]) ** 2
+            return jnp.sum(error * weights), jnp.sum(weights), {}
+        sums = label_sums(output.logits, batch["label"], weights, self.label_smoothing if train else 0.0)
+        return sums.loss, sums.weight, {"correct": sums.correct}
+
+    def predict(self, output: Scores, batch: dict) -> dict[str, jax.Array]:
+        """`probabilities` [B, L], or `score` [B]."""
+        logits = output.logits.astype(jnp.float32)
+        return {"probabilities": jax.nn.softmax(logits)} if self.labels else {"score": logits[:, 0]}
+
+    def score(self, source: Sequence[dict], predictions: dict) -> dict:
+        """The metrics, over the examples that have a label; without any, none."""
+        key = "label" if self.labels else "score"
+        known = [i for i in range(len(source)) if key in source[i]]
+        if not known:
+            return {}
+        if self.labels:
+            truth = [self._number(source[i]) for i in known]
+            found = predictions["probabilities"].argmax(axis=-1)[known]
+        else:
+            truth, found = [source[i]["score"] for i in known], predictions["score"][known]
+        return {name: measure(truth, found) for name, measure in self.metrics.items()} | {"examples": len(known)}
+
+    def answers(self, source: Sequence[dict], predictions: dict) -> list[dict]:
+        """{"prediction": label or number, "probabilities": {label: probability}} of each example."""
+        if not self.labels:
+            return [{"prediction": round(float(x), 4)} for x in predictions["score"]]
+        names = self.labels.names
+        return [
+            {
+                "prediction": names[int(row.argmax())],
+                "probabilities": {name: round(float(p), 4) for name, p in zip(names, row, strict=True)},
+            }
+            for row in predictions["probabilities"]
+        ]
+
+    def _number(self, example: dict) -> int:
+        if "label" not in example:
+            return 0
+        if not isinstance(example["label"], str):
+            raise UserError(f"the label {example['label']!r} is not text: config.data.columns names the label's column")
+        return self.labels.number(example["label"])

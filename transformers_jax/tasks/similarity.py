@@ -1,0 +1,173 @@
+"""Sentence vectors that are near where sentences mean the same: Sentence-BERT (Reimers and Gurevych 2019).
+
+Both sentences go through one encoder; a vector is the mean of the last hidden states. Three objectives (section 3):
+
+    regression           the cosine of the two vectors u, v is the score
+    classification       softmax over W [u; v; |u - v|]
+    multiple_negatives   of all second sentences of the batch, the right one is nearest (Henderson et al. 2017)
+
+Axes: B batch rows, D width, L labels.
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from transformers_jax.batch import Streams
+from transformers_jax.errors import UserError
+from transformers_jax.layers.pooling import POOLINGS, pool, unit
+from transformers_jax.layers.projections import Linear
+from transformers_jax.models.output import Encoded
+from transformers_jax.tasks import metrics
+from transformers_jax.tasks.labels import Labels
+from transformers_jax.tasks.scoring import Scored
+from transformers_jax.training.losses import label_sums
+
+OBJECTIVES = ("regression", "classification", "multiple_negatives")
+
+
+class Related(NamedTuple):
+    """Hidden states [B, 2, T, D] of pairs, and the logits [B, L] of how the two are related."""
+
+    hidden: jax.Array
+    logits: jax.Array
+
+
+class Task(Scored):
+    """Examples {"first", "second": str, "score": float or "label": str}.
+
+    Args:
+      tokenizer: turns text into pieces.
+      objective: one of OBJECTIVES.
+      labels: classification: of the data, in the order of the head's rows.
+      highest: regression: the score of two sentences that mean the same; 0 is that of two that have nothing in common.
+      scale: multiple_negatives: what cosines are multiplied with.
+      pooling: one of `layers.pooling.POOLINGS`.
+      max_length: pieces of a sentence with what surrounds it.
+    """
+
+    one_a_row, groups = True, 2
+    streams: Streams = {"": ("tokens", "token_types")}
+
+    def __init__(
+        self, tokenizer, *, objective: str = "regression", labels: Sequence[str] = (), highest: float = 5.0,
+        scale: float = 20.0, pooling: str = "mean", max_length: int = 128,
+    ):  # fmt: skip
+        if objective not in OBJECTIVES:
+            raise UserError(f"config.task.objective={objective!r} is not one of {', '.join(OBJECTIVES)}")
+        if pooling not in POOLINGS:
+            raise UserError(f"config.task.pooling={pooling!r} is not one of {', '.join(POOLINGS)}")
+        self.tokenizer, self.objective, self.highest, self.scale = tokenizer, objective, highest, scale
+        self.pooling, self.max_length = pooling, max_length
+        self.labels = Labels(labels) if objective == "classification" else None
+        self.row_fields = {"regression": ("score",), "classification": ("label",)}.get(objective, ())
+        self.main_metric = "accuracy" if self.labels else "spearman"
+
+    @property
+    def recipe(self):
+        """How the trained encoder makes a vector of a text."""
+        from transformers_jax.sentences import Recipe
+
+        return Recipe(self.pooling, True, self.max_length)
+
+    def model_fields(self) -> dict:
+        """What the model must have."""
+        return {"head": "none", "pooler": False}
+
+    def wrap(self, model: nn.Module) -> nn.Module:
+        """The encoder, for classification with W behind it."""
+        return Siamese(model, len(self.labels), self.pooling) if self.labels else model
+
+    def examples(self, source: Sequence[dict]) -> Sequence[dict]:
+        """The same examples, all labels known."""
+        if self.labels:
+            self.labels.check(source, lambda example: [example["label"]] if "label" in example else [])
+        return source
+
+    def encode(self, example: dict) -> dict:
+        """→ `tokens`, `token_types`, a list of two arrays, and `score` or `label`."""
+        rows = [self.tokenizer.encode_pair(example[name], max_length=self.max_length) for name in ("first", "second")]
+        fields: dict[str, Any] = {
+            "tokens": [np.asarray(row.ids, np.int32) for row in rows],
+            "token_types": [np.asarray(row.types, np.int32) for row in rows],
+        }
+        if self.labels:
+            return fields | {"label": self.labels.number(example["label"]) if "label" in example else 0}
+        return fields | {"score": example.get("score", 0.0)}
+
+    def loss(self, output: Encoded | Related, batch: dict, *, train: bool):
+        """The objective summed over pairs, their number, and sums of the metrics."""
+        weights = batch["row_weights"].astype(jnp.float32)  # [B]
+        if self.labels:
+            sums = label_sums(output.logits, batch["label"], weights)
+            return sums.loss, sums.weight, {"correct": sums.correct}
+        vectors = self._vectors(output, batch)  # [B, 2, D]
+        cosines = jnp.einsum("id,jd->ij", vectors[:, 0], vectors[:, 1])  # [B, B]
+        if self.objective == "regression":
+            error = (jnp.diagonal(cosines) - batch["score"] / self.highest) ** 2
+            return jnp.sum(error * weights), jnp.sum(weights), {}
+        logits = jnp.where(weights > 0, self.scale * cosines, -1e9)
+        sums = label_sums(logits, jnp.arange(len(weights)), weights)
+        return sums.loss, sums.weight, {"correct": sums.correct}
+
+    def _vectors(self, output: Encoded | Related, batch: dict) -> jax.Array:
+        """[B, 2, D], of length 1."""
+        return unit(pool(output.hidden, batch["segments"] > 0, self.pooling))
+
+    def predict(self, output: Encoded | Related, batch: dict) -> dict[str, jax.Array]:
+        """`cosine` [B] of the two vectors; with labels also their `probabilities` [B, L]."""
+        vectors = self._vectors(output, batch)
+        found = {"cosine": jnp.sum(vectors[:, 0] * vectors[:, 1], axis=-1)}
+        return found | ({"probabilities": jax.nn.softmax(output.logits.astype(jnp.float32))} if self.labels else {})
+
+    def score(self, source: Sequence[dict], predictions: dict) -> dict:
+        """Spearman's and Pearson's correlation of cosine and score, where pairs have scores; accuracy, where labels."""
+        scored = [i for i in range(len(source)) if "score" in source[i]]
+        result = {"pairs": len(source)}
+        if scored:
+            truth, found = [source[i]["score"] for i in scored], predictions["cosine"][scored]
+            result |= {"spearman": metrics.spearman(truth, found), "pearson": metrics.pearson(truth, found)}
+        known = [i for i in range(len(source)) if self.labels and "label" in source[i]]
+        if known:
+            found = predictions["probabilities"].argmax(axis=-1)[known]
+            result |= {"accuracy": metrics.accuracy([self.labels.number(source[i]["label"]) for i in known], found)}
+        return result
+
+    def answers(self, source: Sequence[dict], predictions: dict) -> list[dict]:
+        """{"cosine"}, with labels also "prediction" and "probabilities", of each pair."""
+        found: list[dict] = [{"cosine": round(float(x), 4)} for x in predictions["cosine"]]
+        for answer, row in zip(found, predictions["probabilities"] if self.labels else (), strict=False):
+            shown = {name: round(float(p), 4) for name, p in zip(self.labels.names, row, strict=True)}
+            answer |= {"prediction": self.labels.names[int(row.argmax())], "probabilities": shown}
+        return found
+
+
+class Siamese(nn.Module):
+    """An encoder of pairs and the classifier W [3 D, L] (section 3, without bias). Its parameters are the encoder's, and
+    `classifier` beside them."""
+
+    body: nn.Module
+    labels: int
+    pooling: str = "mean"
+
+    @property
+    def config(self):
+        return self.body.config
+
+    def setup(self):
+        nn.share_scope(self, self.body)
+        self.classifier = Linear(self.labels, ("embed", None), use_bias=False)
+
+    def __call__(self, batch: dict, *, deterministic: bool = True) -> Related:
+        hidden = self.body(batch, deterministic=deterministic).hidden  # [B, 2, T, D]
+        vectors = pool(hidden, batch["segments"] > 0, self.pooling)  # [B, 2, D]
+        u, v = vectors[:, 0], vectors[:, 1]
+        return Related(hidden, self.classifier(jnp.concatenate([u, v, jnp.abs(u - v)], axis=-1)))
+
+    def encode(self, batch: dict, deterministic: bool) -> jax.Array:
+        """Hidden states of single sentences, as the encoder's own."""
+        return self.body.encode(batch, deterministic)
