@@ -281,7 +281,8 @@ def sweep(config: ConfigDict) -> None:
 def squad(config: ConfigDict) -> None:
     """Section 4.2: SQuAD 1.1, windows of 384 pieces every 128, 32 rows, rate 5e-5, three epochs."""
     finetuning(config)
-    config.task = ConfigDict({"name": "span_qa", "max_length": 384, "stride": 128, "no_answers": False})
+    config.task = ConfigDict({"name": "span_qa", "max_length": 384, "stride": 128, "max_question": 64, "max_answer": 30})
+    config.task.no_answers = False
     config.data.source = "squad"
     config.data.tfds_name = "squad/v1.1"  # "" for files
     config.data.train = "train"

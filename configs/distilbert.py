@@ -244,7 +244,8 @@ def sst2(config: ConfigDict) -> None:
 def squad(config: ConfigDict) -> None:
     """Table 2."""
     finetuning(config)
-    config.task = ConfigDict({"name": "span_qa", "max_length": 384, "stride": 128, "no_answers": False})
+    config.task = ConfigDict({"name": "span_qa", "max_length": 384, "stride": 128, "max_question": 64, "max_answer": 30})
+    config.task.no_answers = False
     config.data.source = "squad"
     config.data.tfds_name = "squad/v1.1"  # "" for files
     config.data.train = "train"

@@ -4,8 +4,8 @@ python -m experiments.search --config=configs/search.py:VARIANT --workdir=DIR [-
 
 | VARIANT      | what                                                                  | expected time        |
 |--------------|-----------------------------------------------------------------------|----------------------|
-| `quickstart` | 16 candidates of a small model on the Bible, on a laptop              | a few minutes        |
-| `multi30k`   | 160 candidates of a small model on image captions, files given        | about an hour        |
+| `quickstart` | 8 candidates of a small model on the Bible, on a laptop               | a few minutes        |
+| `multi30k`   | 152 candidates of a small model on image captions, files given        | about an hour        |
 | `wmt`        | the paper's: WMT14, population 100, sample 30, 59.1 to 64.1M parameters | 15,000 trainings     |
 | `tiny`       | seconds on a CPU, for tests: files given                              | seconds              |
 
@@ -157,20 +157,18 @@ def small(config: ConfigDict) -> None:
     config.optimizer.clip_norm = 1.0
     config.training.log_every = 20
     config.search.parameters = (790_000, 858_000)
-    config.search.population = 20
-    config.search.sample = 6
 
 
 def quickstart(config: ConfigDict) -> None:
-    """A search of a few minutes on the verses of up to 24 words of the Bible."""
+    """A search of a few minutes on the verses of up to 16 words of the Bible."""
     small(config)
     config.data.source = "bible"
     config.data.max_words = 16
     config.data.max_words_evaluation = 16
-    config.search.population = 6
-    config.search.sample = 3
-    config.search.children = 5
-    config.search.steps = (60, 60)
+    config.search.population = 4
+    config.search.sample = 2
+    config.search.children = 2
+    config.search.steps = (120, 120)
 
 
 def multi30k(config: ConfigDict) -> None:
@@ -179,9 +177,10 @@ def multi30k(config: ConfigDict) -> None:
     config.data.source = "files"
     for split, file in ("train", "train"), ("validation", "val"):
         config.data[split] = ",".join(f"data/multi30k/{file}.{language}" for language in config.data.languages)
+    config.data.batch_size = 32
     config.search.population = 20
     config.search.sample = 6
-    config.search.children = 47
+    config.search.children = 44
     config.search.steps = (60, 60, 120)
 
 

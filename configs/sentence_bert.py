@@ -53,6 +53,7 @@ def common() -> ConfigDict:
     config.model.classifier_dropout = 0.1
     config.model.epsilon = 1e-12
     config.model.masked_share = 0.2
+    config.model.pooler = False  # vectors are made of all positions
     config.model.scan_layers = True
     config.model.remat = False
     config.model.attention = "auto"

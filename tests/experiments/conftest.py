@@ -50,6 +50,14 @@ def run(tmp_path_factory, corpus, cache):
     return workdir
 
 
+@pytest.fixture
+def quick_programs(cache):
+    """Programs that are compiled quickly rather than well."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
 @pytest.fixture(scope="session")
 def prose(tmp_path_factory):
     """A file of English sentences, a blank line between documents: some of Python's own help."""

@@ -206,9 +206,10 @@ def test_taps_keep_the_variance_of_a_channel():
 def test_bfloat16_computes_so_and_sums_in_float32():
     layer, variables = make("separable 11", dtype="bfloat16")
     x = draw(B, T, C)
-    y = layer.apply(variables, x)
+    y = jax.jit(layer.apply)(variables, x)
     assert y.dtype == jnp.bfloat16 and {p.dtype for p in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
-    np.testing.assert_allclose(y.astype(jnp.float32), make("separable 11")[0].apply(variables, x), atol=0.05)
+    np.testing.assert_allclose(np.asarray(y, np.float32), jax.jit(make("separable 11")[0].apply)(variables, x), atol=0.05)
     x = np.array([256.0] + [1.0] * 10)[None, :, None]
-    total = depthwise(jnp.asarray(x, jnp.bfloat16), np.ones((11, 1), np.float32), causal=True)[0, -1, 0]
+    run = jax.jit(functools.partial(depthwise, causal=True))
+    total = run(jnp.asarray(x, jnp.bfloat16), np.ones((11, 1), np.float32))[0, -1, 0]
     assert float(total) == 266.0  # a bfloat16 sum stays at 256

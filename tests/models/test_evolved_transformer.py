@@ -22,10 +22,10 @@ VOCAB = 37
 TINY = dict(name="evolved_transformer", width=16, num_heads=2, encoder_layers=1, decoder_layers=2, scan_layers=False)
 VARIANTS = {
     "plain": {},
-    "scanned": dict(scan_layers=True, encoder_layers=2),
-    "scanned remat": dict(scan_layers=True, remat=True),
-    "learned, own source embedding": dict(positions="learned", max_length=32, share_embeddings=False, decoder_layers=1),
-    "relative": dict(positions="none", relative_distance=3, attention_bias=True, decoder_layers=1),
+    "scanned": dict(scan_layers=True, remat=True),
+    "learned and relative": dict(
+        positions="learned", max_length=32, relative_distance=3, share_embeddings=False, attention_bias=True, decoder_layers=1
+    ),
 }
 
 
@@ -125,14 +125,14 @@ def test_blocks_equal_plain_numpy():
     spans = slice(0, 9), slice(9, 23)
 
     block, params = one_block(EncoderBlock, x, self_mask(segments))
-    got = block.apply({"params": params}, x, self_mask(segments), True)[0]
+    got = jax.jit(block.apply, static_argnums=3)({"params": params}, x, self_mask(segments), True)[0]
     p = jax.tree.map(lambda a: np.asarray(a, np.float64), params)
     np.testing.assert_allclose(got, np.concatenate([encoder_reference(p, x[0, s]) for s in spans]), atol=1e-4, rtol=1e-5)
 
     masks = self_mask(segments, causal=True), cross_mask(segments, segments)
     block, params = one_block(DecoderBlock, x, encoded, *masks)
     assert params["wide_attention"]["query"]["kernel"].shape == (16, 4, 4)  # twice the heads
-    got = block.apply({"params": params}, x, encoded, *masks, True)[0]
+    got = jax.jit(block.apply, static_argnums=5)({"params": params}, x, encoded, *masks, True)[0]
     p = jax.tree.map(lambda a: np.asarray(a, np.float64), params)
     wanted = [decoder_reference(p, x[0, s], encoded[0, s]) for s in spans]
     np.testing.assert_allclose(got, np.concatenate(wanted), atol=1e-4, rtol=1e-5)
@@ -154,11 +154,14 @@ def test_cached_decoding_equals_the_full_forward(variant):
     batch = make_batch([length] * 3, [6, 3, 1])
     wanted = logits(model, params, batch)
     fields = [batch[k] for k in ("source", "source_positions", "source_segments")]
-    start = jax.jit(lambda fields: model.apply({"params": params}, *fields, 24, method="start", mutable=["cache"])[1])
-    step = jax.jit(lambda state, tokens: model.apply({"params": params, **state}, tokens, method="step", mutable=["cache"]))
-    state = start(fields)
+    state = jax.jit(lambda params: model.apply({"params": params}, *fields, 24, method="start", mutable=["cache"])[1])(params)
+
+    @jax.jit
+    def step(params, state, tokens):
+        return model.apply({"params": params, **state}, tokens, method="step", mutable=["cache"])
+
     for t in range(length):
-        got, state = step(state, batch["target_inputs"][:, t])
+        got, state = step(params, state, batch["target_inputs"][:, t])
         np.testing.assert_allclose(got, wanted[:, t], atol=1e-4, rtol=1e-4)
 
 
@@ -199,7 +202,7 @@ def pack(sizes, seed=0):
     return batch
 
 
-@pytest.mark.parametrize("variant", ["plain", "scanned", "relative"])
+@pytest.mark.parametrize("variant", ["plain", "scanned"])
 @settings(max_examples=15, deadline=None)
 @given(packings(), st.data())
 def test_packed_examples_and_padding_never_leak(variant, sizes, data):
@@ -248,18 +251,22 @@ def test_scanned_layers_compute_what_separate_layers_do():
     def gradient(model, params):
         return jax.jit(jax.grad(lambda p: jnp.sum(jnp.sin(model.apply({"params": p}, batch).hidden))))(params)
 
+    remat = models.build({**TINY, "scan_layers": True, "remat": True}, VOCAB)
     wanted = gradient(model, params)["embedding"]
-    for remat in (False, True):
-        one = models.build({**TINY, "scan_layers": True, "remat": remat}, VOCAB)
-        np.testing.assert_allclose(gradient(one, stacked)["embedding"], wanted, atol=1e-3, rtol=1e-3)
+    np.testing.assert_allclose(gradient(remat, stacked)["embedding"], wanted, atol=1e-3, rtol=1e-3)
 
 
-def test_dropout_is_off_by_default_and_reaches_every_sublayer():
+def test_dropout_is_off_by_default_and_differs_by_key():
     model = models.build({**TINY, "dropout": 0.5, "hidden_dropout": 0.5, "attention_dropout": 0.5}, VOCAB)
     params, batch = build("plain")[1], make_batch([5, 3])
-    run = jax.jit(lambda key: model.apply({"params": params}, batch, deterministic=False, rngs={"dropout": key}).hidden)
-    np.testing.assert_array_equal(run(jax.random.key(0)), run(jax.random.key(0)))
-    assert np.abs(run(jax.random.key(0)) - run(jax.random.key(1))).max() > 1e-3
+
+    @jax.jit
+    def run(params, key):
+        return model.apply({"params": params}, batch, deterministic=False, rngs={"dropout": key}).hidden
+
+    first, again, other = (run(params, jax.random.key(seed)) for seed in (0, 0, 1))
+    np.testing.assert_array_equal(first, again)
+    assert np.abs(first - other).max() > 1e-3
     np.testing.assert_array_equal(logits(model, params, batch), logits(build("plain")[0], params, batch))
 
 
@@ -267,8 +274,9 @@ def test_what_the_architecture_fixes_is_no_key():
     for key in ("hidden", "norm", "activation"):
         with pytest.raises(UserError, match=f"config.model.{key} is not a field of evolved_transformer"):
             models.build({**TINY, key: 1}, VOCAB)
-    with pytest.raises(UserError, match="num_heads 12 does not divide"):
-        models.build({**TINY, "width": 18, "num_heads": 6}, VOCAB).init(jax.random.key(0), make_batch([3]))
+    odd = models.build({**TINY, "width": 18, "num_heads": 6}, VOCAB)
+    with pytest.raises(UserError, match="num_heads 12 does not divide the model width 18"):
+        jax.eval_shape(lambda: odd.init(jax.random.key(0), make_batch([3])))
 
 
 # Decoding.

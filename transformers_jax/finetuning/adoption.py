@@ -11,10 +11,10 @@ from transformers_jax import configuration, models
 from transformers_jax.errors import UserError
 from transformers_jax.interchange import huggingface, initial
 
-OWN = ("dtype", "param_dtype", "scan_layers", "remat", "attention", "masked_share")
+OWN = ("dtype", "param_dtype", "scan_layers", "remat", "attention", "masked_share", "pooler")
 """Keys of config.model that the run itself decides: how the model is computed."""
 
-OF_TASK = ("head", "labels", "pooler")
+OF_TASK = ("head", "labels")
 """Keys of config.model that follow from the task."""
 
 

@@ -249,7 +249,7 @@ def _plan(names: NameMap, head: str, ours: dict[str, Shape]) -> list[tuple[Row, 
     Raises:
       UserError: parameters that no row covers.
     """
-    ours = {name: tuple(shape) for name, shape in _separate_shapes(ours).items()}
+    ours = {name: tuple(shape) for name, shape in layers.names(ours).items()}
     rows = [(row, [regex(pattern) for pattern in row.names()]) for row in names.rows(head) if isinstance(row, Row)]
     plan, covered = [], set()
     for name in ours:
@@ -261,12 +261,6 @@ def _plan(names: NameMap, head: str, ours: dict[str, Shape]) -> list[tuple[Row, 
     if left := sorted(set(ours) - covered):
         raise UserError(f"{len(left)} parameters have no name in {names.heads[head].architecture}: {', '.join(left)}")
     return plan
-
-
-def _separate_shapes(shapes: dict[str, Shape]) -> dict[str, Shape]:
-    """As `layers.separate`, of shapes."""
-    arrays = {name: np.broadcast_to(np.float32(0), shape) for name, shape in shapes.items()}
-    return {name: array.shape for name, array in layers.separate(arrays).items()}
 
 
 def _read(array: np.ndarray, where: str, row: Row, ours: dict[str, Shape]) -> dict[str, np.ndarray]:

@@ -62,13 +62,13 @@ def initial(path: str, model, tokenizer: Tokenizer | None = None, *, only: Seque
             other.append(f"{name} {taken.pop(name).shape} there, {wanted[name]} here")
     new = [name for name in wanted if name not in taken]
     if wrong := [text for text in other if not re.match(HEAD, text.split()[0])]:
-        raise UserError(f"--init_from={path} does not fit config.model: {_some(wrong)}{_hint(wrong)}")
+        raise UserError(f"--init_from={path} does not fit config.model: {some(wrong)}{_hint(wrong)}")
     if missing := [name for name in new if not re.match(HEAD, name)]:
-        raise UserError(f"--init_from={path} lacks parameters of config.model: {_some(missing)}")
+        raise UserError(f"--init_from={path} lacks parameters of config.model: {some(missing)}")
     size = sum(x.size for x in taken.values())
-    logging.info("%s parameters from %s; newly initialised: %s", f"{size:,}", path, _some(new) or "none")
+    logging.info("%s parameters from %s; newly initialised: %s", f"{size:,}", path, some(new) or "none")
     if left := [name for name in found if name not in wanted]:
-        logging.info("left out: %s", _some(left))
+        logging.info("left out: %s", some(left))
     return parameters.nest(taken)
 
 
@@ -86,8 +86,11 @@ def merged(params: dict, pretrained: dict) -> dict:
     return result
 
 
-def folder_of(path: str) -> Path:
+def folder_of(path: str, key: str = "--init_from") -> Path:
     """The folder of a path or of a name on the hub, which is fetched.
+
+    Args:
+      key: of the command line, for messages.
 
     Raises:
       UserError: there is no such folder, and no such name can be fetched.
@@ -95,21 +98,21 @@ def folder_of(path: str) -> Path:
     folder = Path(path)
     if folder.is_file():
         weights.refuse_pickle(folder)
-        raise UserError(f"--init_from={path} is a file; give the folder that holds config.json")
+        raise UserError(f"{key}={path} is a file; give the folder that holds config.json")
     if folder.is_dir():
         return folder
     if not _HUB.fullmatch(str(path)):
-        raise UserError(f"--init_from={path}: no such folder")
+        raise UserError(f"{key}={path}: no such folder")
     try:
         import huggingface_hub
     except ImportError as error:
-        raise UserError(f"--init_from={path}: no such folder; for a name on the hub install huggingface_hub") from error
+        raise UserError(f"{key}={path}: no such folder; for a name on the hub install huggingface_hub") from error
     files = ["*.safetensors", "*.safetensors.index.json", huggingface.CONFIG, *tokenizers.FILES, *SENTENCES]
     try:
         return Path(huggingface_hub.snapshot_download(str(path), allow_patterns=files))
     except Exception as error:  # of the library, the network or the file system
         reason = str(error).partition("\n")[0]
-        raise UserError(f"--init_from={path}: no such folder, and the hub does not give it: {reason}") from error
+        raise UserError(f"{key}={path}: no such folder, and the hub does not give it: {reason}") from error
 
 
 def read(folder: Path) -> tuple[dict[str, np.ndarray], Tokenizer | None]:
@@ -143,5 +146,6 @@ def _hint(wrong: Sequence[str]) -> str:
     return ""
 
 
-def _some(names: Sequence[str]) -> str:
+def some(names: Sequence[str]) -> str:
+    """The first names, and how many more there are."""
     return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")

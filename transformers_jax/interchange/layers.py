@@ -21,13 +21,19 @@ def separate(leaves: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     return found
 
 
-def arranged(leaves: dict[str, np.ndarray], names: Iterable[str]) -> dict[str, np.ndarray]:
-    """Separate layers' leaves, those stacked again whose stack is among the names; a stack that is not whole is left out."""
-    names, found = set(names), {}
+def names(shapes: dict[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+    """As `separate`, of shapes."""
+    arrays = {name: np.broadcast_to(np.float32(0), shape) for name, shape in shapes.items()}
+    return {name: array.shape for name, array in separate(arrays).items()}
+
+
+def arranged(leaves: dict[str, np.ndarray], wanted: Iterable[str]) -> dict[str, np.ndarray]:
+    """Separate layers' leaves, stacked again where the stack is among the wanted names; one that is not whole is left out."""
+    wanted, found = set(wanted), {}
     stacks: dict[str, dict[int, np.ndarray]] = {}
     for name, array in leaves.items():
         stack = _SEPARATE.sub(r"\1layer/", name, count=1)
-        if name in names or stack not in names:
+        if name in wanted or stack not in wanted:
             found[name] = array
         else:
             stacks.setdefault(stack, {})[int(_SEPARATE.search(name)[2])] = array

@@ -6,6 +6,7 @@ A process makes one `Trainer`, which shares tokenizer, encoded batches and valid
 candidate learns is a function of config, seed, genome and unit, whichever process trains it, and whatever came before.
 """
 
+import contextlib
 import dataclasses
 import itertools
 import json
@@ -38,6 +39,9 @@ SETTINGS = (
     "jax_default_prng_impl",
 )
 """Settings of JAX that a worker takes over from the process that started it."""
+
+CLEAR = 20
+"""Candidates after which JAX forgets what it has traced: next to nothing of it is of use to another."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,6 +90,7 @@ class Trainer:
         self.shared = Experiment(ConfigDict(config), workdir, training=True)
         self.validation = list(self.shared.eval_batches("validation"))
         self._batches: tuple[int, Replay] | None = None
+        self._trained = 0
 
     def __call__(self, job: Job) -> Result:
         """Trains a candidate; whatever goes wrong with it is its failure."""
@@ -98,11 +103,20 @@ class Trainer:
             return training.result(failure=reason(error))
         finally:
             training.close()
-            jax.clear_caches()  # its programs are of no use to the next
+            self._trained += 1
+            if self._trained % CLEAR == 0:
+                jax.clear_caches()
+
+    def close(self) -> None:
+        """Ends the thread that makes batches."""
+        if self._batches is not None:
+            self._batches[1].close()
+            self._batches = None
 
     def batches(self, seed: int) -> "Replay":
         """The training batches of a seed, made once and kept for the next candidate."""
         if self._batches is None or self._batches[0] != seed:
+            self.close()
             self._batches = seed, Replay(Candidate(self, None, seed).train_iterator())
         return self._batches[1]
 
@@ -147,6 +161,9 @@ class Replay:
                 self._kept.append(next(self._iterator))
             yield self._kept[i]
 
+    def close(self) -> None:
+        self._iterator.close()
+
 
 class Measure(Scorer):
     """A scorer whose program is compiled ahead of its first use."""
@@ -187,8 +204,9 @@ class Training:
         self._open_checkpoints()
         self.state = abstract  # what the checkpoint has, or else is made
         if not (self.checkpoints and self.checkpoints.all_steps()):
-            self.state, _ = create_state(run.model, tx, shapes, run.mesh, seed=self.job.seed)
-            jax.block_until_ready(self.state)
+            with quickly_compiled():
+                self.state, _ = create_state(run.model, tx, shapes, run.mesh, seed=self.job.seed)
+                jax.block_until_ready(self.state)
         self.compile_seconds = time.monotonic() - self.began
 
     def stage(self, steps: int) -> float:
@@ -258,6 +276,17 @@ class Training:
 
     def _to_device(self, batch):
         return sharding.global_batch(batch, self.run.mesh, parallelism=self.options.parallelism)
+
+
+@contextlib.contextmanager
+def quickly_compiled() -> Iterator[None]:
+    """Programs that run once are compiled quickly rather than well."""
+    before = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", True)
+    try:
+        yield
+    finally:
+        jax.config.update("jax_disable_most_optimizations", before)
 
 
 def _write(path: Path, value) -> None:

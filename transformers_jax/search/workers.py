@@ -22,6 +22,7 @@ from transformers_jax.errors import UserError
 
 ACCELERATORS = ("GPU", "TPU")
 POLL = 1.0  # seconds between two looks, so that signals are heard
+ATTEMPTS = 3  # at starting Ray: on a machine with much else to do it gives up early
 
 
 class Outcome(NamedTuple):
@@ -67,7 +68,8 @@ class Inline:
         return self
 
     def __exit__(self, *_):
-        pass
+        if hasattr(self._train, "close"):
+            self._train.close()
 
     @property
     def size(self) -> int:
@@ -199,16 +201,21 @@ def _start_ray(workers: int, address: str, cores: int):
     except ImportError as error:
         raise UserError("--workers needs Ray, pip install 'transformers_jax[search]'; or train here, --workers=0") from error
     there = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    local = {"address": "local", "num_cpus": max(there, workers * cores), "object_store_memory": 10**8}
-    try:
-        ray.init(
-            **({"address": address} if address else local), include_dashboard=False if not address else None,
-            log_to_driver=False, logging_level="ERROR", configure_logging=False,
-        )  # fmt: skip
-    except (ConnectionError, ValueError, RuntimeError, OSError) as error:
-        where = f"--ray_address={address}" if address else "Ray"
-        raise UserError(f"{where} cannot be reached or started: {_first_line(error)}") from error
-    return ray
+    if address:
+        where = {"address": address}
+    else:
+        cpus = max(there, workers * cores)
+        where = {"address": "local", "num_cpus": cpus, "object_store_memory": 10**8, "include_dashboard": False}
+    for attempt in range(ATTEMPTS):
+        try:
+            ray.init(**where, log_to_driver=False, logging_level="ERROR", configure_logging=False)
+            return ray
+        except Exception as error:  # Ray's own are of many kinds; that it did not come up in time is a plain Exception
+            ray.shutdown()
+            if attempt == ATTEMPTS - 1 or address:
+                what = f"--ray_address={address}" if address else "Ray"
+                raise UserError(f"{what} cannot be reached or started: {_first_line(error)}; try --workers=0") from error
+            logging.warning("Ray did not start and is started again: %s", _first_line(error))
 
 
 def _first_line(error: Exception) -> str:

@@ -76,7 +76,7 @@ class Task(Scored):
 
     def model_fields(self) -> dict:
         """What the model must have."""
-        return {"head": "none", "pooler": False}
+        return {"head": "none"}
 
     def wrap(self, model: nn.Module) -> nn.Module:
         """The encoder, for classification with W behind it."""

@@ -1,0 +1,34 @@
+"""Turns a model of Hugging Face's into a workdir, or a workdir's model into a folder of Hugging Face's.
+
+    python -m experiments.convert --from=FOLDER|HUB_NAME --to=WORKDIR
+    python -m experiments.convert --from=WORKDIR --to=FOLDER
+
+A workdir that comes from outside has one checkpoint, of step 0, and serves predict, embed, evaluate, finetune and report.
+"""
+
+from pathlib import Path
+
+from absl import flags
+
+from experiments import launch
+from transformers_jax import configuration
+from transformers_jax.errors import UserError
+
+CONFIGS = Path(__file__).resolve().parent.parent / "configs"
+
+FLAGS = launch.flags_of(config="none")
+flags.DEFINE_string("from", None, "what is read: folder of Hugging Face's, name on the hub, or workdir", flag_values=FLAGS)
+flags.DEFINE_string("to", None, "what is written: a new folder", flag_values=FLAGS)
+
+
+def main(args, config) -> None:
+    from transformers_jax.interchange.conversion import convert
+
+    for name, meaning in ("from", "what is read"), ("to", "the folder to write"):
+        if not args[name].value:
+            raise UserError(f"--{name} is missing: give {meaning}")
+    print(convert(args["from"].value, args["to"].value, lambda name: configuration.load(str(CONFIGS / name))))
+
+
+if __name__ == "__main__":
+    launch.run(main, FLAGS)

@@ -1,0 +1,147 @@
+"""Sentence vectors from the command line: in order, what they are used for, and what their folder says about pooling."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+from launching import call, fails
+
+from experiments import embed
+from transformers_jax import configuration, sentences
+from transformers_jax.errors import UserError
+from transformers_jax.experiment import Experiment
+from transformers_jax.interchange import huggingface
+
+pytestmark = pytest.mark.usefixtures("quick_programs")
+
+LINES = ["The value of an attribute.", "", "A name is bound to an object in the module.", "The value of an attribute.", "x"]
+STDIN = "\n".join(LINES).encode()
+
+
+@pytest.fixture(scope="module")
+def folder(encoder, tmp_path_factory):
+    """The pretrained model as a folder of `transformers`, without a head."""
+    run, path = Experiment(configuration.read(encoder), encoder), tmp_path_factory.mktemp("folder")
+    fields = dict(run.config.model) | {"vocab_size": run.tokenizer.vocab_size, "head": "none"}
+    params = {k: x for k, x in jax.device_get(run.trained()["params"]).items() if k in ("embeddings", "encoder", "pooler")}
+    huggingface.save(path, fields, params, run.tokenizer)
+    return path
+
+
+def rows(out: str) -> list[dict]:
+    return [json.loads(line) for line in out.splitlines()]
+
+
+def hidden_of(folder, text: str) -> np.ndarray:
+    """[T, D] by the model itself, one row of exactly this text."""
+    run = Experiment(configuration.read(folder), folder)
+    ids = run.tokenizer.joined(run.tokenizer.encode(text)).ids
+    batch = {"tokens": np.array([ids]), "positions": np.arange(len(ids))[None], "segments": np.ones([1, len(ids)], int)}
+    batch["token_types"] = 0 * batch["tokens"]
+    return np.asarray(run.model.apply({"params": run.trained()["params"]}, batch, True, method="encode"))[0]
+
+
+def test_vectors_come_in_order(encoder, folder, capfd, monkeypatch):
+    code, out, err = call(embed, capfd, f"--init_from={encoder}", stdin=STDIN, monkeypatch=monkeypatch)
+    found = rows(out)
+    assert code == 0 and [row["text"] for row in found] == LINES and found[1]["vector"] is None, err
+    vectors = [np.array(row["vector"]) for row in found if row["vector"]]
+    assert all(abs(np.linalg.norm(v) - 1) < 1e-5 for v in vectors) and np.allclose(vectors[0], vectors[2], atol=1e-6)
+    mean = hidden_of(encoder, LINES[0]).mean(axis=0)
+    assert np.allclose(vectors[0], mean / np.linalg.norm(mean), atol=1e-5)
+    code, of_folder, err = call(embed, capfd, f"--init_from={folder}", stdin=STDIN, monkeypatch=monkeypatch)
+    assert code == 0 and np.allclose([r["vector"] for r in rows(of_folder) if r["vector"]], vectors, atol=1e-5), err
+
+
+@pytest.mark.parametrize("kind, made", [("first", lambda h: h[0]), ("max", lambda h: h.max(axis=0))])
+def test_pooling_of_the_flags(kind, made, encoder, capfd, monkeypatch):
+    flags = [f"--init_from={encoder}", f"--pooling={kind}", "--nonormalise"]
+    code, out, err = call(embed, capfd, *flags, stdin=LINES[0].encode(), monkeypatch=monkeypatch)
+    assert code == 0 and np.allclose(rows(out)[0]["vector"], made(hidden_of(encoder, LINES[0])), atol=1e-5), err
+
+
+def test_nearest_lines_of_a_corpus(encoder, tmp_path, capfd, monkeypatch):
+    (tmp_path / "corpus").write_text("A name is bound.\n\nThe value of an attribute.\nSomething else, entirely.\n")
+    flags = [f"--init_from={encoder}", "--nearest=2", f"--corpus={tmp_path}/corpus"]
+    code, out, err = call(embed, capfd, *flags, stdin=STDIN, monkeypatch=monkeypatch)
+    found = rows(out)
+    assert code == 0 and [row["text"] for row in found] == LINES and found[1]["nearest"] == [], err
+    best = found[0]["nearest"]
+    assert len(best) == 2 and best[0] == {"line": 3, "text": LINES[0], "similarity": 1.0} and best[1]["similarity"] <= 1
+
+
+def test_similarity_file(encoder, tmp_path, capfd):
+    (tmp_path / "pairs.tsv").write_text(f"5\t{LINES[0]}\t{LINES[0]}\n1\t{LINES[0]}\tx y z\n2.5\t{LINES[2]}\tA name is bound.\n")
+    code, out, err = call(embed, capfd, f"--init_from={encoder}", f"--similarity_file={tmp_path}/pairs.tsv")
+    assert code == 0 and json.loads(out)["pairs"] == 3 and -1 <= json.loads(out)["spearman"] <= 1, err
+    (tmp_path / "pairs.tsv").write_text("5\ta\tb\nfive\ta\tb\n")
+    fails(embed, capfd, f"--init_from={encoder}", f"--similarity_file={tmp_path}/pairs.tsv", says=["line 2", "'five' is no number"])
+    (tmp_path / "pairs.tsv").write_text("")
+    fails(embed, capfd, f"--init_from={encoder}", f"--similarity_file={tmp_path}/pairs.tsv", says=["is empty"])
+
+
+def test_summary_is_of_the_text_in_its_order(encoder, capfd, monkeypatch):
+    text = "Names are bound. Values are read! Is a name a value? Nothing.\nThe last line has no mark"
+    parts = sentences.sentences_of(text)
+    assert parts == ["Names are bound.", "Values are read!", "Is a name a value?", "Nothing.", "The last line has no mark"]
+    code, out, err = call(embed, capfd, f"--init_from={encoder}", "--summary=3", stdin=text.encode(), monkeypatch=monkeypatch)
+    chosen = out.splitlines()
+    assert code == 0 and len(chosen) == 3 and chosen == [part for part in parts if part in chosen], err
+    code, out, _ = call(embed, capfd, f"--init_from={encoder}", "--summary=3", stdin=b"\n", monkeypatch=monkeypatch)
+    assert code == 0 and not out.strip()
+
+
+def test_the_central_sentence_is_the_one_that_the_others_are_like():
+    middle = np.array([1.0, 1.0, 1.0, 0.0])
+    vectors = np.stack([middle, *(middle + 2 * np.eye(4)[i] for i in range(3)), np.array([0, 0, 0, 1.0])])
+    ranks = sentences.centrality(vectors)
+    assert ranks.argmax() == 0 and ranks.argmin() == 4 and ranks.sum() == pytest.approx(1)
+    assert sentences.summary(list("abcde"), vectors, 1) == ["a"]
+
+
+def test_nearest_is_exact_and_stable():
+    queries, corpus = np.eye(3)[:2], np.array([[0, 2, 0], [1, 1, 0], [0, 1, 0], [0, 0, 0]], float)
+    assert sentences.nearest(queries, corpus, 2)[1] == [(0, 1.0), (2, 1.0)]
+    assert sentences.nearest(queries, corpus, 1)[0] == [(1, pytest.approx(0.5**0.5))]
+    assert len(sentences.nearest(queries, corpus, 9)[0]) == 4
+
+
+def write_recipe(folder, pooling: dict, *, normalise: bool = True, window: int = 12) -> None:
+    kinds = [("Transformer", ""), ("Pooling", "1_Pooling"), *([("Normalize", "2_Normalize")] if normalise else [])]
+    modules = [{"idx": i, "path": path, "type": f"sentence_transformers.models.{kind}"} for i, (kind, path) in enumerate(kinds)]
+    (folder / "1_Pooling").mkdir(exist_ok=True)
+    (folder / "modules.json").write_text(json.dumps(modules))
+    (folder / "1_Pooling" / "config.json").write_text(json.dumps({"word_embedding_dimension": 16} | pooling))
+    (folder / "sentence_bert_config.json").write_text(json.dumps({"max_seq_length": window}))
+
+
+def test_recipe_of_sentence_transformers(tmp_path):
+    assert sentences.read_recipe(tmp_path) == ("mean", True, 0)
+    write_recipe(tmp_path, {"pooling_mode_cls_token": True, "pooling_mode_mean_tokens": False}, normalise=False)
+    assert sentences.read_recipe(tmp_path) == ("first", False, 12)
+    write_recipe(tmp_path, {"pooling_mode_mean_tokens": True, "pooling_mode_max_tokens": True})
+    with pytest.raises(UserError, match="pooling_mode_mean_tokens and pooling_mode_max_tokens is not supported"):
+        sentences.read_recipe(tmp_path)
+    (tmp_path / "1_Pooling" / "config.json").unlink()
+    with pytest.raises(UserError, match="config.json is missing"):
+        sentences.read_recipe(tmp_path)
+    (tmp_path / "modules.json").write_text('[{"type": "sentence_transformers.models.Dense"}]')
+    with pytest.raises(UserError, match="module Dense is not supported"):
+        sentences.read_recipe(tmp_path)
+
+
+def test_mistakes(encoder, tmp_path, capfd, monkeypatch):
+    fails(embed, capfd, says=["--init_from is missing"])
+    fails(embed, capfd, "--init_from=nowhere/at/all", says=["nowhere/at/all"])
+    fails(embed, capfd, f"--init_from={encoder}", "--nearest=3", says=["--nearest and --corpus"])
+    fails(embed, capfd, f"--init_from={encoder}", "--summary=1", f"--similarity_file={tmp_path}/x", says=["give one"])
+    fails(embed, capfd, f"--init_from={encoder}", "--pooling=mid", says=["'mid'", "mean, first"])
+    fails(embed, capfd, f"--init_from={encoder}", "--nearest=3", "--corpus=nowhere", says=["--corpus", "nowhere"])
+    flags = [f"--init_from={encoder}"]
+    out = fails(embed, capfd, *flags, stdin=b"x\n\xff\n", monkeypatch=monkeypatch, says=["line 2 is not UTF-8"])
+    assert len(out.splitlines()) == 1
+
+
+def test_a_translator_is_no_encoder(run, capfd):
+    fails(embed, capfd, f"--init_from={run}", says=["holds no encoder"])

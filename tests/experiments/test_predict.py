@@ -1,0 +1,163 @@
+"""Answers from the command line: labels, tags, spans, choices and gaps, by the form of each line; and what is no such line."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+from launching import REPOSITORY, call, fails
+
+from experiments import finetune, predict
+from transformers_jax import configuration
+from transformers_jax.experiment import Experiment
+from transformers_jax.interchange import huggingface
+
+pytestmark = pytest.mark.usefixtures("quick_programs")
+
+PASSAGE = "The  “module” object, it's said, has a name — naïve as it is; the name is bound in line 12 of the file. 🙂 Thus."
+
+
+@pytest.fixture(scope="module")
+def made(encoder, tmp_path_factory, cache):
+    """task → the workdir of a model that was finetuned for it, a step or two."""
+    folder, found = tmp_path_factory.mktemp("made"), {}
+    answer = {"text": "line 12", "answer_start": PASSAGE.index("line 12")}
+    qas = [{"id": f"q{i}", "question": "Where is it bound?", "answers": [answer]} for i in range(4)]
+    contents = {
+        "sentences": ("tsv", "a good one\t1\na bad one\t0\n" * 4, []),
+        "sts": ("tsv", "5\ta name\ta name\n1\ta name\tno value\n" * 4, []),
+        "ner": ("conll", "Guido B-PER\nwrites O\n\nin O\nHaarlem B-LOC\n\n" * 4, []),
+        "squad": ("json", json.dumps({"data": [{"paragraphs": [{"context": PASSAGE, "qas": qas}]}]}), ["--config.task.stride=12"]),
+        "swag": ("csv", "sent1,sent2,ending0,ending1,ending2,ending3,label\nHe sits.,He,a,b,c,d,1\n" * 1 + "He,She,a,b,c,d,2\n" * 7, []),
+    }
+
+    def make(variant: str):
+        if variant not in found:
+            kind, text, more = contents[variant]
+            (folder / f"{variant}.{kind}").write_text(text, encoding="utf-8")
+            files = [f"--config.data.{split}={folder}/{variant}.{kind}" for split in ("train", "validation", "test")]
+            flags = [f"--config={REPOSITORY}/configs/bert.py:{variant}", f"--workdir={folder}/{variant}", f"--init_from={encoder}"]
+            flags += ["--config.training.steps=2", "--config.data.batch_size=4", "--config.finetuning.evaluations=0", *files, *more]
+            flags += ["--config.task.max_length=48", "--config.data.lengths.tokens=48"]
+            flags += ["--config.data.tfds_name="] if variant == "squad" else []
+            from experiments import launch
+
+            assert launch.call(finetune.main, finetune.FLAGS, ["finetune", *flags]) == 0
+            found[variant] = folder / variant
+        return found[variant]
+
+    return make
+
+
+def answers(capfd, monkeypatch, lines: list[str], *flags) -> list[dict]:
+    code, out, err = call(predict, capfd, *flags, stdin="\n".join(lines).encode(), monkeypatch=monkeypatch)
+    assert code == 0, err
+    found = [json.loads(line) for line in out.split("\n")[:-1]]
+    assert len(found) == len(lines)
+    return found
+
+
+def test_labels_and_probabilities(made, capfd, monkeypatch):
+    lines = ["a good one", "", json.dumps({"first": "a good one"}), "a name " * 60, "two\ttexts", "a good one"]
+    found = answers(capfd, monkeypatch, lines, f"--workdir={made('sentences')}")
+    assert found[1] == {} and found[0] == found[5] and found[2]["probabilities"] == found[0]["probabilities"]
+    assert found[0]["first"] == "a good one" and found[4]["second"] == "texts"
+    for row in (found[0], *found[2:]):
+        assert set(row["probabilities"]) == {"0", "1"} and sum(row["probabilities"].values()) == pytest.approx(1, abs=2e-4)
+        assert row["prediction"] == max(row["probabilities"], key=row["probabilities"].get)
+    run = Experiment(configuration.read(made("sentences")), made("sentences"))
+    fields = run.task.encode({"first": "a good one"})
+    t = len(fields["tokens"])
+    batch = {n: np.asarray(fields[n])[None] for n in ("tokens", "token_types")}
+    batch |= {"positions": np.arange(t)[None], "segments": np.ones([1, t], np.int32)}
+    logits = run.model.apply({"params": run.trained()["params"]}, batch).logits[0]
+    assert found[0]["probabilities"]["1"] == pytest.approx(float(jax.nn.softmax(logits)[1]), abs=1e-3)
+
+
+def test_numbers(made, capfd, monkeypatch):
+    (row,) = answers(capfd, monkeypatch, ["a name\tno value"], f"--workdir={made('sts')}")
+    assert isinstance(row["prediction"], float) and row["second"] == "no value"
+
+
+def test_a_tag_for_each_word(made, capfd, monkeypatch):
+    lines = ["Guido  writes\tmuch", "", "word " * 200, json.dumps({"words": ["in", "Haarlem", "日本"]})]
+    found = answers(capfd, monkeypatch, lines, f"--workdir={made('ner')}")
+    assert [len(row.get("prediction", ())) for row in found] == [3, 0, 200, 3]
+    assert found[0]["words"] == ["Guido", "writes", "much"] and found[3]["words"][2] == "日本"
+    tags = set(configuration.read(made("ner")).task.labels)
+    assert all(tag in tags for row in found for tag in row.get("prediction", ()))
+
+
+def test_answers_stand_in_the_passage(made, capfd, monkeypatch):
+    question, long = "Where is it bound?", f"{PASSAGE} " * 12
+    lines = [f"{question}\t{PASSAGE}", "", json.dumps({"id": "7", "question": question, "context": long})]
+    found = answers(capfd, monkeypatch, lines, f"--workdir={made('squad')}")
+    for row, context in ((found[0], PASSAGE), (found[2], long)):
+        assert row["answer"] and row["answer"] == context[row["start"] : row["end"]]
+        assert all(best["text"] == context[best["start"] : best["end"]] for best in row["best"])
+    assert found[2]["id"] == "7" and found[1] == {}
+
+
+def test_choices(made, capfd, monkeypatch):
+    lines = ["He sits.\ta\tb\tc\td", json.dumps({"context": "He", "choices": ["a", "b", "c", "d"]})]
+    found = answers(capfd, monkeypatch, lines, f"--workdir={made('swag')}")
+    assert all(row["choice"] == row["choices"][int(row["prediction"])] and len(row["probabilities"]) == 4 for row in found)
+    three = f"--workdir={made('swag')}"
+    fails(predict, capfd, three, stdin=b"He\ta\tb\n", monkeypatch=monkeypatch, says=["standard input, line 1", "2 choices"])
+
+
+@pytest.fixture(scope="module")
+def folder(encoder, tmp_path_factory):
+    """The pretrained model as a folder of `transformers`."""
+    run, path = Experiment(configuration.read(encoder), encoder), tmp_path_factory.mktemp("folder")
+    fields = dict(run.config.model) | {"vocab_size": run.tokenizer.vocab_size, "head": "pretraining"}
+    huggingface.save(path, fields, jax.device_get(run.trained()["params"]), run.tokenizer)
+    return path
+
+
+def test_words_for_gaps(encoder, folder, capfd, monkeypatch):
+    lines = ["the value of an [MASK] is bound", "", "[MASK] name , [MASK] value", json.dumps({"text": "the [MASK]"})]
+    found = answers(capfd, monkeypatch, lines, f"--workdir={encoder}", "--top=3")
+    assert [len(row.get("gaps", ())) for row in found] == [1, 0, 2, 1]
+    for gap in (gap for row in found for gap in row.get("gaps", ())):
+        chances = [word["probability"] for word in gap]
+        assert len(gap) == 3 and chances == sorted(chances, reverse=True) and all(word["word"] for word in gap)
+    assert answers(capfd, monkeypatch, lines, f"--init_from={folder}", "--task=fill_mask", "--top=3") == found
+    run = Experiment(configuration.read(encoder), encoder)  # the same by the model itself
+    t = run.tokenizer
+    ids = [t.bos_id, *t.encode("the value of an"), t.mask_id, *t.encode("is bound"), t.eos_id]
+    place = ids.index(t.mask_id)
+    batch = {"tokens": np.array([ids]), "positions": np.arange(len(ids))[None], "segments": np.ones([1, len(ids)], np.int32)}
+    batch["token_types"] = 0 * batch["tokens"]
+    lm = run.model.apply({"params": run.trained()["params"]}, batch).lm
+    logits = lm.hidden[0, place] @ lm.table.T + lm.bias
+    assert found[0]["gaps"][0][0]["probability"] == pytest.approx(float(jax.nn.softmax(logits).max()), abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    "variant, line, says",
+    [
+        ("sentences", b'{"first": "a"\n', ["standard input, line 2 is not JSON"]),
+        ("sentences", b'{"text": "a"}\n', ["standard input, line 2", "no key first"]),
+        ("sentences", b"a\tb\tc\n", ["standard input, line 2", "two with a TAB"]),
+        ("sentences", b"\xff\n", ["line 2 is not UTF-8"]),
+        ("squad", b"Where?\n", ["standard input, line 2", "question TAB passage"]),
+    ],
+)
+def test_lines_with_a_mistake(variant, line, says, made, capfd, monkeypatch):
+    first = b"Where?\tIt is there.\n" if variant == "squad" else b"a good one\n"
+    out = fails(predict, capfd, f"--workdir={made(variant)}", stdin=first + line, monkeypatch=monkeypatch, says=says)
+    assert len(out.splitlines()) == 1 and json.loads(out)  # what came before is answered
+
+
+def test_other_mistakes(made, encoder, run, capfd, monkeypatch):
+    fails(predict, capfd, says=["--workdir is missing"])
+    fails(predict, capfd, f"--workdir={encoder}", f"--init_from={encoder}", says=["one of --workdir and --init_from"])
+    fails(predict, capfd, f"--init_from={encoder}", says=["--task=fill_mask"])
+    fails(predict, capfd, f"--workdir={run}", stdin=b"a\n", monkeypatch=monkeypatch, says=["translation"])
+    says = ["standard input, line 2", "nothing to fill in", "[MASK]"]
+    fails(predict, capfd, f"--workdir={encoder}", stdin=b"a [MASK]\nb\n", monkeypatch=monkeypatch, says=says)
+    flags = [f"--workdir={made('sentences')}", "--task=fill_mask"]
+    fails(predict, capfd, *flags, stdin=b"a [MASK]\n", monkeypatch=monkeypatch, says=["fills no gaps", "sequence"])
+    text = f"--workdir={made('sentences')}", "--format=text"
+    assert answers(capfd, monkeypatch, ['{"not json'], *text)[0]["first"] == '{"not json'
