@@ -19,12 +19,13 @@ from transformers_jax.layers.masks import cross_mask, self_mask
 from transformers_jax.models.evolved_transformer import DecoderBlock, EncoderBlock
 
 VOCAB = 37
-TINY = dict(name="evolved_transformer", width=16, num_heads=2, encoder_layers=1, decoder_layers=2, scan_layers=False)
+ROWS, SOURCE, TARGET = 3, 12, 20  # all batches have this shape, so that a model is compiled once; 20 is more than a window
+TINY = dict(name="evolved_transformer", width=16, num_heads=2, encoder_layers=1, decoder_layers=1, scan_layers=False)
 VARIANTS = {
     "plain": {},
-    "scanned": dict(scan_layers=True, remat=True),
+    "scanned": dict(scan_layers=True, remat=True, decoder_layers=2),
     "learned and relative": dict(
-        positions="learned", max_length=32, relative_distance=3, share_embeddings=False, attention_bias=True, decoder_layers=1
+        positions="learned", max_length=32, relative_distance=3, share_embeddings=False, attention_bias=True
     ),
 }
 
@@ -44,6 +45,11 @@ def drawn(abstract, seed=1):
 def build(variant):
     model = models.build({**TINY, **VARIANTS[variant]}, VOCAB)
     return model, drawn(jax.eval_shape(lambda: model.init(jax.random.key(0), make_batch([3, 4])))["params"])
+
+
+def full_batch(seed=0):
+    """One example a row, all targets full, the sources of three lengths."""
+    return make_batch([TARGET] * ROWS, [SOURCE, 3, 1], seed=seed)
 
 
 # The blocks, written down once more.
@@ -150,8 +156,7 @@ def test_the_first_attention_has_twice_the_heads_up_to_sixteen(heads, wide):
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_cached_decoding_equals_the_full_forward(variant):
     model, params = build(variant)
-    length = 20  # longer than a window by more than another window
-    batch = make_batch([length] * 3, [6, 3, 1])
+    batch = full_batch()
     wanted = logits(model, params, batch)
     fields = [batch[k] for k in ("source", "source_positions", "source_segments")]
     state = jax.jit(lambda params: model.apply({"params": params}, *fields, 24, method="start", mutable=["cache"])[1])(params)
@@ -160,17 +165,17 @@ def test_cached_decoding_equals_the_full_forward(variant):
     def step(params, state, tokens):
         return model.apply({"params": params, **state}, tokens, method="step", mutable=["cache"])
 
-    for t in range(length):
+    for t in range(TARGET):
         got, state = step(params, state, batch["target_inputs"][:, t])
         np.testing.assert_allclose(got, wanted[:, t], atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
 @settings(max_examples=12, deadline=None)
-@given(st.integers(0, 13), st.integers(0, 2**16))
+@given(st.integers(0, TARGET - 1), st.integers(0, 2**16))
 def test_a_position_never_sees_later_ones(variant, t, seed):
     model, params = build(variant)
-    batch = make_batch([14, 14], [4, 2], seed=seed)
+    batch = full_batch(seed)
     changed = {**batch, "target_inputs": batch["target_inputs"].copy()}
     changed["target_inputs"][:, t:] = (changed["target_inputs"][:, t:] + 1 + seed % (VOCAB - 1)) % VOCAB
     before, after = logits(model, params, batch), logits(model, params, changed)
@@ -178,87 +183,95 @@ def test_a_position_never_sees_later_ones(variant, t, seed):
     assert np.all(np.abs(after[:, t] - before[:, t]).max(axis=-1) > 1e-4)
 
 
-SOURCE, TARGET = 12, 16
-
-
 @st.composite
 def packings(draw):
-    """One row of 2 … 3 examples and, mostly, padding: the sizes of their sources and targets."""
-    count = draw(st.integers(2, 3))
-    sizes = [draw(st.lists(st.integers(1, limit // 3), min_size=count, max_size=count)) for limit in (SOURCE, TARGET)]
-    return list(zip(*sizes, strict=True))
+    """Rows of 2 … 3 examples and, mostly, padding: the sizes of their sources and targets."""
+
+    def row():
+        count = draw(st.integers(2, 3))
+        sizes = [draw(st.lists(st.integers(1, limit // 3), min_size=count, max_size=count)) for limit in (SOURCE, TARGET)]
+        return list(zip(*sizes, strict=True))
+
+    return [row() for _ in range(ROWS)]
 
 
-def pack(sizes, seed=0):
-    rng, batch = np.random.default_rng(seed), {}
-    for stream, length, lengths in zip(("source", "target"), (SOURCE, TARGET), zip(*sizes, strict=True), strict=True):
-        segments = np.repeat(np.arange(1, len(sizes) + 1), lengths)
-        positions = np.concatenate([np.arange(n) for n in lengths])
-        rest = (0, length - len(segments))
-        name = "source" if stream == "source" else "target_inputs"
-        batch[name] = rng.integers(3, VOCAB, (1, length)).astype(np.int32)  # padding holds pieces too
-        batch[f"{stream}_positions"] = np.pad(positions, rest)[None].astype(np.int32)
-        batch[f"{stream}_segments"] = np.pad(segments, rest)[None].astype(np.int32)
-    return batch
+def pack(rows):
+    """rows: for each row the sizes (source, target) of its examples → a batch, with pieces in the padding too."""
+    rng, batch = np.random.default_rng(0), {}
+    for number, (stream, length) in enumerate((("source", SOURCE), ("target", TARGET))):
+        segments, positions = np.zeros((2, ROWS, length), np.int32)
+        for row, sizes in enumerate(rows):
+            lengths = [size[number] for size in sizes]
+            segments[row, : sum(lengths)] = np.repeat(np.arange(1, len(sizes) + 1), lengths)
+            positions[row, : sum(lengths)] = np.concatenate([np.arange(n) for n in lengths])
+        batch[f"{stream}_positions"], batch[f"{stream}_segments"] = positions, segments
+    batch["source"], batch["target_inputs"] = (rng.integers(3, VOCAB, (ROWS, n)).astype(np.int32) for n in (SOURCE, TARGET))
+    return batch | {"targets": batch["target_inputs"]}
 
 
-@pytest.mark.parametrize("variant", ["plain", "scanned"])
+@pytest.mark.parametrize("variant", VARIANTS)
 @settings(max_examples=15, deadline=None)
-@given(packings(), st.data())
-def test_packed_examples_and_padding_never_leak(variant, sizes, data):
-    """Other pieces in one example, or in the padding, change the outputs of no other example."""
+@given(packings(), st.integers(0, 3))
+def test_packed_examples_and_padding_never_leak(variant, rows, chosen):
+    """Other pieces in one example (0: in the padding) change the outputs of no other example."""
     model, params = build(variant)
-    batch = pack(sizes)
-    chosen = data.draw(st.integers(0, len(sizes)))  # 0 is padding
+    batch = pack(rows)
     changed = dict(batch)
     for name, segments in ("source", "source_segments"), ("target_inputs", "target_segments"):
-        where = batch[segments] == chosen
-        changed[name] = np.where(where, (batch[name] + 7) % VOCAB, batch[name])
+        changed[name] = np.where(batch[segments] == chosen, (batch[name] + 7) % VOCAB, batch[name])
     before, after = logits(model, params, batch), logits(model, params, changed)
     target = batch["target_segments"]
     others = (target > 0) & (target != chosen)
     np.testing.assert_array_equal(after[others], before[others])
-    if chosen:
+    if chosen in (1, 2):
         assert np.abs(after[target == chosen] - before[target == chosen]).max() > 1e-4
 
 
-@pytest.mark.parametrize("variant", ["plain", "scanned"])
+@pytest.mark.parametrize("variant", VARIANTS)
 def test_packed_examples_equal_separate_ones(variant):
     model, params = build(variant)
-    sizes = [(4, 5), (3, 5), (4, 4)]
-    packed = pack(sizes)
-    got = logits(model, params, packed)
-    for number in range(1, 4):
-        alone = {}
-        for name, value in packed.items():
-            stream = "source" if name.startswith("source") else "target"
-            here = packed[f"{stream}_segments"][0] == number
-            value = np.where(value == number, 1, 0) if name.endswith("segments") else value
-            alone[name] = np.pad(value[:, here], ((0, 0), (0, 6 - here.sum())))
-        here = packed["target_segments"][0] == number
-        np.testing.assert_allclose(logits(model, params, alone)[0, : here.sum()], got[0, here], atol=1e-4)
+    packed = pack([[(4, 8), (3, 5), (5, 7)]] * ROWS)
+    apart = {name: np.zeros_like(value) for name, value in packed.items()}
+    for name, value in packed.items():
+        stream = "source" if name.startswith("source") else "target"
+        for row in range(ROWS):  # example 1 goes to row 0, and so on
+            found = value[0, packed[f"{stream}_segments"][0] == row + 1]
+            apart[name][row, : len(found)] = 1 if name.endswith("segments") else found
+    together, alone = logits(model, params, packed), logits(model, params, apart)
+    for row in range(ROWS):
+        here = packed["target_segments"][0] == row + 1
+        np.testing.assert_allclose(alone[row, : here.sum()], together[0, here], atol=1e-4, rtol=1e-4)
 
 
 def test_scanned_layers_compute_what_separate_layers_do():
-    model, params = build("plain")
-    scanned = models.build({**TINY, "scan_layers": True}, VOCAB)
-    stacked = dict(params)
-    for side in ("encoder", "decoder"):
-        stacked[side] = {"layer": jax.tree.map(lambda *x: jnp.stack(x), *params[side].values())}
-    batch = make_batch([13, 3])
-    np.testing.assert_allclose(logits(scanned, stacked, batch), logits(model, params, batch), atol=1e-4)
+    scanned, params = build("scanned")
+    apart = dict(params)
+    for side, count in ("encoder", 1), ("decoder", 2):
+        apart[side] = {f"layer_{i}": jax.tree.map(lambda x, i=i: x[i], params[side]["layer"]) for i in range(count)}
+    separate = models.build({**TINY, "decoder_layers": 2}, VOCAB)
+    batch = full_batch()
+    np.testing.assert_allclose(logits(separate, apart, batch), logits(scanned, params, batch), atol=1e-4, rtol=1e-4)
 
-    def gradient(model, params):
-        return jax.jit(jax.grad(lambda p: jnp.sum(jnp.sin(model.apply({"params": p}, batch).hidden))))(params)
 
-    remat = models.build({**TINY, "scan_layers": True, "remat": True}, VOCAB)
-    wanted = gradient(model, params)["embedding"]
-    np.testing.assert_allclose(gradient(remat, stacked)["embedding"], wanted, atol=1e-3, rtol=1e-3)
+def test_gradients_are_slopes():
+    model, params = build("scanned")
+    batch = pack([[(4, 8), (3, 5)], [(5, 7)], [(1, 2), (2, 1), (5, 6)]])
+
+    def loss(params):
+        real = batch["target_segments"][..., None] > 0
+        return jnp.sum(jnp.where(real, jnp.sin(model.apply({"params": params}, batch).hidden), 0))
+
+    run, gradient = jax.jit(loss), jax.jit(jax.grad(loss))(params)
+    for seed in range(3):
+        way = drawn(params, seed)
+        ahead, behind = (run(jax.tree.map(lambda p, w, s=s: p + s * w, params, way)) for s in (1e-3, -1e-3))
+        slope = sum(jnp.vdot(g, w) for g, w in zip(jax.tree.leaves(gradient), jax.tree.leaves(way), strict=True))
+        assert float(ahead - behind) / 2e-3 == pytest.approx(float(slope), rel=0.02, abs=0.1)
 
 
 def test_dropout_is_off_by_default_and_differs_by_key():
     model = models.build({**TINY, "dropout": 0.5, "hidden_dropout": 0.5, "attention_dropout": 0.5}, VOCAB)
-    params, batch = build("plain")[1], make_batch([5, 3])
+    params, batch = build("plain")[1], full_batch()
 
     @jax.jit
     def run(params, key):
@@ -307,22 +320,26 @@ class Uncached(nn.Module):
         return hidden @ output.table.T
 
 
-def decode(model, params, sources, **changes):
+def decode(model, params, **changes):
+    rng = np.random.default_rng(3)
+    sources = [rng.integers(3, VOCAB, n).tolist() for n in (5, 8, 1, 3)]
     options = dict(bos_id=1, eos_id=2, pad_id=0, max_ratio=0.0, extra_length=16, batch_size=16, lengths=(8,))
     return Decoder(model, params, **options | changes).decode(sources)
 
 
-def sources():
-    rng = np.random.default_rng(3)
-    return [rng.integers(3, VOCAB, n).tolist() for n in (5, 8, 1, 3)]
+BEAM = dict(beam_size=4, n_best=3)
 
 
-@pytest.mark.parametrize("variant", ["plain", "scanned"])
-@pytest.mark.parametrize("options", [dict(method="greedy"), dict(beam_size=4, n_best=3)], ids=["greedy", "beam"])
-def test_decoding_finds_what_it_finds_without_a_cache(variant, options):
+@functools.cache
+def beams():
+    return decode(*build("plain"), **BEAM)
+
+
+@pytest.mark.parametrize("variant, method", [("scanned", "greedy"), ("plain", "beam")])
+def test_decoding_finds_what_it_finds_without_a_cache(variant, method):
     model, params = build(variant)
-    found = decode(model, params, sources(), **options)
-    wanted = decode(Uncached(model), {"model": params}, sources(), **options)
+    found = beams() if method == "beam" else decode(model, params, method="greedy")
+    wanted = decode(Uncached(model), {"model": params}, **(BEAM if method == "beam" else {"method": "greedy"}))
     assert [[ids for ids, _ in one] for one in found] == [[ids for ids, _ in one] for one in wanted]
     scores = [[[score for _, score in one] for one in outputs] for outputs in (found, wanted)]
     np.testing.assert_allclose(*scores, atol=1e-3)
@@ -330,8 +347,6 @@ def test_decoding_finds_what_it_finds_without_a_cache(variant, options):
 
 
 def test_windows_go_with_their_beams(monkeypatch):
-    model, params = build("plain")
-    right = decode(model, params, sources(), beam_size=4)
     take = caches.Layout.take
 
     def forgetful(self, moving, origins, index):
@@ -340,5 +355,6 @@ def test_windows_go_with_their_beams(monkeypatch):
         positions = self._of(True, self.positions)
         return [old if axis is None else new for old, new, axis in zip(moving, changed, positions, strict=True)]
 
+    right = beams()
     monkeypatch.setattr(caches.Layout, "take", forgetful)
-    assert decode(model, params, sources(), beam_size=4) != right
+    assert decode(*build("plain"), **BEAM) != right

@@ -7,14 +7,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny_cells import BATCH, VOCAB, build, compiled, draw, forward, make_batch
+from tiny_cells import BATCH, VOCAB, build, compiled, draw, forward_and_backward, make_batch
 
 from transformers_jax import models
 from transformers_jax.errors import UserError
 from transformers_jax.layers.masks import Mask
 from transformers_jax.planning import parameters
 from transformers_jax.search import cell
-from transformers_jax.search.genome import EVOLVED_TRANSFORMER, TRANSFORMER, InvalidGenome, parse_cell, random_genome, replace
+from transformers_jax.search.genome import (
+    EVOLVED_TRANSFORMER,
+    TRANSFORMER,
+    InvalidGenome,
+    parse,
+    parse_cell,
+    random_genome,
+    replace,
+)
 from transformers_jax.search.mutation import mutate
 
 
@@ -53,7 +61,7 @@ def traced(genome, unit, options):
     return genome.encoder_cells * parameters.count(encoder) + genome.decoder_cells * parameters.count(decoder)
 
 
-@pytest.mark.parametrize("every", [20, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("every", [50, pytest.param(1, marks=pytest.mark.slow)])
 def test_many_genomes_build_and_count_or_say_why_not(every):
     """500 drawn and mutated genomes are counted, each as it is traced (most of them in the slow suite), or are too wide."""
     rng, found = np.random.default_rng(7), {"built": 0, "rejected": 0}
@@ -74,26 +82,39 @@ def test_many_genomes_build_and_count_or_say_why_not(every):
     dict(attention_bias=True), dict(relative_distance=2), dict(share_embeddings=False), dict(positions="learned", max_length=9),
 ])  # fmt: skip
 def test_counts_follow_the_config(fields):
-    for genome in genomes(3, seed=5):
-        shapes = parameters.shapes(build(genome, num_heads=3, scan_layers=True, **fields), BATCH)["params"]
+    for genome in genomes(2, seed=5):
+        shapes = parameters.shapes(build(genome, num_heads=3, **fields), BATCH)["params"]
         assert parameters.count(shapes) == cell.count_parameters(genome, 16, 0, VOCAB, num_heads=3, **fields), genome.text()
 
 
 ROWS = LENGTH = 8
-"""All tests below use batches of one shape, so that each genome is compiled once."""
+"""All tests below use batches of one shape, and one program for each genome's outputs and gradients."""
+
+EVERY_KIND = parse("""
+    encoder ×1: 0*sep3 2 | 0:id ; 1*att8 1 | 1*conv3 1 relu | concat ; 2:sep9 2 | 1:id ;
+                0*light5r4 2 | 3*GLU 2 leaky_relu | multiply ; 4:conv1 3 swish | dead ; 5:sep11 2 | 3:id
+    decoder ×2: 0*att4 2 | 0:id ; 1*enc 1 swish | 1*light7r4 2 leaky_relu | multiply ; 2:conv3 2 | 1:id ;
+                3*sep5 3 | 2:GLU 1 | concat ; 4:light3r1 4 | 3:id ; 5*att16 2 swish | 5:id ;
+                6*enc 2 | 4*light15r16 2 | concat ; 7:conv1 2 | 6:id
+""")
 
 
-@pytest.fixture(scope="module", params=range(6))
-def drawn(request):
-    """A genome's model, scanned or not, and its parameters."""
-    model = build(genomes(6)[request.param], scan_layers=request.param > 0, genome_unit=4)
+@pytest.fixture(scope="module", params=["every kind", 0, *(pytest.param(i, marks=pytest.mark.slow) for i in range(1, 7))])
+def built(request):
+    """The model of a genome, scanned or not, with its parameters: one with every kind of layer, and drawn ones."""
+    genome = EVERY_KIND if request.param == "every kind" else genomes(7)[request.param]
+    model = build(genome, scan_layers=request.param != 1, genome_unit=4)
     return model, draw(model)
 
 
-def test_cached_decoding_equals_the_full_forward(drawn):
-    model, params = drawn
+def logits_of(built, batch):
+    return np.asarray(forward_and_backward(*built, batch)[0])
+
+
+def test_cached_decoding_equals_the_full_forward(built):
+    model, params = built
     batch = make_batch(ROWS, LENGTH, [8, 7, 6, 5, 4, 3, 2, 1])
-    wanted = np.asarray(forward(model, params, batch))
+    wanted = logits_of(built, batch)
     fields = [batch[k] for k in ("source", "source_positions", "source_segments")]
     start = compiled(lambda fields: model.apply({"params": params}, *fields, LENGTH, method="start", mutable=["cache"])[1])
     step = compiled(lambda state, tokens: model.apply({"params": params, **state}, tokens, method="step", mutable=["cache"]))
@@ -103,23 +124,21 @@ def test_cached_decoding_equals_the_full_forward(drawn):
         np.testing.assert_allclose(got, wanted[:, t], atol=1e-4, rtol=1e-4)
 
 
-def test_a_position_never_sees_later_ones(drawn):
-    model, params = drawn
+def test_a_position_never_sees_later_ones(built):
     batch = make_batch(ROWS, LENGTH)
     for name, value in batch.items():  # all rows are the same
         batch[name] = np.repeat(value[:1], ROWS, axis=0)
-    before = np.asarray(forward(model, params, batch))
+    before = logits_of(built, batch)
     for t in range(1, LENGTH):  # row t is changed from position t on
         batch["target_inputs"][t, t:] = (batch["target_inputs"][t, t:] + 5) % VOCAB
-    after = np.asarray(forward(model, params, batch))
+    after = logits_of(built, batch)
     for t in range(1, LENGTH):
         np.testing.assert_array_equal(after[t, :t], before[t, :t])
         assert np.abs(after[t, t] - before[t, t]).max() > 1e-3
 
 
-def test_packed_examples_and_padding_never_see_each_other(drawn):
+def test_packed_examples_and_padding_never_see_each_other(built):
     """Row 0 holds two examples; rows 1 and 2 one of them each, before padding full of tokens."""
-    model, params = drawn
     batch, lengths = make_batch(ROWS, LENGTH, seed=2), {"source": (3, 5), "target": (4, 2)}
     for stream, (first, second) in lengths.items():
         tokens = batch["target_inputs" if stream == "target" else "source"]
@@ -128,25 +147,15 @@ def test_packed_examples_and_padding_never_see_each_other(drawn):
         positions[0, first:] -= first
         segments[0, first:], segments[0, first + second :] = 2, 0
         segments[1, first:], segments[2, second:] = 0, 0
-    logits = np.asarray(forward(model, params, batch))
+    logits = logits_of(built, batch)
     np.testing.assert_allclose(logits[0, :4], logits[1, :4], atol=1e-5, rtol=1e-5)
     np.testing.assert_allclose(logits[0, 4:6], logits[2, :2], atol=1e-5, rtol=1e-5)
     assert np.abs(logits[0, :2] - logits[2, :2]).max() > 1e-3
 
 
-def test_all_parameters_learn(drawn):
-    model, params = drawn
-    batch = make_batch(ROWS, LENGTH)
-
-    @compiled
-    def gradients(params):
-        def loss(params):
-            output = model.apply({"params": params}, batch, deterministic=False, rngs={"dropout": jax.random.key(0)})
-            return jnp.sum(jnp.sin(output.hidden @ output.table.T))
-
-        return jax.grad(loss)(params)
-
-    for path, gradient in jax.tree_util.tree_flatten_with_path(gradients(params))[0]:
+def test_all_parameters_learn(built):
+    _, gradients = forward_and_backward(*built, make_batch(ROWS, LENGTH))
+    for path, gradient in jax.tree_util.tree_flatten_with_path(gradients)[0]:
         assert np.all(np.isfinite(gradient)) and np.any(gradient != 0), jax.tree_util.keystr(path)
 
 

@@ -17,8 +17,8 @@ BATCH = {
 }
 
 def build(genome, **fields):
-    fields = dict(width=16, num_heads=2, scan_layers=False, positions="concatenated") | fields
-    return cell.build({"name": "transformer", "genome": genome.text(), **fields}, VOCAB)
+    fields = dict(name="transformer", genome=genome.text(), width=16, num_heads=2, positions="concatenated") | fields
+    return cell.build(fields, VOCAB)
 
 
 def draw(model):
@@ -58,3 +58,15 @@ def forward(model, params, batch):
     """Logits [B, T, V]."""
     output = model.apply({"params": params}, batch)
     return output.hidden @ output.table.T
+
+
+@functools.partial(compiled, static_argnums=0)
+def forward_and_backward(model, params, batch):
+    """Logits [B, T, V], and the gradient of some function of them."""
+
+    def loss(params):
+        output = model.apply({"params": params}, batch)
+        logits = output.hidden @ output.table.T
+        return jnp.sum(jnp.sin(logits)), logits
+
+    return jax.grad(loss, has_aux=True)(params)[::-1]

@@ -35,7 +35,7 @@ class Task:
       duplicates: pairs that begin with the same sentence.
     """
 
-    main_metric = "next_accuracy"
+    main_metric = "accuracy"
     row_fields = ("label",)
     streams: Streams = {"": ("tokens", "token_types", "targets", "weights")}
     augment = None

@@ -65,7 +65,7 @@ class Task(Scored):
         self.pooling, self.max_length = pooling, max_length
         self.labels = Labels(labels) if objective == "classification" else None
         self.row_fields = {"regression": ("score",), "classification": ("label",)}.get(objective, ())
-        self.main_metric = "accuracy" if self.labels else "spearman"
+        self.main_metric = "spearman" if objective == "regression" else "accuracy"  # of negatives: that of the loss
 
     @property
     def recipe(self):
