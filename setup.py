@@ -31,7 +31,7 @@ EXTRAS = {
     "gguf": ["gguf>=0.19"],
     "cuda": ["jax[cuda12]>=0.10.2"],
     "tpu": ["jax[tpu]>=0.10.2"],
-    "test": ["hypothesis>=6.170", "matplotlib>=3.11", "pytest>=9.2", "pytest-xdist>=3.8", "ruff>=0.17"],
+    "test": ["hypothesis>=6.170", "matplotlib>=3.11", "pytest>=9.2", "pytest-xdist>=3.8", "ray>=2.60", "ruff>=0.17"],
 }
 
 README = Path(__file__).with_name("README.md")

@@ -46,8 +46,7 @@ def main(args, config) -> None:
         there = inference.loaded(args.init_from)
     else:
         there = inference.trained(Experiment(config, args.workdir), average=args.average, step=args.step)
-    fill = args.task == "fill_mask" or config.task.name in answers.GAPS
-    answer = answers.Filler(there, args.top) if fill else answers.Answers(there, config.task.name)
+    answer = answers.answerer(there, args.task or config.task.name, top=args.top)
     number = 0
     for block in lines.blocks_of_input():
         for found in answered(block, answer, number, args.format):

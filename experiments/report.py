@@ -1,33 +1,48 @@
 """Draws a run or a search: pictures and one page that needs nothing beside it, in DIR/report.
 
-python -m experiments.report --workdir=DIR
+python -m experiments.report --workdir=DIR [--word=bank [--sentences=FILE]]
 """
 
-from absl import logging
+from absl import flags, logging
 
 from experiments import launch
 from transformers_jax.errors import UserError
 
 FLAGS = launch.flags_of(config="workdir")
+flags.DEFINE_string("word", "", "an encoder: whose vectors in different sentences are drawn", flag_values=FLAGS)
+flags.DEFINE_string("sentences", None, "an encoder: file with sentences of that word, one a line", flag_values=FLAGS)
 
 
 def main(args, config) -> None:
     from transformers_jax.reporting.report import make_report
     from transformers_jax.reporting.search import is_search
 
-    print(make_report(args.workdir, attention=None if is_search(args.workdir) else attention_of(args, config)))
+    print(make_report(args.workdir, **({} if is_search(args.workdir) else pictures_of(args, config))))
 
 
-def attention_of(args, config):
-    """The attention of a trained run, or None."""
+def pictures_of(args, config) -> dict:
+    """What a trained model can be asked for: attention, and of an encoder a word's vectors. Without a model, nothing."""
+    from transformers_jax.data.files import filled
     from transformers_jax.evaluation import attention_example
     from transformers_jax.experiment import Experiment
+    from transformers_jax.reporting import encoder
 
+    texts = filled(args.sentences, "--sentences") if args.sentences else None
+    found = {}
     try:
-        return attention_example(Experiment(config, args.workdir))
+        run = Experiment(config, args.workdir)
+        if not encoder.is_encoder(run):
+            if args.word or args.sentences:
+                raise UserError(f"--word and --sentences are for encoders; {args.workdir} holds none")
+            return {"attention": attention_example(run)}
+        found["positions"] = False  # they are learned
+        found["attention"] = encoder.attention_example(run)
+        found["word"] = encoder.word_example(run, args.word, texts)
     except UserError as error:
-        logging.warning("the report is without attention: %s", error)
-        return None
+        if args.word or args.sentences:
+            raise
+        logging.warning("the report is without %s: %s", "a word's vectors" if "attention" in found else "attention", error)
+    return found
 
 
 if __name__ == "__main__":

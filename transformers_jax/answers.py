@@ -17,8 +17,8 @@ from transformers_jax.layers import masked
 from transformers_jax.models.output import Output, Pretraining
 from transformers_jax.tasks import masked_lm
 
-GAPS = ("masked_lm",)
-"""Tasks whose models fill gaps."""
+GAPS = ("masked_lm", "pretraining")
+"""Heads that fill gaps."""
 
 class Form(NamedTuple):
     """How a task reads a line.
@@ -84,6 +84,20 @@ def example_of(line: str, task: str, form: str, where: str) -> dict:
         raise UserError(f"{where} is not what {task} reads: {wanted.meaning}") from error
 
 
+def answerer(there: Loaded, name: str, *, top: int = 5) -> "Answers | Filler":
+    """What answers for a model: by its task, or with a masked language model's head by filling gaps.
+
+    Args:
+      name: "fill_mask", or config.task.name of the run it is of.
+      top: words a gap.
+
+    Raises:
+      UserError: see `Answers` and `Filler`.
+    """
+    fills = name == Filler.name or getattr(getattr(there.model, "config", None), "head", "") in GAPS
+    return Filler(there, top) if fills else Answers(there, name)
+
+
 class Answers:
     """A finetuned model's answers to examples.
 
@@ -133,9 +147,10 @@ class Filler:
 
     def __init__(self, there: Loaded, top: int):
         head = getattr(there.model.config, "head", "")
-        if head not in ("masked_lm", "pretraining"):
+        if head not in GAPS:
             raise UserError(f"{there.folder} fills no gaps: its head is {head!r}, not a masked language model's")
-        self.there, self.top, self._predictors = there, top, {}
+        student = getattr(there.model, "student", there.model)  # not its teacher
+        self.there, self.top, self._predictors = there._replace(model=student), top, {}
         self._task = masked_lm.Task(there.tokenizer)
 
     def example(self, line: str, form: str, where: str) -> dict:

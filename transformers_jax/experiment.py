@@ -177,8 +177,8 @@ class Experiment:
 
 
 def settled(config: ConfigDict) -> ConfigDict:
-    """The config with all it refers to that decides on the run: a genome's text in place of its file or name, steps in
-    place of epochs.
+    """The config with all it refers to that decides on the run: a genome's text and unit in place of its file or name,
+    steps in place of epochs.
 
     Raises:
       UserError: there is no such genome, or it is invalid; the training data that make an epoch cannot be read.
@@ -187,7 +187,8 @@ def settled(config: ConfigDict) -> ConfigDict:
     if not config.model.get("genome"):
         return config
     config = config.copy_and_resolve_references()
-    config.model.genome = cell.read(config.model).text()
+    genome, config.model.genome_unit = cell.read(config.model)
+    config.model.genome = genome.text()
     return config
 
 

@@ -133,14 +133,14 @@ def centrality(vectors: np.ndarray, *, damping: float = 0.15, rounds: int = 100)
     """How central each of n sentences is: LexRank over cosine similarities (Erkan and Radev 2004, section 3.3, "continuous
     LexRank", with sentence vectors in place of tf-idf). Sums to 1.
 
-    The stationary distribution of a walk that goes from a sentence to another with a chance proportional to their
+    The stationary distribution of a walk that goes from a sentence to another one with a chance proportional to their
     similarity (negative ones count as none), and anywhere with chance `damping`.
 
     Args:
       vectors: [n, D].
     """
     n = len(vectors)
-    weights = np.maximum(cosine(vectors, vectors), 0.0)
+    weights = np.maximum(cosine(vectors, vectors), 0.0) * (1 - np.eye(n))
     totals = weights.sum(axis=1, keepdims=True)
     walk = np.where(totals > 0, weights / np.maximum(totals, 1e-12), 1 / n)
     rank = np.full(n, 1 / n)

@@ -10,8 +10,8 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from conftest import REPOSITORY, shared_data
 from ml_collections import ConfigDict
+from real_data import REPOSITORY, shared_data
 
 from transformers_jax import batch as contract
 from transformers_jax.data import sources

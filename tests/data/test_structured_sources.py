@@ -7,8 +7,8 @@ import sys
 
 import numpy as np
 import pytest
-from conftest import shared_data
 from ml_collections import ConfigDict
+from real_data import shared_data
 
 from transformers_jax.data.sources import has, open_source
 from transformers_jax.errors import UserError

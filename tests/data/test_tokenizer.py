@@ -12,9 +12,9 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import tokenizers
-from conftest import shared_data
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from real_data import shared_data
 
 from transformers_jax.data import words
 from transformers_jax.data.tokenizer import BYTE_PIECES, Tokenizer, learn_bpe

@@ -10,6 +10,8 @@ import pytest
 from jax.experimental.compilation_cache import compilation_cache
 from launching import REPOSITORY, command, finish, start
 
+from experiments import launch, pretrain
+
 WORDS = {"man": "Mann", "woman": "Frau", "dog": "Hund", "runs": "läuft", "red": "rot", "big": "groß", "the": "das"}
 SMALLER = ["--config.model.layers=1", "--config.model.width=16", "--config.model.hidden=32", "--config.training.steps=6"]
 OPTIONS = ("jax_default_prng_impl", "jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
@@ -77,6 +79,7 @@ def encoder(tmp_path_factory, prose, cache):
     """The workdir of a tiny BERT, pretrained by masked language model and next sentences."""
     workdir = tmp_path_factory.mktemp("encoder") / "w"
     flags = [f"--config={REPOSITORY}/configs/bert.py:tiny", f"--workdir={workdir}", *prose, *SMALLER]
-    code, out, err = finish(start(["-m", "experiments.pretrain", *flags]))
-    assert code == 0 and out == "", err
+    jax.config.update("jax_disable_most_optimizations", True)
+    assert launch.call(pretrain.main, pretrain.FLAGS, ["pretrain", *flags]) == 0
+    jax.config.update("jax_disable_most_optimizations", False)
     return workdir

@@ -72,13 +72,14 @@ def test_nearest_lines_of_a_corpus(encoder, tmp_path, capfd, monkeypatch):
 
 
 def test_similarity_file(encoder, tmp_path, capfd):
-    (tmp_path / "pairs.tsv").write_text(f"5\t{LINES[0]}\t{LINES[0]}\n1\t{LINES[0]}\tx y z\n2.5\t{LINES[2]}\tA name is bound.\n")
-    code, out, err = call(embed, capfd, f"--init_from={encoder}", f"--similarity_file={tmp_path}/pairs.tsv")
+    file, flags = tmp_path / "pairs.tsv", [f"--init_from={encoder}", f"--similarity_file={tmp_path}/pairs.tsv"]
+    file.write_text(f"5\t{LINES[0]}\t{LINES[0]}\n1\t{LINES[0]}\tx y z\n2.5\t{LINES[2]}\tA name is bound.\n")
+    code, out, err = call(embed, capfd, *flags)
     assert code == 0 and json.loads(out)["pairs"] == 3 and -1 <= json.loads(out)["spearman"] <= 1, err
-    (tmp_path / "pairs.tsv").write_text("5\ta\tb\nfive\ta\tb\n")
-    fails(embed, capfd, f"--init_from={encoder}", f"--similarity_file={tmp_path}/pairs.tsv", says=["line 2", "'five' is no number"])
-    (tmp_path / "pairs.tsv").write_text("")
-    fails(embed, capfd, f"--init_from={encoder}", f"--similarity_file={tmp_path}/pairs.tsv", says=["is empty"])
+    file.write_text("5\ta\tb\nfive\ta\tb\n")
+    fails(embed, capfd, *flags, says=["line 2", "'five' is no number"])
+    file.write_text("")
+    fails(embed, capfd, *flags, says=["is empty"])
 
 
 def test_summary_is_of_the_text_in_its_order(encoder, capfd, monkeypatch):

@@ -194,10 +194,8 @@ def get_config(variant):
 
 
 def test_published_averages_are_those_of_their_rows():
-    found = {name: round(glue.average(numbers), 1) for name, numbers in glue.PUBLISHED.items()}
-    assert found == {
-        "Pre-OpenAI SOTA": 74.0, "BiLSTM+ELMo+Attn": 71.0, "OpenAI GPT": 75.1, "BERT base": 79.6, "BERT large": 82.1
-    }  # fmt: skip
+    for *numbers, published in glue.PUBLISHED.values():
+        assert len(numbers) == len(glue.COLUMNS) and glue.average(numbers) == pytest.approx(published, abs=0.1)
     full = {c.part: {"validation": {c.metric: 0.5}, "test": {c.metric: 0.7}} for c in glue.COLUMNS}
     assert glue.row(full) == [50, 70, *[50] * 7] and glue.average(glue.row(full)) == pytest.approx(470 / 9)
 
@@ -260,8 +258,9 @@ def test_flags(encoder, sentences, tmp_path, capfd):
     fails(finetune, capfd, *flags, "--config.model.width=32", says=["does not fit config.model", "embeddings/word"])
     fails(finetune, capfd, *flags, "--config.finetuning.trainable=('no',)", says=["config.finetuning.trainable", "'no'"])
     none = [flag for flag in flags if not flag.startswith("--config.data.validation")] + ["--config.data.batching=packing"]
+    none[1] = f"--workdir={tmp_path}/another"
     fails(finetune, capfd, *none, says=["config.data.batching=packing", "rows"])
-    assert not (tmp_path / "w" / "checkpoints").exists()
+    assert not list(tmp_path.glob("*/checkpoints"))
 
 
 def test_from_nothing_it_is_pretraining(encoder, sentences, tmp_path, capfd):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from launching import REPOSITORY, call, fails
 
-from experiments import finetune, predict
+from experiments import finetune, launch, predict
 from transformers_jax import configuration
 from transformers_jax.experiment import Experiment
 from transformers_jax.interchange import huggingface
@@ -23,25 +23,24 @@ def made(encoder, tmp_path_factory, cache):
     folder, found = tmp_path_factory.mktemp("made"), {}
     answer = {"text": "line 12", "answer_start": PASSAGE.index("line 12")}
     qas = [{"id": f"q{i}", "question": "Where is it bound?", "answers": [answer]} for i in range(4)]
+    content = {"data": [{"paragraphs": [{"context": PASSAGE, "qas": qas}]}]}
+    swag = "sent1,sent2,ending0,ending1,ending2,ending3,label\n" + "He sits.,He,a,b,c,d,1\n" * 8
     contents = {
         "sentences": ("tsv", "a good one\t1\na bad one\t0\n" * 4, []),
         "sts": ("tsv", "5\ta name\ta name\n1\ta name\tno value\n" * 4, []),
         "ner": ("conll", "Guido B-PER\nwrites O\n\nin O\nHaarlem B-LOC\n\n" * 4, []),
-        "squad": ("json", json.dumps({"data": [{"paragraphs": [{"context": PASSAGE, "qas": qas}]}]}), ["--config.task.stride=12"]),
-        "swag": ("csv", "sent1,sent2,ending0,ending1,ending2,ending3,label\nHe sits.,He,a,b,c,d,1\n" * 1 + "He,She,a,b,c,d,2\n" * 7, []),
+        "squad": ("json", json.dumps(content), ["--config.task.stride=12", "--config.data.tfds_name="]),
+        "swag": ("csv", swag, []),
     }
 
     def make(variant: str):
         if variant not in found:
             kind, text, more = contents[variant]
             (folder / f"{variant}.{kind}").write_text(text, encoding="utf-8")
-            files = [f"--config.data.{split}={folder}/{variant}.{kind}" for split in ("train", "validation", "test")]
-            flags = [f"--config={REPOSITORY}/configs/bert.py:{variant}", f"--workdir={folder}/{variant}", f"--init_from={encoder}"]
-            flags += ["--config.training.steps=2", "--config.data.batch_size=4", "--config.finetuning.evaluations=0", *files, *more]
-            flags += ["--config.task.max_length=48", "--config.data.lengths.tokens=48"]
-            flags += ["--config.data.tfds_name="] if variant == "squad" else []
-            from experiments import launch
-
+            flags = [f"--config={REPOSITORY}/configs/bert.py:{variant}", f"--workdir={folder}/{variant}"]
+            flags += [f"--config.data.{split}={folder}/{variant}.{kind}" for split in ("train", "validation", "test")]
+            flags += [f"--init_from={encoder}", "--config.training.steps=2", "--config.data.batch_size=4", *more]
+            flags += ["--config.task.max_length=48", "--config.data.lengths.tokens=48", "--config.finetuning.evaluations=0"]
             assert launch.call(finetune.main, finetune.FLAGS, ["finetune", *flags]) == 0
             found[variant] = folder / variant
         return found[variant]

@@ -56,5 +56,5 @@ ROBERTA = dict(name="bert", max_length=514, token_types=1, position_offset=2)
     ids=lambda x: x.get("variant", x["name"]) if isinstance(x, dict) else None,
 )
 def test_encoders(fields, vocab_size, wanted):
-    """Of the published models, with their poolers; `transformers` counts the same (tests/parity/test_huggingface.py)."""
+    """Of the published models, with their poolers; `transformers` counts the same (tests/parity/test_huggingface_parity.py)."""
     assert count({"scan_layers": True} | fields, vocab_size) == wanted

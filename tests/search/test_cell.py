@@ -249,7 +249,7 @@ def test_mistakes_are_named(tmp_path):
     file = tmp_path / "broken.json"
     file.write_text("{")
     dead = EVOLVED_TRANSFORMER.text().replace("0*GLU 2 | 0:id", "dead | dead")
-    cases = {"nowhere.json": "no such file", str(file): "is not JSON", dead: "block 1 are dead", "transfromer": "no such file"}
+    cases = {"nowhere.json": "no such file", str(file): "not JSON", dead: "block 1 are dead", "transfromer": "no such file"}
     for source, says in cases.items():
         with pytest.raises(UserError, match=f"config.model.genome.*{says}"):
             cell.build({"name": "transformer", "genome": source}, VOCAB)

@@ -65,7 +65,7 @@ def make(step, jaxpr, state: Any, batch: dict, mesh, *, steps: int, dtype: str) 
     return Plan(
         parameters=parameters.by_module(state.model_params),
         operations=flops.of_jaxpr(jaxpr),
-        positions=batch["targets"].size,
+        positions=batch["targets" if "targets" in batch else "tokens"].size,
         memory=memory.of_step(compiled, state, batch),
         limit=memory.available(device),
         mesh=dict(mesh.shape),

@@ -29,8 +29,13 @@ class Plot(NamedTuple):
 PLOTS = (
     Plot("loss", "Loss", "cross entropy (nats per piece)", best="min"),
     Plot("perplexity", "Perplexity", "perplexity per piece (log scale)", log=True, best="min"),
-    Plot("accuracy", "Accuracy", "share of pieces predicted", best="max"),
+    Plot("accuracy", "Accuracy", "share predicted", best="max"),
+    Plot("next_accuracy", "Sentence pairs", "share of pairs told apart", best="max"),
     Plot("bleu", "BLEU", "BLEU (0–100)", best="max"),
+    Plot("f1", "F1", "F1 (0–1)", best="max"),
+    Plot("exact_match", "Exact match", "share of answers found exactly", best="max"),
+    Plot("matthews", "Matthews", "Matthews correlation", best="max"),
+    Plot("spearman", "Spearman", "rank correlation", best="max"),
     Plot("learning_rate", "Learning rate", "learning rate", noisy=False),
     Plot("tokens_per_second", "Speed", "target pieces per second"),
 )

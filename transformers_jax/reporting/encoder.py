@@ -5,7 +5,7 @@ Axes: N heads, T length, D model width, n sentences.
 
 import re
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,6 +21,12 @@ FEWEST, MOST = 3, 14
 LONGEST = 90
 """Characters of a sentence that are shown."""
 
+SHORT, LONG = 5, 14
+"""Words of a sentence whose attention is drawn."""
+
+MOST_EXAMPLES = 5000
+"""Of a run's data, that are looked through."""
+
 
 class WordVectors(NamedTuple):
     """One word in different sentences.
@@ -35,6 +41,89 @@ class WordVectors(NamedTuple):
     sentences: list[str]
     places: list[tuple[int, int]]
     vectors: np.ndarray
+
+
+def is_encoder(run) -> bool:
+    """Whether the model of an `Experiment` is an encoder."""
+    return hasattr(run.model, "encode") and "" in run.task.streams
+
+
+def attention_example(run, *, layer: int = -1) -> Attention:
+    """The heads of a trained encoder over one short sentence of its data.
+
+    Args:
+      run: an `Experiment`.
+
+    Raises:
+      UserError: there is no trained model, or no short sentence.
+    """
+    text = next((text for text in texts_of(run) if SHORT <= len(text.split()) <= LONG), None)
+    if text is None:
+        raise UserError(f"the data have no sentence of {SHORT} to {LONG} words")
+    fields = run.tokenizer.encode_pair(text)
+    batch = _row(np.asarray(fields.ids, np.int32))
+    model = run.trained(average=run.config.training.average_checkpoints)
+    pieces = [run.tokenizer.piece(i) for i in fields.ids]
+    return heads_of(_Body(run.model), model["params"], batch, pieces, layer=layer, model_state=model["model_state"])
+
+
+def word_example(run, word: str = "", texts: Sequence[str] | None = None) -> WordVectors:
+    """A word's vectors in different sentences, by a trained encoder.
+
+    Args:
+      run: an `Experiment`.
+      word: which; without one, `telling_word` of the texts.
+      texts: the sentences; without any, those of the run's data.
+
+    Raises:
+      UserError: too few sentences have it, or there is no trained model.
+    """
+    texts = list(texts_of(run) if texts is None else texts)
+    word = word or telling_word(texts)
+    model = run.trained(average=run.config.training.average_checkpoints)
+    longest = run.model.config.max_length - getattr(run.model.config, "position_offset", 0)
+
+    def states(sentences: list[str]):
+        hidden, places = [], []
+        for text in sentences:
+            ids, spans = run.tokenizer.encode_with_offsets(text)
+            joined = run.tokenizer.joined(ids[: longest - 2])
+            variables = {"params": model["params"], **model["model_state"]}
+            found = run.model.apply(variables, _row(np.asarray(joined.ids, np.int32)), True, method="encode")
+            hidden.append(np.asarray(found, np.float32)[0])
+            places.append([(0, 0), *spans[: longest - 2], (0, 0)])
+        return hidden, places
+
+    return word_vectors(word, texts, states)
+
+
+def texts_of(run) -> Iterator[str]:
+    """The texts of a run's validation split, or of its training split where it has no other."""
+    source = run.source("validation" if run.has("validation") else "train")
+    for i in range(min(len(source), MOST_EXAMPLES)):
+        example = source[i]
+        yield " ".join(example["words"]) if "words" in example else next(
+            (example[name] for name in ("text", "first", "context") if name in example), ""
+        )
+
+
+class _Body:
+    """An encoder without its head, as `attention_weights` applies it."""
+
+    def __init__(self, model):
+        self.model = model
+
+    def apply(self, variables, batch, *, deterministic: bool, mutable):
+        return self.model.apply(variables, batch, deterministic, method="encode", mutable=mutable)
+
+
+def _row(ids: np.ndarray) -> dict:
+    """The batch of one sentence, its length a multiple of 16."""
+    length = -(-len(ids) // 16) * 16
+    batch = {name: np.zeros((1, length), np.int32) for name in ("tokens", "positions", "segments", "token_types")}
+    batch["tokens"][0, : len(ids)], batch["segments"][0, : len(ids)] = ids, 1
+    batch["positions"][0, : len(ids)] = np.arange(len(ids))
+    return batch
 
 
 def heads_of(model, params, batch: dict, pieces: list[str], *, layer: int = -1, model_state=None) -> Attention:

@@ -9,6 +9,7 @@ from transformers_jax.reporting import search
 from transformers_jax.reporting.attention import Attention
 from transformers_jax.reporting.cell import draw_cell, genome_of
 from transformers_jax.reporting.curves import draw_curves
+from transformers_jax.reporting.encoder import WordVectors, draw_word
 from transformers_jax.reporting.page import page
 from transformers_jax.reporting.pictures import draw_attention, draw_positions
 from transformers_jax.reporting.record import Record, read_record
@@ -22,6 +23,7 @@ def make_report(
     attention: Attention | None = None,
     samples: Sequence[Mapping[str, str]] | None = None,
     positions: bool = True,
+    word: WordVectors | None = None,
 ) -> Path:
     """Writes report/index.html and its pictures as PNG files beside it; a run or search may still be going on.
 
@@ -30,6 +32,7 @@ def make_report(
       attention: weights of one sentence pair to draw (see `attention.attention_of`); none if not given.
       samples: e.g. {"source": …, "reference": …, "translation": …}; those of samples.jsonl if not given.
       positions: draw the sinusoidal positions as well.
+      word: one word's vectors in different sentences (see `encoder.word_example`); none if not given.
 
     Returns:
       The path of the page.
@@ -46,6 +49,9 @@ def make_report(
     if attention is not None:
         pictures["Attention"] = folder / "attention.png"
         draw_attention(attention, pictures["Attention"])
+    if word is not None:
+        pictures["A word in different sentences"] = folder / "word.png"
+        draw_word(word, pictures["A word in different sentences"])
     pictures |= _cells(record, folder)
     if positions:
         pictures["Positions"] = folder / "positions.png"

@@ -16,9 +16,7 @@ compiled once however many there are.
 
 import dataclasses
 import functools
-import json
 from collections.abc import Callable
-from pathlib import Path
 
 import flax.linen as nn
 import jax
@@ -32,7 +30,7 @@ from transformers_jax.layers.projections import Linear
 from transformers_jax.models import encoder, transformer
 from transformers_jax.search import branch as branches
 from transformers_jax.search.branch import BranchLayer, Options, combine
-from transformers_jax.search.genome import Block, Branch, Genome, InvalidGenome, load, unused_states
+from transformers_jax.search.genome import Block, Branch, Genome, InvalidGenome, load_with_unit, unused_states
 
 WIDEST = 64
 """Hidden states may be so many times as wide as the model; concatenations of concatenations are wider soon."""
@@ -218,19 +216,11 @@ def read(config) -> tuple[Genome, int]:
     Raises:
       UserError: there is no such genome, or it is invalid.
     """
-    source, unit = config["genome"], config.get("genome_unit", 0)
     try:
-        path = Path(source).expanduser()
-        if path.suffix == ".json" and path.is_file():
-            values = json.loads(path.read_text(encoding="utf-8"))
-            if isinstance(values, dict):
-                unit = unit or values.pop("unit", 0)
-            source = json.dumps(values)
-        return load(source), unit
-    except ValueError as error:
-        raise UserError(f"config.model.genome={source} is not JSON: {error}") from error
+        genome, unit = load_with_unit(config["genome"])
     except UserError as error:
         raise type(error)(f"config.model.genome: {error}") from error
+    return genome, config.get("genome_unit", 0) or unit
 
 
 def options_of(config: transformer.Config | encoder.Config) -> Options:

@@ -244,10 +244,18 @@ def _read_object(value: object, kind: type, where: str) -> dict:
 
 def from_json(text: str, where: str = "genome") -> Genome:
     """The genome of `to_json`'s form, valid or not. Raises UserError naming the place that is wrong."""
+    return _from_json(text, where)[0]
+
+
+def _from_json(text: str, where: str) -> tuple[Genome, int]:
+    """The genome, and the width unit that may stand beside its fields as "unit"; 0 if none does."""
     try:
         found = json.loads(text)
     except json.JSONDecodeError as error:
         raise UserError(f"{where}: not JSON: {error}") from None
+    unit = found.pop("unit", 0) if isinstance(found, dict) else 0
+    if type(unit) is not int or unit < 0:
+        raise UserError(f"{where}.unit: {unit!r} is no whole number")
     found = _read_object(found, Genome, where)
     cells = {}
     for cell in ("encoder", "decoder"):
@@ -259,7 +267,7 @@ def from_json(text: str, where: str = "genome") -> Genome:
             block = _read_object(item, Block, here)
             sides = [Branch(**_read_object(block[side], Branch, f"{here}.{side}")) for side in ("left", "right")]
             cells[cell].append(Block(*sides, block["combiner"]))
-    return Genome(tuple(cells["encoder"]), tuple(cells["decoder"]), found["encoder_cells"], found["decoder_cells"])
+    return Genome(tuple(cells["encoder"]), tuple(cells["decoder"]), found["encoder_cells"], found["decoder_cells"]), unit
 
 
 def load(source: str | Path) -> Genome:
@@ -267,18 +275,23 @@ def load(source: str | Path) -> Genome:
 
     Raises UserError that names what is wrong and where, InvalidGenome (a UserError too) for a genome outside the space.
     """
+    return load_with_unit(source)[0]
+
+
+def load_with_unit(source: str | Path) -> tuple[Genome, int]:
+    """What `load` gives, and the width unit that a file of JSON has beside it as "unit"; 0 where nothing says it."""
     text, where = str(source).strip(), "genome"
     if text in NAMED:
-        return NAMED[text]
+        return NAMED[text], 0
     if not (CELL_HEAD.match(text) or text.startswith("{")):
         path, where = Path(text).expanduser(), str(source)
         if not path.is_file():
             known = " or ".join(NAMED)
             raise UserError(f"genome {text!r}: no such file; give a JSON file, a text 'encoder ×3: …' or {known}")
         text = path.read_text(encoding="utf-8").strip()
-    genome = from_json(text, where) if text.startswith("{") else parse(text)
+    genome, unit = _from_json(text, where) if text.startswith("{") else (parse(text), 0)
     check(genome)
-    return genome
+    return genome, unit
 
 
 # ---- the seed and the goal -----------------------------------------------------------------------------------------------

@@ -17,10 +17,10 @@ def best(rows: list[dict]) -> dict:
 
 
 def write_best(workdir: str | os.PathLike, row: dict) -> None:
-    """Writes the genome of a row to best.json, whole or not at all."""
+    """Writes the genome of a row and its width unit to best.json, whole or not at all."""
     path = Path(workdir) / BEST
     temporary = path.with_suffix(".json.tmp")
-    temporary.write_text(row["genome"] + "\n", encoding="utf-8")
+    temporary.write_text(json.dumps(json.loads(row["genome"]) | {"unit": row["unit"]}) + "\n", encoding="utf-8")
     os.replace(temporary, path)
 
 
@@ -93,7 +93,7 @@ def sentences(found: dict, workdir: str | os.PathLike) -> list[str]:
         f"{found['saved']} known from an equivalent one, {found['failed']} failed",
         f"best: perplexity {found['best_perplexity']:.3f} with {found['parameters']:,} parameters; compiling took "
         f"{found['compile_share']:.0%} of the time",
-        f"train it: --config.model.genome={Path(workdir) / BEST} --config.model.genome_unit={found['unit']}",
+        f"train it: --config.model.genome={Path(workdir) / BEST}",
     ]
     for name, score in found.get("final", {}).items():
         seeds = len(score["fitness"])
