@@ -7,7 +7,7 @@ Pretraining: python -m experiments.pretrain --config=configs/bert.py:VARIANT --w
 |--------------|-------------------------------------------------------------|-----------------------------------------|
 | `base`       | section 3: 12 layers of 768, a million steps of 256 × 512   | paper: 4 days on 16 TPU chips; not run  |
 | `large`      | 24 layers of 1,024                                          | paper: 4 days on 64 TPU chips; not run  |
-| `quickstart` | 7M parameters on the English Bible, on a laptop             | 20 minutes on two cores                 |
+| `quickstart` | 7M parameters on the English Bible, on a laptop             | about 20 minutes on two cores           |
 | `tiny`       | seconds on a CPU, for tests: files given                    | none                                    |
 
 Finetuning, section 4, three epochs each: python -m experiments.finetune --config=configs/bert.py:VARIANT --workdir=DIR
@@ -202,7 +202,7 @@ def quickstart(config: ConfigDict) -> None:
     config.data.max_length = 128
     config.optimizer.learning_rate = 1e-3
     config.optimizer.warmup_steps = 200
-    config.training.steps = 2400
+    config.training.steps = 2000
     config.training.log_every = 50
     config.training.eval_every = 400
     config.training.checkpoint_every = 400
@@ -241,7 +241,9 @@ def small(config: ConfigDict) -> None:
 def finetuning(config: ConfigDict) -> None:
     """Appendix A.3, in float32: 16 or 32 rows, rates from 2e-5 to 5e-5, three epochs, dropout 0.1."""
     small(config)
+    config.data.batching = "rows"
     config.data.batch_size = 32
+    config.data.max_length = 0
     config.data.columns = ()
     config.optimizer.learning_rate = 3e-5
     config.optimizer.warmup_steps = 0

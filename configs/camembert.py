@@ -4,14 +4,14 @@ SentencePiece and whole words masked.
 Pretraining: python -m experiments.pretrain --config=configs/camembert.py:VARIANT --workdir=DIR
 Finetuning: python -m experiments.finetune --config=configs/camembert.py:VARIANT --workdir=DIR --init_from=FOLDER
 
-| VARIANT      | what                                                      | expected time and score              |
-|--------------|-----------------------------------------------------------|--------------------------------------|
-| `base`       | section 4.3: 110M parameters, 100,000 steps of 8,192 rows | paper: a day on 256 V100; not run    |
-| `large`      | 335M parameters                                           | not run                              |
-| `quickstart` | 7M parameters on the French Bible, on a laptop            | 20 minutes on two cores              |
-| `tiny`       | seconds on a CPU, for tests: files given                  | none                                 |
-| `xnli`       | French XNLI, files given                                  | paper: base 82.5, large 85.7 (test)  |
-| `ner`        | named entities, CoNLL files given                         | paper: F1 89.1 (French Treebank)     |
+| VARIANT      | what                                                      | expected time and score             |
+|--------------|-----------------------------------------------------------|-------------------------------------|
+| `base`       | section 4.3: 110M parameters, 100,000 steps of 8,192 rows | paper: a day on 256 V100; not run   |
+| `large`      | 335M parameters                                           | not run                             |
+| `quickstart` | 7M parameters on the French Bible, on a laptop            | about 20 minutes on two cores       |
+| `tiny`       | seconds on a CPU, for tests: files given                  | none                                |
+| `xnli`       | French XNLI, files given                                  | paper: base 82.5, large 85.7 (test) |
+| `ner`        | named entities, CoNLL files given                         | paper: F1 89.1 (French Treebank)    |
 
 Other tasks: configs/bert.py has them, and takes any --init_from.
 """
@@ -170,7 +170,7 @@ def quickstart(config: ConfigDict) -> None:
     config.data.max_length = 128
     config.optimizer.learning_rate = 1e-3
     config.optimizer.warmup_steps = 200
-    config.training.steps = 2400
+    config.training.steps = 2000
     config.training.log_every = 50
     config.training.eval_every = 400
     config.training.checkpoint_every = 400
@@ -211,7 +211,9 @@ def small(config: ConfigDict) -> None:
 def finetuning(config: ConfigDict) -> None:
     """Section 4.4, in float32: the best of some rates and batches, up to ten epochs."""
     small(config)
+    config.data.batching = "rows"
     config.data.batch_size = 32
+    config.data.max_length = 0
     config.data.columns = ()
     config.optimizer.learning_rate = 2e-5
     config.optimizer.warmup_steps = 0

@@ -4,13 +4,13 @@ https://arxiv.org/abs/1910.01108): half of BERT's layers, which learn from BERT.
 Distillation: python -m experiments.pretrain --config=configs/distilbert.py:VARIANT --workdir=DIR --config.task.teacher=FOLDER
 Finetuning: python -m experiments.finetune --config=configs/distilbert.py:VARIANT --workdir=DIR --init_from=FOLDER
 
-| VARIANT      | what                                                           | expected time and score              |
-|--------------|----------------------------------------------------------------|--------------------------------------|
-| `base`       | section 3: 6 layers of 768, from BERT base                     | paper: 90 hours on 8 V100; not run   |
-| `quickstart` | 3 layers of 256 from a workdir of configs/bert.py:quickstart   | not run                              |
-| `tiny`       | seconds on a CPU, for tests: from configs/bert.py:tiny's       | none                                 |
-| `mnli` `sst2` | GLUE's MNLI and SST-2 from TFDS                               | paper: 82.2 and 91.3 (dev)           |
-| `squad`      | SQuAD 1.1                                                      | paper: F1 85.8 (dev)                 |
+| VARIANT       | what                                                         | expected time and score            |
+|---------------|--------------------------------------------------------------|------------------------------------|
+| `base`        | section 3: 6 layers of 768, from BERT base                   | paper: 90 hours on 8 V100; not run |
+| `quickstart`  | 3 layers of 256 from a workdir of configs/bert.py:quickstart | not run                            |
+| `tiny`        | seconds on a CPU, for tests: from configs/bert.py:tiny's     | none                               |
+| `mnli` `sst2` | GLUE's MNLI and SST-2 from TFDS                              | paper: 82.2 and 91.3 (dev)         |
+| `squad`       | SQuAD 1.1                                                    | paper: F1 85.8 (dev)               |
 
 Other tasks: configs/bert.py has them, and takes any --init_from.
 """
@@ -162,7 +162,7 @@ def quickstart(config: ConfigDict) -> None:
     config.data.batch_size = 16
     config.data.lengths = ConfigDict({"tokens": 128})
     config.data.max_length = 128
-    config.training.steps = 2400
+    config.training.steps = 2000
     config.training.log_every = 50
     config.training.eval_every = 400
     config.training.checkpoint_every = 400
@@ -204,7 +204,9 @@ def finetuning(config: ConfigDict) -> None:
     """As BERT: in float32, 32 rows, three epochs."""
     small(config)
     config.tokenizer.path = ""
+    config.data.batching = "rows"
     config.data.batch_size = 32
+    config.data.max_length = 0
     config.data.columns = ()
     config.optimizer.learning_rate = 3e-5
     config.optimizer.warmup_steps = 0

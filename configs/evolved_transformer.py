@@ -4,8 +4,8 @@ python -m experiments.pretrain --config=configs/evolved_transformer.py:VARIANT -
 
 | VARIANT      | what                                                          | expected time and score  |
 |--------------|---------------------------------------------------------------|--------------------------|
-| `quickstart` | a small model on the Bible, English to German, on a laptop    | about the Transformer's  |
-| `multi30k`   | 1 + 2 blocks of width 256 on image captions, files given      | about the Transformer's  |
+| `quickstart` | a small model on the Bible, English to German, on a laptop    | not measured yet         |
+| `multi30k`   | 1 + 2 blocks of width 256 on image captions, files given      | not measured yet         |
 | `base`       | width 512, 64.1M parameters: WMT14, 300,000 steps             | paper: 28.2              |
 | `big`        | width 1024, 221.7M parameters: WMT14, 300,000 steps           | paper: 29.0              |
 | `tiny`       | seconds on a CPU, for tests: files given                      | none                     |

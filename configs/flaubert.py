@@ -4,16 +4,16 @@ https://arxiv.org/abs/1912.05372): an encoder built as XLM, trained as RoBERTa.
 Pretraining: python -m experiments.pretrain --config=configs/flaubert.py:VARIANT --workdir=DIR
 Finetuning: python -m experiments.finetune --config=configs/flaubert.py:VARIANT --workdir=DIR --init_from=FOLDER
 
-| VARIANT      | what                                                     | expected time and score                  |
-|--------------|----------------------------------------------------------|------------------------------------------|
-| `base`       | table 2: 138M parameters                                 | paper: 410 hours on 32 V100; not run     |
-| `large`      | 373M parameters, norms before the sublayers              | paper: 390 hours on 128 V100; not run    |
-| `quickstart` | 7M parameters on the French Bible, on a laptop           | 20 minutes on two cores                  |
-| `tiny`       | seconds on a CPU, for tests: files given                 | none                                     |
-| `cls`        | FLUE's reviews (books, DVD, music), files given          | paper, base: 93.1, 92.5, 94.1            |
-| `pawsx`      | FLUE's paraphrases, files given                          | paper, base: 89.5                        |
-| `xnli`       | French XNLI, files given                                 | paper, base: 80.6                        |
-| `ner`        | named entities, CoNLL files given                        | none                                     |
+| VARIANT      | what                                            | expected time and score               |
+|--------------|-------------------------------------------------|---------------------------------------|
+| `base`       | table 2: 138M parameters                        | paper: 410 hours on 32 V100; not run  |
+| `large`      | 373M parameters, norms before the sublayers     | paper: 390 hours on 128 V100; not run |
+| `quickstart` | 7M parameters on the French Bible, on a laptop  | about 20 minutes on two cores         |
+| `tiny`       | seconds on a CPU, for tests: files given        | none                                  |
+| `cls`        | FLUE's reviews (books, DVD, music), files given | paper, base: 93.1, 92.5, 94.1         |
+| `pawsx`      | FLUE's paraphrases, files given                 | paper, base: 89.5                     |
+| `xnli`       | French XNLI, files given                        | paper, base: 80.6                     |
+| `ner`        | named entities, CoNLL files given               | none                                  |
 
 Other tasks: configs/bert.py has them, and takes any --init_from.
 """
@@ -174,7 +174,7 @@ def quickstart(config: ConfigDict) -> None:
     config.data.max_length = 128
     config.optimizer.learning_rate = 1e-3
     config.optimizer.warmup_steps = 200
-    config.training.steps = 2400
+    config.training.steps = 2000
     config.training.log_every = 50
     config.training.eval_every = 400
     config.training.checkpoint_every = 400
@@ -215,7 +215,9 @@ def small(config: ConfigDict) -> None:
 def finetuning(config: ConfigDict) -> None:
     """In float32, as the published code finetunes for FLUE: 8 rows, rate 5e-6."""
     small(config)
+    config.data.batching = "rows"
     config.data.batch_size = 8
+    config.data.max_length = 0
     config.data.columns = ()
     config.optimizer.learning_rate = 5e-6
     config.optimizer.warmup_steps = 0

@@ -53,7 +53,6 @@ def common() -> ConfigDict:
     config.model.classifier_dropout = 0.1
     config.model.epsilon = 1e-12
     config.model.masked_share = 0.2
-    config.model.pooler = False  # vectors are made of all positions
     config.model.scan_layers = True
     config.model.remat = False
     config.model.attention = "auto"
@@ -132,7 +131,9 @@ def small(config: ConfigDict) -> None:
 def finetuning(config: ConfigDict) -> None:
     """Section 3.1, in float32: 16 rows, rate 2e-5, one epoch, a tenth of it warming up."""
     small(config)
+    config.data.batching = "rows"
     config.data.batch_size = 16
+    config.data.max_length = 0
     config.data.columns = ()
     config.data.header = False
     config.data.lengths = ConfigDict({"tokens": 128})

@@ -4,14 +4,14 @@ https://arxiv.org/abs/1911.02116): RoBERTa in a hundred languages, the small one
 Pretraining: python -m experiments.pretrain --config=configs/xlm_roberta.py:VARIANT --workdir=DIR
 Finetuning: python -m experiments.finetune --config=configs/xlm_roberta.py:VARIANT --workdir=DIR --init_from=FOLDER
 
-| VARIANT      | what                                                           | expected time and score              |
-|--------------|----------------------------------------------------------------|--------------------------------------|
-| `base`       | section 3.3: 278M parameters; a file of text a language        | paper: 500 V100; not run             |
-| `large`      | 560M parameters                                                | the same                             |
-| `quickstart` | 7M parameters on the Bible in all its languages, on a laptop   | 20 minutes on two cores              |
-| `tiny`       | seconds on a CPU, for tests: files given                       | none                                 |
-| `xnli`       | XNLI, files given: train on English, test on any language      | paper: base 76.2, large 80.9 (mean)  |
-| `ner`        | named entities, CoNLL files given                              | paper, large: F1 92.9 (en), 90.0 (mean) |
+| VARIANT      | what                                                         | expected time and score                 |
+|--------------|--------------------------------------------------------------|-----------------------------------------|
+| `base`       | section 3.3: 278M parameters; a file of text a language      | paper: 500 V100; not run                |
+| `large`      | 560M parameters                                              | the same                                |
+| `quickstart` | 7M parameters on the Bible in all its languages, on a laptop | about 20 minutes on two cores           |
+| `tiny`       | seconds on a CPU, for tests: files given                     | none                                    |
+| `xnli`       | XNLI, files given: train on English, test on any language    | paper: base 76.2, large 80.9 (mean)     |
+| `ner`        | named entities, CoNLL files given                            | paper, large: F1 92.9 (en), 90.0 (mean) |
 
 --config.data.train=en.txt,fr.txt,… names a file a language; --config.data.smoothing is the paper's α.
 Other tasks: configs/bert.py has them, and takes any --init_from.
@@ -169,7 +169,7 @@ def quickstart(config: ConfigDict) -> None:
     config.data.max_length = 128
     config.optimizer.learning_rate = 1e-3
     config.optimizer.warmup_steps = 200
-    config.training.steps = 2400
+    config.training.steps = 2000
     config.training.log_every = 50
     config.training.eval_every = 400
     config.training.checkpoint_every = 400
@@ -211,7 +211,9 @@ def small(config: ConfigDict) -> None:
 def finetuning(config: ConfigDict) -> None:
     """In float32: 32 rows, three epochs."""
     small(config)
+    config.data.batching = "rows"
     config.data.batch_size = 32
+    config.data.max_length = 0
     config.data.columns = ()
     config.optimizer.learning_rate = 2e-5
     config.optimizer.warmup_steps = 0

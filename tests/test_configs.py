@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from absl import flags
 
-from transformers_jax import configuration, models
+from transformers_jax import configuration, models, tasks
 from transformers_jax.batch import FIELDS
 from transformers_jax.errors import UserError
 from transformers_jax.planning import parameters
@@ -35,29 +35,106 @@ PARAMETERS = {
     "luong:quickstart": 4_476_928,
     "luong:multi30k": 4_476_928,
     "luong:tiny": 34_560,
+    "bert:base": 110_106_428,
+    "bert:large": 336_226_108,
+    "bert:quickstart": 6_927_424,
+    "bert:tiny": 34_706,
+    "roberta:base": 124_697_433,
+    "roberta:large": 355_412_057,
+    "roberta:quickstart": 6_927_680,
+    "roberta:tiny": 33_616,
+    "albert:base": 11_813_810,
+    "albert:large": 17_847_474,
+    "albert:xlarge": 59_021_490,
+    "albert:xxlarge": 223_158_450,
+    "albert:quickstart": 1_987_522,
+    "albert:tiny": 18_658,
+    "distilbert:base": 66_985_530,
+    "distilbert:quickstart": 4_557_632,
+    "distilbert:tiny": 24_976,
+    "camembert:base": 110_655_493,
+    "camembert:large": 336_695_557,
+    "camembert:quickstart": 6_927_680,
+    "camembert:tiny": 33_616,
+    "xlm_roberta:base": 278_295_186,
+    "xlm_roberta:large": 560_142_482,
+    "xlm_roberta:quickstart": 6_927_680,
+    "xlm_roberta:tiny": 33_616,
+    "flaubert:base": 138_301_817,
+    "flaubert:large": 373_282_937,
+    "flaubert:quickstart": 6_860_608,
+    "flaubert:tiny": 32_400,
 }
+FINETUNING = {
+    "bert": "mnli qqp qnli sst2 cola stsb mrpc rte wnli glue squad squad2 swag conll2003 ner sentences nli sts",
+    "roberta": "mnli sst2 squad squad2",
+    "albert": "mnli sst2 squad squad2",
+    "distilbert": "mnli sst2 squad",
+    "camembert": "xnli ner",
+    "xlm_roberta": "xnli ner",
+    "flaubert": "cls pawsx xnli ner",
+    "sentence_bert": "nli sick sts stsb pairs",
+}
+"""Variants whose model comes from pretrained weights; by default it is the file's `base`."""
+
+
+class Pieces:
+    """Stands in for a tokenizer: what tasks ask one for when they are made."""
+
+    mask_id, eos_id, unk_id = 4, 2, 3
+
+    def textual_ids(self):
+        return np.arange(5, 9)
+
+    def surrounding(self, pair: bool) -> int:
+        return 2 + pair
+
+    def encode(self, text: str) -> list[int]:
+        return [5]
+
+
+def model_of(config):
+    """The model of a config, with the head that its task asks for."""
+    teacher = {"teacher": "given"} if config.task.name == "distillation" else {}
+    task = tasks.build(dict(config.task) | teacher, Pieces())
+    return models.build(dict(config.model) | getattr(task, "model_fields", dict)(), config.tokenizer.vocab_size)
 
 
 @pytest.mark.parametrize("name", PARAMETERS)
 def test_parameter_counts(name):
     file, _, variant = name.partition(":")
     config = configuration.load(f"{CONFIGS / file}.py:{variant}")
-    model = models.build(config.model, config.tokenizer.vocab_size)
-    batch = {field: np.zeros((1, 2), np.int32) for field in FIELDS}
+    model = model_of(config)
+    batch = {name: np.zeros((1, 2)[: len(field.axes)], field.dtype) for name, field in FIELDS.items()}
     assert parameters.count(parameters.shapes(model, batch)["params"]) == PARAMETERS[name]
 
 
 def test_every_config_file_is_pinned():
     files = {f.stem for f in CONFIGS.glob("*.py")} - {"__init__"}
-    assert files == {name.partition(":")[0] for name in PARAMETERS}
+    assert files == {name.partition(":")[0] for name in PARAMETERS} | set(FINETUNING)
 
 
-@pytest.mark.parametrize("file", sorted({name.partition(":")[0] for name in PARAMETERS}))
+@pytest.mark.parametrize("file", sorted({name.partition(":")[0] for name in PARAMETERS} | set(FINETUNING)))
 def test_every_variant_is_pinned(file):
     with pytest.raises(UserError, match="known variants: ") as error:
         configuration.load(f"{CONFIGS / file}.py:no_such")
     variants = str(error.value).rpartition("known variants: ")[2].split(", ")
-    assert {f"{file}:{v}" for v in variants} <= set(PARAMETERS)
+    own = FINETUNING.get(file, "").split()
+    assert {f"{file}:{v}" for v in variants} - {f"{file}:{v}" for v in own} <= set(PARAMETERS)
+    assert set(own) <= set(variants)
+
+
+@pytest.mark.parametrize("name", [f"{file}:{variant}" for file, names in FINETUNING.items() for variant in names.split()])
+def test_finetuning_variants(name):
+    file, _, variant = name.partition(":")
+    config = configuration.load(f"{CONFIGS / file}.py:{variant}")
+    assert model_of(config).config.vocab_size == config.tokenizer.vocab_size
+    assert config.data.lengths.tokens == config.task.max_length <= config.model.max_length
+    assert config.training.steps == 0 and config.finetuning.epochs > 0 and config.data.batching == "rows"
+    if file != "sentence_bert":
+        base = configuration.load(f"{CONFIGS / file}.py:base").model
+        same = {key: value for key, value in config.model.items() if key not in ("dtype", "scan_layers")}
+        assert same == {key: base[key] for key in same}
 
 
 def test_configs_import_nothing_but_ml_collections():

@@ -20,6 +20,7 @@ from transformers_jax.models.evolved_transformer import DecoderBlock, EncoderBlo
 
 VOCAB = 37
 ROWS, SOURCE, TARGET = 3, 12, 20  # all batches have this shape, so that a model is compiled once; 20 is more than a window
+QUICK = {"xla_backend_optimization_level": 0}  # what runs once or twice is compiled quickly rather than well
 TINY = dict(name="evolved_transformer", width=16, num_heads=2, encoder_layers=1, decoder_layers=1, scan_layers=False)
 VARIANTS = {
     "plain": {},
@@ -159,12 +160,15 @@ def test_cached_decoding_equals_the_full_forward(variant):
     batch = full_batch()
     wanted = logits(model, params, batch)
     fields = [batch[k] for k in ("source", "source_positions", "source_segments")]
-    state = jax.jit(lambda params: model.apply({"params": params}, *fields, 24, method="start", mutable=["cache"])[1])(params)
+    @functools.partial(jax.jit, compiler_options=QUICK)
+    def start(params):
+        return model.apply({"params": params}, *fields, 24, method="start", mutable=["cache"])[1]
 
-    @jax.jit
+    @functools.partial(jax.jit, compiler_options=QUICK)
     def step(params, state, tokens):
         return model.apply({"params": params, **state}, tokens, method="step", mutable=["cache"])
 
+    state = start(params)
     for t in range(TARGET):
         got, state = step(params, state, batch["target_inputs"][:, t])
         np.testing.assert_allclose(got, wanted[:, t], atol=1e-4, rtol=1e-4)
@@ -261,7 +265,8 @@ def test_gradients_are_slopes():
         real = batch["target_segments"][..., None] > 0
         return jnp.sum(jnp.where(real, jnp.sin(model.apply({"params": params}, batch).hidden), 0))
 
-    run, gradient = jax.jit(loss), jax.jit(jax.grad(loss))(params)
+    run, gradient = (jax.jit(f, compiler_options=QUICK) for f in (loss, jax.grad(loss)))
+    gradient = gradient(params)
     for seed in range(3):
         way = drawn(params, seed)
         ahead, behind = (run(jax.tree.map(lambda p, w, s=s: p + s * w, params, way)) for s in (1e-3, -1e-3))
@@ -273,7 +278,7 @@ def test_dropout_is_off_by_default_and_differs_by_key():
     model = models.build({**TINY, "dropout": 0.5, "hidden_dropout": 0.5, "attention_dropout": 0.5}, VOCAB)
     params, batch = build("plain")[1], full_batch()
 
-    @jax.jit
+    @functools.partial(jax.jit, compiler_options=QUICK)
     def run(params, key):
         return model.apply({"params": params}, batch, deterministic=False, rngs={"dropout": key}).hidden
 

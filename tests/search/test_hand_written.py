@@ -11,7 +11,7 @@ from transformers_jax import models
 from transformers_jax.layers.dropout import Dropout
 from transformers_jax.planning import parameters
 from transformers_jax.search import cell
-from transformers_jax.search.genome import EVOLVED_TRANSFORMER, TRANSFORMER
+from transformers_jax.search.genome import EVOLVED_TRANSFORMER, TRANSFORMER, replace
 
 PUBLISHED = {  # width: (heads, Transformer, Evolved Transformer), 33,288 rows (So, Liang, Le 2019)
     128: (4, 7_029_248, 7_242_496),
@@ -59,47 +59,45 @@ HAND_WRITTEN = {
 }
 
 
-@pytest.fixture(scope="module", params=HAND_WRITTEN)
-def pair(request):
-    """A function of rates that makes (a hand-written model, its parameters, its genome's model, the same parameters)."""
-    genome, move, fields = HAND_WRITTEN[request.param]
-    fields = dict(name=request.param, width=16, num_heads=8, positions="concatenated") | fields
-    params = draw(models.build(fields, VOCAB))
+@pytest.mark.parametrize("name", HAND_WRITTEN)
+def test_genomes_of_hand_written_models_equal_them(name):
+    genome, move, fields = HAND_WRITTEN[name]
+    model = models.build(dict(name=name, width=16, num_heads=8, positions="concatenated") | fields, VOCAB)
+    ours, batch = build(genome, num_heads=8), make_batch(3, 6, [7, 4, 2])
+    params, shapes = draw(model), nn.unbox(parameters.shapes(ours, batch))["params"]
     mapped = {name: value for name, value in params.items() if name not in ("encoder", "decoder")}
     for side in ("encoder", "decoder"):
         mapped[side] = {"layer": {"block": move(side, params[side]["layer"]["block"])}}
-    return lambda **rates: (models.build(fields | rates, VOCAB), params, build(genome, num_heads=8, **rates), mapped)
-
-
-def test_genomes_of_hand_written_models_equal_them(pair):
-    model, params, ours, mapped = pair()
-    batch = make_batch(3, 6, [7, 4, 2])
-    shapes = jax.eval_shape(lambda: nn.unbox(ours.init(jax.random.key(0), batch)))["params"]
     assert jax.tree.map(jnp.shape, mapped) == jax.tree.map(jnp.shape, shapes)
     np.testing.assert_allclose(forward(ours, mapped, batch), forward(model, params, batch), atol=1e-5)
 
 
-def test_dropout_is_in_the_same_places(pair):
-    model, params, ours, mapped = pair(dropout=0.1, hidden_dropout=0.3)
-    wanted = dropouts(model, params)
-    assert dropouts(ours, mapped) == wanted and len(wanted) > 12 and {rate for rate, _ in wanted} == {0.1, 0.3}
+@pytest.mark.parametrize("name", HAND_WRITTEN)
+def test_dropout_is_in_the_same_places(name):
+    layers = 2 if name == "transformer" else 1  # of which a cell is made
+    genome = replace(HAND_WRITTEN[name][0], {"encoder_cells": 1, "decoder_cells": 1})
+    rates = dict(num_heads=8, dropout=0.1, hidden_dropout=0.3, scan_layers=False)
+    fields = dict(name=name, width=16, encoder_layers=layers, decoder_layers=layers) | rates
+    wanted = dropouts(models.build(fields | ({"hidden": 64} if name == "transformer" else {}), VOCAB))
+    assert dropouts(build(genome, **rates)) == wanted and {rate for rate, _ in wanted} == {0.1, 0.3}
 
 
-def dropouts(model, params):
+def dropouts(model):
     """(rate, shape) of every dropout of a training step's forward pass, sorted."""
     found = []
 
     def watch(call, args, kwargs, context):
-        if isinstance(context.module, Dropout) and context.method_name == "__call__" and not kwargs["deterministic"]:
+        if isinstance(context.module, Dropout) and context.method_name == "__call__":
+            assert not kwargs["deterministic"]
             found.append((context.module.rate, args[0].shape))
         return call(*args, **kwargs)
 
-    def run(params):
+    def run():
+        rngs = {"params": jax.random.key(0), "dropout": jax.random.key(0)}
         with nn.intercept_methods(watch):
-            rngs = {"dropout": jax.random.key(0)}
-            return model.apply({"params": params}, make_batch(2, 5), deterministic=False, rngs=rngs).hidden
+            return model.init(rngs, make_batch(2, 5), deterministic=False)
 
-    jax.eval_shape(run, params)
+    jax.eval_shape(run)
     return sorted(found)
 
 
