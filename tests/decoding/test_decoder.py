@@ -154,7 +154,7 @@ def small(name):
             batch[field][0, : len(ids)] = ids
             batch[f"{stream}_segments"][0, : len(ids)] = 1
             batch[f"{stream}_positions"][0, : len(ids)] = range(len(ids))
-        hidden, table = forward(batch)
+        hidden, table, _ = forward(batch)
         return np.asarray(jax.nn.log_softmax(hidden @ table.T))[0]
 
     return model, params, log_probabilities

@@ -12,6 +12,7 @@ import pytest
 from launching import REPOSITORY, call, command, content, fails, finish, metrics, start
 
 from experiments import evaluate, pretrain, report, translate
+from experiments import lines as line_blocks
 from transformers_jax import configuration
 
 # -- a run -------------------------------------------------------------------------------------------------------------
@@ -80,7 +81,7 @@ def test_translate_keeps_lines_and_their_order(run, capfd, cache, monkeypatch, c
     assert code == 0 and found.pop() == "" and len(found) == len(lines), err
     assert found[1] == found[4] == "" and found[0] == found[6] and all(found[i] for i in (0, 2, 3))
     assert "cut" in err and "the first is number 4" in err  # the long line is named
-    monkeypatch.setattr(translate, "BLOCK", 2)  # blocks, and Unix line ends, change nothing
+    monkeypatch.setattr(line_blocks, "BLOCK", 2)  # blocks, and Unix line ends, change nothing
     data = "\n".join(lines + [""]).encode()
     again = call(translate, capfd, f"--workdir={run}", "--method=greedy", stdin=data, monkeypatch=monkeypatch)[1]
     assert again == out
