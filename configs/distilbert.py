@@ -56,6 +56,8 @@ def common() -> ConfigDict:
     config.model.scan_layers = True
     config.model.remat = False
     config.model.attention = "auto"
+    config.model.genome = ""  # a JSON file, text or name: its encoder cells in place of the layers
+    config.model.genome_unit = 0
     config.model.dtype = "bfloat16"
     config.model.param_dtype = "float32"
 

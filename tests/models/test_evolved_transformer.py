@@ -257,6 +257,7 @@ def test_scanned_layers_compute_what_separate_layers_do():
     np.testing.assert_allclose(logits(separate, apart, batch), logits(scanned, params, batch), atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_gradients_are_slopes():
     model, params = build("scanned")
     batch = pack([[(4, 8), (3, 5)], [(5, 7)], [(1, 2), (2, 1), (5, 6)]])

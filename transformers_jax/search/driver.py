@@ -137,8 +137,11 @@ class Band:
 
     def __call__(self, genome: Genome) -> tuple[int, int] | None:
         if genome not in self._known:
-            unit = fit_unit(genome, self.low, self.high, self._count, first=self._first) if self.high else self._first
-            self._known[genome] = unit and (unit, self._count(genome, unit))
+            try:
+                unit = fit_unit(genome, self.low, self.high, self._count, first=self._first) if self.high else self._first
+                self._known[genome] = unit and (unit, self._count(genome, unit))
+            except genomes.InvalidGenome:  # it grows too wide
+                self._known[genome] = None
         return self._known[genome]
 
 
