@@ -12,6 +12,7 @@ from transformers_jax.search.population import Population
 SMALL = ("search.population=1", "search.children=1", "search.steps=(2,)", "search.final_seeds=0")
 
 
+@pytest.mark.slow
 def test_a_search_is_reported_while_it_runs_and_when_it_has_ended(tmp_path, corpus, cache, capfd):
     pytest.importorskip("matplotlib")
     workdir = tmp_path / "searched"

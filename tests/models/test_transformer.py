@@ -18,11 +18,9 @@ VARIANTS = {
     "post": dict(norm="post"),
     "scanned": dict(scan_layers=True),
     "scanned remat": dict(scan_layers=True, remat=True),
-    "learned": dict(positions="learned", max_length=16),
+    "learned": dict(positions="learned", max_length=16, share_embeddings=False),
     "concatenated": dict(positions="concatenated"),
-    "relative": dict(positions="none", relative_distance=3),
-    "scanned relative": dict(scan_layers=True, relative_distance=2),
-    "own source embedding": dict(share_embeddings=False),
+    "scanned relative": dict(scan_layers=True, positions="none", relative_distance=2),
 }
 
 
