@@ -1,4 +1,4 @@
-"""Models are compiled often and run for milliseconds: without most of XLA's optimisations the tests take half the time."""
+"""Models are compiled often here and run for milliseconds: most of XLA's optimisations would cost more than they save."""
 
 import jax
 import pytest
