@@ -7,7 +7,6 @@ import difflib
 import fnmatch
 import importlib.util
 import json
-import os
 import re
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from transformers_jax.errors import UserError
+from transformers_jax.writing import write_whole
 
 FILE = "config.json"
 
@@ -112,10 +112,7 @@ def flatten(config, prefix: str = "") -> list[tuple[str, object]]:
 
 def save(config: ConfigDict, workdir: str | Path) -> None:
     """Writes `config.json` into the workdir, whole or not at all."""
-    path = Path(workdir) / FILE
-    temporary = path.with_suffix(".json.tmp")
-    temporary.write_text(json.dumps(config.to_dict(), indent=2) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
+    write_whole(Path(workdir) / FILE, json.dumps(config.to_dict(), indent=2) + "\n")
 
 
 def read(workdir: str | Path) -> ConfigDict:

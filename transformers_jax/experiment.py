@@ -32,6 +32,7 @@ from transformers_jax.search import cell
 from transformers_jax.training import sharding
 from transformers_jax.training.checkpoint import Checkpoints
 from transformers_jax.training.state import abstract_state
+from transformers_jax.writing import write_whole
 
 TOKENIZER = "tokenizer.json"
 SAMPLES = "samples.jsonl"
@@ -233,13 +234,10 @@ def write(experiment: Experiment) -> None:
         multihost_utils.sync_global_devices("workdir")
 
 
-def write_samples(experiment: Experiment, translations: list[dict]) -> None:
+def write_samples(experiment: Experiment, samples: list[dict]) -> None:
     """Writes samples.jsonl, whole or not at all."""
-    path = experiment.workdir / SAMPLES
-    temporary = path.with_suffix(".jsonl.tmp")
-    lines = (json.dumps(t, ensure_ascii=False) + "\n" for t in translations)
-    temporary.write_text("".join(lines), encoding="utf-8")
-    os.replace(temporary, path)
+    lines = (json.dumps(sample, ensure_ascii=False) + "\n" for sample in samples)
+    write_whole(experiment.workdir / SAMPLES, "".join(lines))
 
 
 def _lines(source) -> Iterator[str]:

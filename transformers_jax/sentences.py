@@ -87,8 +87,7 @@ class Sentences:
 
     def encode(self, example: dict) -> dict[str, np.ndarray]:
         """{"text": str} → `tokens`, `token_types`."""
-        joined = self.tokenizer.encode_pair(example["text"], max_length=self.recipe.max_length)
-        return {"tokens": np.asarray(joined.ids, np.int32), "token_types": np.asarray(joined.types, np.int32)}
+        return self.tokenizer.encode_pair(example["text"], max_length=self.recipe.max_length).fields()
 
     def predict(self, output: Encoded, batch: dict) -> dict[str, jax.Array]:
         """`vector` [B, D]."""

@@ -55,7 +55,7 @@ class TestSoftTargets:
 
     @pytest.mark.parametrize("chunk", [10**9, 14, 28 * 2])
     def test_they_are_those_of_the_formula_however_they_are_cut(self, chunk, monkeypatch):
-        monkeypatch.setattr("transformers_jax.tasks.distillation.chunk_elements", lambda: chunk)
+        monkeypatch.setattr(losses, "chunk_elements", lambda: chunk)
         student, teacher = random_output(0), random_output(1)
         weights = jnp.asarray([[1, 1, 0, 1, 0], [0, 1, 1, 1, 1]])
         for t in 1.0, 2.0:

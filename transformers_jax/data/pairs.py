@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import numpy as np
+
 from transformers_jax.errors import UserError
 
 
@@ -17,6 +19,16 @@ class Joined(NamedTuple):
     ids: list[int]
     types: list[int]
     starts: tuple[int, ...]
+
+    def fields(self) -> dict[str, np.ndarray]:
+        """The batch fields `tokens` and `token_types`, int32 [T]."""
+        return {"tokens": np.asarray(self.ids, np.int32), "token_types": np.asarray(self.types, np.int32)}
+
+
+def grouped(members: Sequence[Joined]) -> dict[str, list[np.ndarray]]:
+    """The same fields of a group: a list of an array for each member."""
+    fields = [member.fields() for member in members]
+    return {name: [field[name] for field in fields] for name in ("tokens", "token_types")}
 
 
 def truncated(texts: Sequence[Sequence[int]], room: int, truncation: str) -> list[list[int]]:

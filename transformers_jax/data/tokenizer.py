@@ -22,6 +22,7 @@ from transformers_jax.data import bpe, tokenizer_files, words
 from transformers_jax.data.pairs import Joined, place, truncated
 from transformers_jax.data.tokenizer_files import SpecialIds
 from transformers_jax.errors import UserError
+from transformers_jax.writing import write_whole
 
 SPECIAL_PIECES = ("<pad>", "<s>", "</s>")
 BYTE_PIECES = tuple(f"<0x{byte:02X}>" for byte in range(256))
@@ -191,12 +192,12 @@ class Tokenizer:
         path = Path(path)
         path = path / "tokenizer.json" if path.is_dir() else path
         path.parent.mkdir(parents=True, exist_ok=True)
-        tokenizer_files.write(path, self._library.to_str(pretty=True))
+        write_whole(path, self._library.to_str(pretty=True))
         config = tokenizer_files.read_config(path.parent)
         if tokenizer_files.special_ids(self._library, config) != self._special:
             ids = self._special._asdict().items()
             config |= {f"{role}_token": None if i is None else self._library.id_to_token(i) for role, i in ids}
-            tokenizer_files.write(path.with_name("tokenizer_config.json"), json.dumps(config, indent=2))
+            write_whole(path.with_name("tokenizer_config.json"), json.dumps(config, indent=2))
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> "Tokenizer":

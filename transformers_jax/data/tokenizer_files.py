@@ -11,7 +11,6 @@ name.
 """
 
 import json
-import os
 import re
 from pathlib import Path
 from typing import NamedTuple
@@ -100,13 +99,6 @@ def special_ids(library: tokenizers.Tokenizer, config: dict) -> SpecialIds | Non
     found["eos"] = found["bos"] if found["eos"] is None else found["eos"]
     found["pad"] = found["eos"] if found["pad"] is None else found["pad"]
     return SpecialIds(**found)
-
-
-def write(file: Path, content: str) -> None:
-    """Writes a whole file or, when cut off, nothing."""
-    draft = file.with_name(f".{file.name}.{os.getpid()}")
-    draft.write_text(content, encoding="utf-8")
-    draft.replace(file)
 
 
 def _find(folder: Path) -> Path:

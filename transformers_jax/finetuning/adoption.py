@@ -3,13 +3,12 @@
 import dataclasses
 import importlib
 from collections.abc import Mapping
-from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from transformers_jax import configuration, models
+from transformers_jax import models
 from transformers_jax.errors import UserError
-from transformers_jax.interchange import huggingface, initial
+from transformers_jax.interchange import initial
 
 OWN = ("dtype", "param_dtype", "scan_layers", "remat", "attention", "masked_share", "pooler")
 """Keys of config.model that the run itself decides: how the model is computed."""
@@ -31,7 +30,7 @@ def adopted(config: ConfigDict, path: str, given: Mapping[str, object] = {}) -> 
     if "finetuning" not in config:
         raise UserError("--config has no group finetuning: give one of a model that is finetuned, as configs/bert.py:sst2")
     folder = initial.folder_of(path)
-    fields = {key: value for key, value in fields_of(folder).items() if key not in OF_TASK}
+    fields = {key: value for key, value in initial.fields_of(folder).items() if key not in OF_TASK}
     allowed = {f.name for f in dataclasses.fields(importlib.import_module(f"{models.__name__}.{fields['name']}").Config)}
     own = {key: config.model[key] for key in OWN if key in config.model and key in allowed}
     theirs = {key.removeprefix("model."): value for key, value in given.items() if key.startswith("model.")}
@@ -42,18 +41,3 @@ def adopted(config: ConfigDict, path: str, given: Mapping[str, object] = {}) -> 
         config.tokenizer.path = str(folder)
     config.finetuning.init_from = str(path)
     return config
-
-
-def fields_of(folder: Path) -> dict:
-    """`name` and the other keys of config.model of the model in a folder; no weights are read.
-
-    Raises:
-      UserError: it is neither a folder of `transformers` nor a workdir, or of another architecture.
-    """
-    if not huggingface.is_folder(folder):
-        if not (folder / configuration.FILE).is_file():
-            raise UserError(f"--init_from={folder} has no {configuration.FILE}: give a folder of transformers or a workdir")
-        return dict(configuration.read(folder).get("model", {}))
-    described = huggingface.read_config(folder)
-    name, _, _ = huggingface.architecture(described)
-    return {"name": name} | importlib.import_module(f"{models.__name__}.{name}").from_hf(described)

@@ -11,6 +11,7 @@ from transformers_jax.errors import UserError
 from transformers_jax.reporting import glue
 from transformers_jax.reporting.record import read_record
 from transformers_jax.training.metrics import TIMING_KEYS
+from transformers_jax.writing import write_whole
 
 RESULTS, TABLE = "glue.json", "glue.md"
 
@@ -48,8 +49,8 @@ def sweep(
         numbers = glue.row(found)
         named = {c.name: round(x, 2) for c, x in zip(glue.COLUMNS, numbers, strict=True) if x is not None}
         summary = {"scores": found, "row": named, "average": glue.average(numbers)}
-        _write(Path(workdir) / RESULTS, json.dumps(summary, indent=2) + "\n")
-        _write(Path(workdir) / TABLE, glue.table(found, name))
+        write_whole(Path(workdir) / RESULTS, json.dumps(summary, indent=2) + "\n")
+        write_whole(Path(workdir) / TABLE, glue.table(found, name))
     return summary
 
 
@@ -69,10 +70,3 @@ def best(workdir: str | os.PathLike, metric: str) -> dict:
         return {}
     at = max(range(len(values)), key=values.__getitem__)
     return {"metric": metric, "best": values[at], "step": steps[at], "last": values[-1]}
-
-
-def _write(path: Path, text: str) -> None:
-    """Whole or not at all."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)

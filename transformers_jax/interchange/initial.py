@@ -5,6 +5,7 @@
 3. a name on the Hugging Face hub, where `huggingface_hub` is installed and there is a network.
 """
 
+import importlib
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +14,7 @@ import jax
 import numpy as np
 from absl import logging
 
-from transformers_jax import configuration, parameters
+from transformers_jax import configuration, models, parameters
 from transformers_jax.data.tokenizer import Tokenizer
 from transformers_jax.errors import UserError
 from transformers_jax.interchange import huggingface, layers, tokenizers, weights
@@ -113,6 +114,21 @@ def folder_of(path: str, key: str = "--init_from") -> Path:
     except Exception as error:  # of the library, the network or the file system
         reason = str(error).partition("\n")[0]
         raise UserError(f"{key}={path}: no such folder, and the hub does not give it: {reason}") from error
+
+
+def fields_of(folder: Path) -> dict:
+    """`name` and the other keys of config.model of the model in a folder; no weights are read.
+
+    Raises:
+      UserError: it is neither a folder of `transformers` nor a workdir, or of another architecture.
+    """
+    if not huggingface.is_folder(folder):
+        if not (folder / configuration.FILE).is_file():
+            raise UserError(f"--init_from={folder} has no {configuration.FILE}: give a folder of transformers or a workdir")
+        return dict(configuration.read(folder).get("model", {}))
+    described = huggingface.read_config(folder)
+    name, _, _ = huggingface.architecture(described)
+    return {"name": name} | importlib.import_module(f"{models.__name__}.{name}").from_hf(described)
 
 
 def read(folder: Path) -> tuple[dict[str, np.ndarray], Tokenizer | None]:

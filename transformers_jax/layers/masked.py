@@ -27,6 +27,14 @@ def masked_positions(weights: jax.Array, count: int) -> jax.Array:
     return jax.lax.top_k(weights.astype(jnp.int32), count)[1]
 
 
+def aligned(count: int, weights: jax.Array, targets: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Targets and weights [B, T] at the positions that an output of `count` has: all T, or the masked ones, [B, M]."""
+    if count == targets.shape[1]:
+        return targets, weights
+    positions = masked_positions(weights, count)  # [B, M]
+    return gather(targets, positions), gather(weights, positions)
+
+
 def gather(x: jax.Array, positions: jax.Array) -> jax.Array:
     """The entries of x [B, T, …] at positions [B, M]: [B, M, …]."""
     return jnp.take_along_axis(x, positions.reshape(*positions.shape, *(1,) * (x.ndim - 2)), axis=1)

@@ -15,6 +15,7 @@ from transformers_jax.reporting.pictures import draw_attention, draw_positions
 from transformers_jax.reporting.record import Record, read_record
 from transformers_jax.reporting.search_page import search_page
 from transformers_jax.search.genome import from_json
+from transformers_jax.writing import write_whole
 
 
 def make_report(
@@ -96,6 +97,6 @@ def _search_report(workdir: Path, folder: Path) -> str:
 def _write(folder: Path, text: str) -> Path:
     """Writes the page, whole or not at all."""
     folder.mkdir(parents=True, exist_ok=True)
-    fresh = folder / "index.html.tmp"
-    fresh.write_text(text, encoding="utf-8")
-    return fresh.replace(folder / "index.html")
+    path = folder / "index.html"
+    write_whole(path, text)
+    return path

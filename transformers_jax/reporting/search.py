@@ -18,6 +18,7 @@ from transformers_jax.search import summary
 from transformers_jax.search.canonical import key
 from transformers_jax.search.genome import Genome, fields, from_json, replace
 from transformers_jax.search.population import FILE, Population
+from transformers_jax.search.summary import lineage
 
 Row = dict[str, Any]
 """A candidate, by the columns of `search.population`."""
@@ -83,14 +84,6 @@ def read_history(workdir) -> History:
         hurdles = {method: population.hurdles(method) for method in methods}
         found = summary.of(config, population, methods)
         return History(Path(workdir).resolve().name, config, methods, rows, hurdles, population.finals(), found)
-
-
-def lineage(rows: Iterable[Row], row: Row) -> list[Row]:
-    """The row after its ancestors among the rows, the oldest first."""
-    by_id, line = {r["id"]: r for r in rows}, [row]
-    while (parent := by_id.get(next(iter(line[-1]["parents"]), None))) is not None:
-        line.append(parent)
-    return line[::-1]
 
 
 def changes(parent: Genome, child: Genome, mutated: Iterable[str]) -> list[tuple[str, bool]]:

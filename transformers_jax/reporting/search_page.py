@@ -8,9 +8,10 @@ from html import escape
 from pathlib import Path
 
 from transformers_jax.reporting.page import config_tables, document, masthead, number, picture
-from transformers_jax.reporting.search import History, Row, lineage
+from transformers_jax.reporting.search import History, Row
 from transformers_jax.search import summary
 from transformers_jax.search.genome import from_json
+from transformers_jax.search.summary import lineage
 
 MOST_CANDIDATES = 20
 LATER = ("The first ancestor's cells",)

@@ -31,6 +31,7 @@ from transformers_jax.training.checkpoint import Checkpoints
 from transformers_jax.training.loop import train
 from transformers_jax.training.optimizers import make_optimizer
 from transformers_jax.training.state import abstract_state, create_state
+from transformers_jax.writing import write_whole
 
 SETTINGS = (
     "jax_compilation_cache_dir",
@@ -233,7 +234,7 @@ class Training:
             raise UserError(f"perplexity is {perplexity} after {self.total} steps")
         self.stages.append(-math.log(perplexity))
         if self.checkpoints:
-            _write(Path(self.job.folder) / "stages.json", self.stages)
+            write_whole(Path(self.job.folder) / "stages.json", json.dumps(self.stages))
         return self.stages[-1]
 
     def result(self, stages: tuple[float, ...] = (), failure: str | None = None) -> Result:
@@ -287,9 +288,3 @@ def quickly_compiled() -> Iterator[None]:
         yield
     finally:
         jax.config.update("jax_disable_most_optimizations", before)
-
-
-def _write(path: Path, value) -> None:
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(value))
-    os.replace(temporary, path)

@@ -3,10 +3,12 @@
 import json
 import math
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
 from transformers_jax.search import genome as genomes
 from transformers_jax.search.population import Population
+from transformers_jax.writing import write_whole
 
 BEST = "best.json"
 
@@ -18,10 +20,7 @@ def best(rows: list[dict]) -> dict:
 
 def write_best(workdir: str | os.PathLike, row: dict) -> None:
     """Writes the genome of a row and its width unit to best.json, whole or not at all."""
-    path = Path(workdir) / BEST
-    temporary = path.with_suffix(".json.tmp")
-    temporary.write_text(json.dumps(json.loads(row["genome"]) | {"unit": row["unit"]}) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
+    write_whole(Path(workdir) / BEST, json.dumps(json.loads(row["genome"]) | {"unit": row["unit"]}) + "\n")
 
 
 def of(config, population: Population, methods: list[str]) -> dict:
@@ -43,7 +42,7 @@ def of(config, population: Population, methods: list[str]) -> dict:
         "winner": " ; ".join(genomes.from_json(winner["genome"]).text().split("\n")),
         "unit": winner["unit"],
         "parameters": winner["parameters"],
-        "mutations_from_seed": len(_line(population.rows(methods[0]), winner)),
+        "mutations_from_seed": len(lineage(population.rows(methods[0]), winner)) - 1,
     }
     if len(methods) > 1:
         found["methods"] = counted
@@ -102,13 +101,12 @@ def sentences(found: dict, workdir: str | os.PathLike) -> list[str]:
     return lines + ([f"{found['won']} won"] if "won" in found else [])
 
 
-def _line(rows: list[dict], row: dict) -> list[dict]:
-    """The row and its ancestors but the first."""
-    by_id, line = {r["id"]: r for r in rows}, []
-    while row["parents"]:
-        line.append(row)
-        row = by_id[row["parents"][0]]
-    return line
+def lineage(rows: Iterable[dict], row: dict) -> list[dict]:
+    """The row after its ancestors among the rows, the oldest first."""
+    by_id, line = {r["id"]: r for r in rows}, [row]
+    while (parent := by_id.get(next(iter(line[-1]["parents"]), None))) is not None:
+        line.append(parent)
+    return line[::-1]
 
 
 def as_json(found: dict) -> str:

@@ -16,12 +16,13 @@ from transformers_jax.errors import UserError
 from transformers_jax.models.output import Pretraining
 from transformers_jax.tasks.masked_lm import cross_entropy_of_masked
 from transformers_jax.tasks.masking import Masking
+from transformers_jax.tasks.scoring import LossOnly
 from transformers_jax.training.losses import label_sums
 
 RELATIONS = ("next_sentence", "sentence_order")
 
 
-class Task:
+class Task(LossOnly):
     """Pretraining of examples {"text": sentence}, one behind the other.
 
     Args:
@@ -35,7 +36,6 @@ class Task:
       duplicates: pairs that begin with the same sentence.
     """
 
-    main_metric = "accuracy"
     row_fields = ("label",)
     streams: Streams = {"": ("tokens", "token_types", "targets", "weights")}
     augment = None
@@ -123,14 +123,6 @@ class Task:
     def predict(self, output: Pretraining, batch: dict) -> dict[str, jax.Array]:
         """`probabilities` [B, 2] that the second text follows, or does not."""
         return {"probabilities": jax.nn.softmax(output.next.astype(jnp.float32))}
-
-    def evaluate(self, scorer, split: str, model: dict) -> tuple[dict, list[dict]]:
-        """Nothing beyond the losses, perplexity and accuracies, which every task has."""
-        return {}, []
-
-    def validate(self, scorer, model: dict, step: int) -> dict:
-        """Nothing, as `evaluate`."""
-        return {}
 
 
 class Starts:

@@ -14,7 +14,6 @@ Axes: B batch rows, T length, M predicted positions, D width, V vocabulary.
 
 import importlib
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -22,9 +21,10 @@ import jax
 import jax.numpy as jnp
 
 from transformers_jax.errors import UserError
-from transformers_jax.layers.masked import gather, masked_positions
+from transformers_jax.layers.masked import aligned
 from transformers_jax.models.output import Output
-from transformers_jax.training.losses import chunk_elements, cross_entropy
+from transformers_jax.tasks.scoring import LossOnly
+from transformers_jax.training.losses import cross_entropy, in_chunks
 
 FROZEN = r"^teacher/"
 """Parameters that do not learn."""
@@ -39,7 +39,7 @@ class Distilled(NamedTuple):
     teacher_states: jax.Array
 
 
-class Task:
+class Task(LossOnly):
     """Distillation on the examples of another task.
 
     Args:
@@ -53,7 +53,6 @@ class Task:
       options: keyword arguments of the task `of`.
     """
 
-    main_metric = "accuracy"
     frozen = FROZEN
 
     def __init__(
@@ -104,7 +103,8 @@ class Task:
 
         The cosine's mean over all positions counts as often as there are predicted ones, so that one divisor serves all.
         """
-        targets, weights = self._targets(output.student, batch)
+        weights = batch["weights"] if "weights" in batch else (batch["segments"] > 0).astype(jnp.int32)
+        targets, weights = aligned(output.student.hidden.shape[1], weights, batch["targets"])
         hard = cross_entropy(output.student.hidden, output.student.table, targets, weights, bias=output.student.bias)
         soft = soft_cross_entropy(output.student, output.teacher, weights, self.temperature)
         loss = self.soft * self.temperature**2 * soft + self.hard * hard.loss
@@ -117,22 +117,6 @@ class Task:
             sums |= {"cosine_distance": apart, "cosine_weight": jnp.sum(real)}
         return loss, hard.weight, sums
 
-    def _targets(self, output: Output, batch: dict) -> tuple[jax.Array, jax.Array]:
-        """True pieces and weights, at the positions that the output has."""
-        targets = batch["targets"]
-        weights = batch["weights"] if "weights" in batch else (batch["segments"] > 0).astype(jnp.int32)
-        if output.hidden.shape[1] == targets.shape[1]:
-            return targets, weights
-        positions = masked_positions(weights, output.hidden.shape[1])  # [B, M]
-        return gather(targets, positions), gather(weights, positions)
-
-    def evaluate(self, scorer, split: str, model: dict) -> tuple[dict, list[dict]]:
-        """Nothing beyond loss, perplexity and accuracy of the student, which every task has."""
-        return {}, []
-
-    def validate(self, scorer, model: dict, step: int) -> dict:
-        """Nothing, as `evaluate`."""
-        return {}
 
 
 class Pupil(nn.Module):
@@ -176,16 +160,14 @@ def teacher_model(path: str, fields: dict) -> nn.Module:
     Raises:
       UserError: nothing to read there, or an architecture that is not supported.
     """
-    from transformers_jax import configuration, models
+    from transformers_jax import models
     from transformers_jax.data.tokenizer import Tokenizer
-    from transformers_jax.interchange import huggingface
-    from transformers_jax.interchange.initial import folder_of
+    from transformers_jax.interchange.initial import fields_of, folder_of
 
-    folder: Path = folder_of(path)
-    if huggingface.is_folder(folder):
-        return models.build(dict(huggingface.load(folder).fields) | fields, 0)
-    config = configuration.read(folder)
-    return models.build(dict(config.model) | fields, Tokenizer.load(folder / "tokenizer.json").vocab_size)
+    folder = folder_of(path)
+    found = fields_of(folder)
+    vocab_size = found.get("vocab_size") or Tokenizer.load(folder / "tokenizer.json").vocab_size
+    return models.build(found | fields, vocab_size)
 
 
 def cosine(first: jax.Array, second: jax.Array) -> jax.Array:
@@ -204,14 +186,6 @@ def soft_cross_entropy(student: Output, teacher: Output, weights: jax.Array, tem
       student, teacher: hidden [B, T, D] each, over the same V pieces.
       weights: [B, T].
     """
-    rows, length = weights.shape
-    chunk = min(length, max(1, chunk_elements() // (2 * rows * student.table.shape[0])))
-    chunks = -(-length // chunk)
-
-    def split(x):  # [B, T, …] → [chunks, B, chunk, …]
-        x = jnp.pad(x, [(0, 0), (0, chunks * chunk - length)] + [(0, 0)] * (x.ndim - 2))
-        return jnp.moveaxis(x.reshape(rows, chunks, chunk, *x.shape[2:]), 1, 0)
-
     def log_probabilities(hidden, output):
         logits = jnp.einsum("btd,vd->btv", hidden, output.table, preferred_element_type=jnp.float32)
         logits = logits if output.bias is None else logits + output.bias.astype(jnp.float32)
@@ -223,5 +197,5 @@ def soft_cross_entropy(student: Output, teacher: Output, weights: jax.Array, tem
         ours, theirs = log_probabilities(ours, student), log_probabilities(theirs, teacher)
         return total + jnp.sum(jnp.sum(jnp.exp(theirs) * (theirs - ours), axis=-1) * weight), None
 
-    parts = split(student.hidden), split(teacher.hidden), split(weights.astype(jnp.float32))
-    return jax.lax.scan(step, jnp.zeros(()), parts)[0]
+    parts = in_chunks(2 * student.table.shape[0], student.hidden, teacher.hidden, weights.astype(jnp.float32))
+    return jax.lax.scan(step, jnp.zeros(()), tuple(parts))[0]

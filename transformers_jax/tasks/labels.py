@@ -2,6 +2,8 @@
 
 from collections.abc import Sequence
 
+import numpy as np
+
 from transformers_jax.errors import UserError
 
 
@@ -31,6 +33,16 @@ class Labels:
             at = f"{where}: " if where else ""
             raise UserError(f"{at}the label {name!r} is not one of config.task.labels: {', '.join(self.names)}")
         return number
+
+    def checked(self, source: Sequence[dict]) -> Sequence[dict]:
+        """The same examples, whose "label", where they have one, is known. Raises as `check`."""
+        self.check(source, lambda example: [example["label"]] if "label" in example else [])
+        return source
+
+    def answer(self, probabilities: Sequence[float]) -> dict:
+        """{"prediction": the likeliest label, "probabilities": {label: probability}}."""
+        shown = {name: round(float(p), 4) for name, p in zip(self.names, probabilities, strict=True)}
+        return {"prediction": self.names[int(np.argmax(probabilities))], "probabilities": shown}
 
     def check(self, source: Sequence[dict], labels_of) -> None:
         """Looks at every label of a source that can say where its examples stand.

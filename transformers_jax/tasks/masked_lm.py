@@ -11,13 +11,14 @@ import numpy as np
 
 from transformers_jax.batch import Streams
 from transformers_jax.errors import UserError
-from transformers_jax.layers.masked import gather, masked_positions
+from transformers_jax.layers.masked import aligned
 from transformers_jax.models.output import Output
 from transformers_jax.tasks.masking import Masking
+from transformers_jax.tasks.scoring import LossOnly
 from transformers_jax.training.losses import Sums, cross_entropy
 
 
-class Task:
+class Task(LossOnly):
     """Masked language model of examples {"text": str}.
 
     Args:
@@ -30,7 +31,6 @@ class Task:
         each time, static masking and evaluation the beginning. 0 leaves all texts whole.
     """
 
-    main_metric = "accuracy"
     streams: Streams = {"": ("tokens", "token_types", "targets", "weights")}
     augment = None
 
@@ -78,14 +78,6 @@ class Task:
         sums = cross_entropy_of_masked(output, batch)
         return sums.loss, sums.weight, {"nll": sums.nll, "correct": sums.correct}
 
-    def evaluate(self, scorer, split: str, model: dict) -> tuple[dict, list[dict]]:
-        """Nothing beyond loss, perplexity and accuracy of the masked pieces, which every task has."""
-        return {}, []
-
-    def validate(self, scorer, model: dict, step: int) -> dict:
-        """Nothing, as `evaluate`."""
-        return {}
-
     def gaps(self, text: str) -> dict[str, np.ndarray]:
         """The fields of a text with mask pieces written out, "Let's stick to [MASK] in this skit", all weights on them.
 
@@ -100,16 +92,11 @@ class Task:
             raise UserError(f"nothing to fill in: write {name} for each gap in the text")
         before = [piece for part in parts[:-1] for piece in (*t.encode(part.rstrip()), t.mask_id)]  # the gap is a word's start
         pieces = before + t.encode(parts[-1])
-        joined = t.joined(pieces[: self.max_length - 2] if self.max_length else pieces)
-        tokens = np.asarray(joined.ids, np.int32)
-        types = np.asarray(joined.types, np.int32)
-        return {"tokens": tokens, "token_types": types, "targets": tokens, "weights": (tokens == t.mask_id).astype(np.int32)}
+        fields = t.joined(pieces[: self.max_length - 2] if self.max_length else pieces).fields()
+        return fields | {"targets": fields["tokens"], "weights": (fields["tokens"] == t.mask_id).astype(np.int32)}
 
 
 def cross_entropy_of_masked(output: Output, batch: dict) -> Sums:
     """Sums over the masked positions, of an output [B, M, D] at those or [B, T, D] at all positions."""
-    targets, weights = batch["targets"], batch["weights"]  # [B, T]
-    if output.hidden.shape[1] != targets.shape[1]:
-        positions = masked_positions(weights, output.hidden.shape[1])  # [B, M]
-        targets, weights = gather(targets, positions), gather(weights, positions)  # [B, M]
+    targets, weights = aligned(output.hidden.shape[1], batch["weights"], batch["targets"])
     return cross_entropy(output.hidden, output.table, targets, jnp.asarray(weights), bias=output.bias)

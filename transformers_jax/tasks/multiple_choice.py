@@ -5,9 +5,9 @@ from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from transformers_jax.batch import Streams
+from transformers_jax.data.pairs import grouped
 from transformers_jax.errors import UserError
 from transformers_jax.models.output import Scores
 from transformers_jax.tasks import metrics
@@ -40,19 +40,14 @@ class Task(Scored):
 
     def examples(self, source: Sequence[dict]) -> Sequence[dict]:
         """The same examples, all labels known."""
-        self.labels.check(source, lambda example: [example["label"]] if "label" in example else [])
-        return source
+        return self.labels.checked(source)
 
     def encode(self, example: dict) -> dict:
         """→ `tokens`, `token_types`, a list of an array for each choice, and `label`."""
         if len(example["choices"]) != self.groups:
             raise UserError(f"an example has {len(example['choices'])} choices where config.task.choices is {self.groups}")
         rows = [self.tokenizer.encode_pair(example["context"], text, max_length=self.max_length) for text in example["choices"]]
-        return {
-            "tokens": [np.asarray(row.ids, np.int32) for row in rows],
-            "token_types": [np.asarray(row.types, np.int32) for row in rows],
-            "label": self.labels.number(example.get("label", "0")),
-        }
+        return grouped(rows) | {"label": self.labels.number(example.get("label", "0"))}
 
     def loss(self, output: Scores, batch: dict, *, train: bool):
         """Cross entropy of the right choice summed over examples, their number, and how many are right."""

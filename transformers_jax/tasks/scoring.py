@@ -1,6 +1,20 @@
-"""How a task whose model answers each example at once is scored: all answers first, then the benchmark's metric."""
+"""How tasks are scored: by their losses alone, or by all answers first and the benchmark's metric of them."""
 
 from collections.abc import Sequence
+
+
+class LossOnly:
+    """For a `Task` that measures nothing beyond loss, perplexity and accuracies, which every task has."""
+
+    main_metric = "accuracy"
+
+    def evaluate(self, scorer, split: str, model: dict) -> tuple[dict, list[dict]]:
+        """No scores and no samples."""
+        return {}, []
+
+    def validate(self, scorer, model: dict, step: int) -> dict:
+        """No scores."""
+        return {}
 
 
 class Scored:

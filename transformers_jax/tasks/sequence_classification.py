@@ -47,15 +47,12 @@ class Task(Scored):
 
     def examples(self, source: Sequence[dict]) -> Sequence[dict]:
         """The same examples, all labels known."""
-        if self.labels:
-            self.labels.check(source, lambda example: [example["label"]] if "label" in example else [])
-        return source
+        return self.labels.checked(source) if self.labels else source
 
     def encode(self, example: dict) -> dict[str, np.ndarray]:
         """→ 1-D int32 arrays `tokens`, `token_types`, and the number `label` or `score`, 0 where the example has none."""
         joined = self.tokenizer.encode_pair(example["first"], example.get("second"), max_length=self.max_length)
-        fields = {"tokens": np.asarray(joined.ids, np.int32), "token_types": np.asarray(joined.types, np.int32)}
-        return fields | ({"label": self._number(example)} if self.labels else {"score": example.get("score", 0.0)})
+        return joined.fields() | ({"label": self._number(example)} if self.labels else {"score": example.get("score", 0.0)})
 
     def loss(self, output: Scores, batch: dict, *, train: bool):
         """Cross entropy of the labels, or the squared error; summed over rows, with the summed weight and metrics."""
@@ -88,14 +85,7 @@ class Task(Scored):
         """{"prediction": label or number, "probabilities": {label: probability}} of each example."""
         if not self.labels:
             return [{"prediction": round(float(x), 4)} for x in predictions["score"]]
-        names = self.labels.names
-        return [
-            {
-                "prediction": names[int(row.argmax())],
-                "probabilities": {name: round(float(p), 4) for name, p in zip(names, row, strict=True)},
-            }
-            for row in predictions["probabilities"]
-        ]
+        return [self.labels.answer(row) for row in predictions["probabilities"]]
 
     def _number(self, example: dict) -> int:
         if "label" not in example:

@@ -10,14 +10,14 @@ Axes: B batch rows, D width, L labels.
 """
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from transformers_jax.batch import Streams
+from transformers_jax.data.pairs import grouped
 from transformers_jax.errors import UserError
 from transformers_jax.layers.pooling import POOLINGS, pool, unit
 from transformers_jax.layers.projections import Linear
@@ -84,17 +84,12 @@ class Task(Scored):
 
     def examples(self, source: Sequence[dict]) -> Sequence[dict]:
         """The same examples, all labels known."""
-        if self.labels:
-            self.labels.check(source, lambda example: [example["label"]] if "label" in example else [])
-        return source
+        return self.labels.checked(source) if self.labels else source
 
     def encode(self, example: dict) -> dict:
         """→ `tokens`, `token_types`, a list of two arrays, and `score` or `label`."""
         rows = [self.tokenizer.encode_pair(example[name], max_length=self.max_length) for name in ("first", "second")]
-        fields: dict[str, Any] = {
-            "tokens": [np.asarray(row.ids, np.int32) for row in rows],
-            "token_types": [np.asarray(row.types, np.int32) for row in rows],
-        }
+        fields = grouped(rows)
         if self.labels:
             return fields | {"label": self.labels.number(example["label"]) if "label" in example else 0}
         return fields | {"score": example.get("score", 0.0)}
@@ -141,8 +136,7 @@ class Task(Scored):
         """{"cosine"}, with labels also "prediction" and "probabilities", of each pair."""
         found: list[dict] = [{"cosine": round(float(x), 4)} for x in predictions["cosine"]]
         for answer, row in zip(found, predictions["probabilities"] if self.labels else (), strict=False):
-            shown = {name: round(float(p), 4) for name, p in zip(self.labels.names, row, strict=True)}
-            answer |= {"prediction": self.labels.names[int(row.argmax())], "probabilities": shown}
+            answer |= self.labels.answer(row)
         return found
 
 

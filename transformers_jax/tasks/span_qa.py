@@ -82,10 +82,7 @@ class Task(Scored):
         """A window → `tokens`, `token_types`, `starts` and `ends`: 0 where the answer is not all in the window."""
         joined = self.tokenizer.joined(example["question"], example["pieces"])
         first, last = example["answer"] or (-joined.starts[1],) * 2
-        return {
-            "tokens": np.asarray(joined.ids, np.int32), "token_types": np.asarray(joined.types, np.int32),
-            "starts": joined.starts[1] + first, "ends": joined.starts[1] + last,
-        }  # fmt: skip
+        return joined.fields() | {"starts": joined.starts[1] + first, "ends": joined.starts[1] + last}
 
     def loss(self, output: Scores, batch: dict, *, train: bool):
         """The mean of the cross entropies of first and last piece, summed over rows; how many rows have both right."""

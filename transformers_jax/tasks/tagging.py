@@ -75,10 +75,7 @@ class Task(Scored):
             first = example["window"].own_start - example["window"].start
             targets[places] = [self.labels.number(tag) for tag in example["tags"][first : first + len(places)]]
             weights[places] = 1
-        return {
-            "tokens": np.asarray(joined.ids, np.int32), "token_types": np.asarray(joined.types, np.int32),
-            "targets": targets, "weights": weights,
-        }  # fmt: skip
+        return joined.fields() | {"targets": targets, "weights": weights}
 
     def _places(self, example: dict) -> np.ndarray:
         """The position of the first piece of each word that belongs to the window."""

@@ -60,17 +60,26 @@ def cross_entropy(
     Returns:
       Sums; only `loss` has a gradient, with respect to `hidden`, `table` and `bias`.
     """
-    rows, length = targets.shape
-    chunk = min(length, max(1, chunk_elements() // (rows * table.shape[0])))
+    hidden, targets, weights = in_chunks(table.shape[0], hidden, targets, weights.astype(jnp.float32))
+    return Sums(*_chunked(label_smoothing, hidden, (table, bias), targets, weights))
+
+
+def in_chunks(logits: int, *arrays: jax.Array) -> list[jax.Array]:
+    """Each array [B, T, …] as [chunks, B, C, …], filled with zeros behind.
+
+    Args:
+      logits: numbers that are held for each position of a chunk.
+    """
+    rows, length = arrays[0].shape[:2]
+    chunk = min(length, max(1, chunk_elements() // (rows * logits)))
     chunks = -(-length // chunk)
     chunk = -(-length // chunks)
 
-    def split(x):  # [B, T, …] → [chunks, B, C, …]
+    def split(x):
         x = jnp.pad(x, [(0, 0), (0, chunks * chunk - length)] + [(0, 0)] * (x.ndim - 2))
         return jnp.moveaxis(x.reshape(rows, chunks, chunk, *x.shape[2:]), 1, 0)
 
-    weights = weights.astype(jnp.float32)
-    return Sums(*_chunked(label_smoothing, split(hidden), (table, bias), split(targets), split(weights)))
+    return list(map(split, arrays))
 
 
 def label_sums(logits: jax.Array, targets: jax.Array, weights: jax.Array, label_smoothing: float = 0.0) -> Sums:

@@ -16,6 +16,8 @@ import jax
 import numpy as np
 from absl import logging
 
+from transformers_jax.writing import write_whole
+
 TIMING_KEYS = ("tokens_per_second", "seconds", "first_step_seconds", "evaluation_seconds", "flops", "share_of_peak")
 """Keys that depend on the machine.
 
@@ -115,9 +117,7 @@ class MetricsWriter:
                 kept.append(text)
                 self._lines.add((step, split))
         if "".join(kept) != old:
-            fresh = self.path.with_suffix(".tmp")
-            fresh.write_text("".join(kept))
-            os.replace(fresh, self.path)
+            write_whole(self.path, "".join(kept))
         self._file = open(self.path, "a")
 
     def _board(self):
