@@ -1,12 +1,13 @@
 """The Evolved Transformer beside the Transformer of about as many parameters, on Multi30k.
 
     python -m benchmarks.evolved --data=DIR_OF_MULTI30K --part=speed
-    python -m benchmarks.evolved --data=DIR_OF_MULTI30K --part=perplexity
+    python -m benchmarks.evolved --data=DIR_OF_MULTI30K --part=perplexity [--workdir=DIR]
 
 Three encoder and four decoder blocks stand for six and six layers, as in the paper; all else is the same: data, their
 order, vocabulary, loss, optimizer, dropout. `speed` is the training step of width 256: the two take turns, batch by batch.
-`perplexity` trains width 128 through the launcher, each with three seeds, and compares the validation perplexities (the
-paper, on WMT14: 8.62 and 7.62). The last line is one JSON object.
+`perplexity` trains the paper's smallest models through the launcher, width 128 and a vocabulary of 33,288 (7M parameters),
+each with three seeds, and compares the validation perplexities (the paper, on WMT14: 8.62 and 7.62). The last line is one
+JSON object.
 """
 
 import json
@@ -25,7 +26,9 @@ FLAGS = flags.FLAGS
 flags.DEFINE_string("data", None, "folder with train and val, .en.gz and .de.gz", required=True)
 flags.DEFINE_enum("part", None, ["speed", "perplexity"], "what to measure", required=True)
 flags.DEFINE_integer("rounds", 20, "speed: turns of each model, one step each; the first quarter is not counted")
-flags.DEFINE_integer("steps", 1500, "perplexity: steps of each training")
+flags.DEFINE_integer("steps", 500, "perplexity: steps of each training")
+flags.DEFINE_integer("rows", 32, "perplexity: of 64 + 64 positions, in a batch")
+flags.DEFINE_string("workdir", "", "perplexity: folder of the trainings, to be resumed; by default a new one")
 flags.DEFINE_integer("seeds", 3, "perplexity: trainings of each model")
 MODELS = {
     "transformer": (
@@ -38,7 +41,8 @@ MODELS = {
 def main(_):
     launch.use_large_pages()
     with tempfile.TemporaryDirectory() as folder:
-        result = {"speed": speed, "perplexity": perplexity}[FLAGS.part](Path(FLAGS.data), Path(folder))
+        folder = Path(FLAGS.workdir or folder).absolute()
+        result = {"speed": speed, "perplexity": perplexity}[FLAGS.part](Path(FLAGS.data), folder)
     print(json.dumps(result))
 
 
@@ -100,8 +104,10 @@ def perplexity(data: Path, folder: Path) -> dict:
     """Validation perplexities at width 128 after the last step, of each seed."""
     steps = FLAGS.steps
     common = [
-        "--config.model.width=128", f"--config.training.steps={steps}", f"--config.training.eval_every={max(steps // 5, 1)}",
-        f"--config.training.checkpoint_every={steps}", "--config.training.log_every=50",
+        "--config.model.width=128", "--config.tokenizer.vocab_size=33288", f"--config.data.batch_size={FLAGS.rows}",
+        f"--config.training.steps={steps}", f"--config.training.eval_every={max(steps // 5, 1)}",
+        f"--config.training.checkpoint_every={max(steps // 5, 1)}", "--config.training.log_every=50",
+        f"--config.optimizer.warmup_steps={2 * steps // 5}",
     ]  # fmt: skip
     hidden = {"transformer": ["--config.model.hidden=512"], "evolved_transformer": []}
     curves = {name: [] for name in MODELS}

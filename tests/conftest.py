@@ -1,10 +1,28 @@
-"""Shared by all tests: forced CPU devices, and random numbers as JAX has them."""
+"""Shared by all tests: forced CPU devices, programs compiled quickly and once, and random numbers as JAX has them.
+
+Tests run most programs for milliseconds: XLA's costly optimisations are off, here and in the processes that tests start, and
+all processes of one call of pytest share a folder of compiled programs.
+"""
 
 import os
+import shutil
+import tempfile
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+
+PROGRAMS = None
+if "PYTEST_XDIST_WORKER" not in os.environ:  # the workers have this process's environment
+    PROGRAMS = tempfile.mkdtemp(prefix="programs-")
+    os.environ["TRANSFORMERS_JAX_CACHE"] = os.environ["JAX_COMPILATION_CACHE_DIR"] = PROGRAMS
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.02"
 
 import pytest
+
+
+def pytest_unconfigure():
+    if PROGRAMS:
+        shutil.rmtree(PROGRAMS, ignore_errors=True)
 
 
 @pytest.fixture(autouse=True)

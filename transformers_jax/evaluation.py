@@ -10,7 +10,7 @@ from transformers_jax.errors import UserError
 from transformers_jax.experiment import SAMPLES, Experiment
 from transformers_jax.training.metrics import means
 from transformers_jax.training.sharding import global_batch
-from transformers_jax.training.step import compile_eval_step, make_eval_step, make_predict_step
+from transformers_jax.training.step import compile_eval_step, make_eval_step, make_scoring_step
 
 
 class Scorer:
@@ -23,21 +23,21 @@ class Scorer:
     def __init__(self, experiment: Experiment):
         self.experiment = experiment
         self._step = compile_eval_step(make_eval_step(experiment.model, experiment.task), experiment.mesh)
-        self._predict = compile_eval_step(make_predict_step(experiment.model, experiment.task), experiment.mesh)
+        self._both = compile_eval_step(make_scoring_step(experiment.model, experiment.task), experiment.mesh)
         self._batches, self._decoders = {}, {}
 
     def losses(self, split: str, params, model_state) -> dict[str, float]:
         """loss and the task's sums as means over the weight of a split, each token or example counted once."""
-        found = self._over_batches(self._step, split, params, model_state)
-        return means({name: sum(float(sums[name]) for sums in found) for name in found[0]})
+        return _means(self._over_batches(self._step, split, params, model_state))
 
-    def predictions(self, split: str, params, model_state) -> dict[str, np.ndarray]:
-        """What `task.predict` gives by name, one entry an example of the split, in their order."""
-        found = self._over_batches(self._predict, split, params, model_state)
-        rows = np.concatenate([batch["row_weights"] for batch in found]) > 0
-        return {name: np.concatenate([batch[name] for batch in found])[rows] for name in found[0] if name != "row_weights"}
+    def predictions(self, split: str, params, model_state) -> tuple[dict[str, float], dict[str, np.ndarray]]:
+        """(the same; what `task.predict` gives by name, one entry an example of the split, in their order)."""
+        found = self._over_batches(self._both, split, params, model_state)
+        answers = [answer for _, answer in found]
+        rows = np.concatenate([answer.pop("row_weights") for answer in answers]) > 0
+        return _means([sums for sums, _ in found]), {n: np.concatenate([a[n] for a in answers])[rows] for n in answers[0]}
 
-    def _over_batches(self, step, split: str, params, model_state) -> list[dict[str, np.ndarray]]:
+    def _over_batches(self, step, split: str, params, model_state) -> list:
         if split not in self._batches:
             self._batches[split] = self.experiment.eval_batches(split)
         found, running = [], []
@@ -79,9 +79,13 @@ def evaluate(experiment: Experiment, split: str, *, average: int = 1, step: int 
     began = time.monotonic()
     model = experiment.trained(average=average, step=step)
     scorer = Scorer(experiment)
-    own, samples = experiment.task.evaluate(scorer, split, model)
-    scores = scorer.losses(split, **model) | own
+    scores, samples = experiment.task.evaluate(scorer, split, model)
     return {"split": split} | scores | {"seconds": round(time.monotonic() - began, 2)}, samples
+
+
+def _means(found: list[dict]) -> dict[str, float]:
+    """The batches' sums, as means."""
+    return means({name: sum(float(sums[name]) for sums in found) for name in found[0]})
 
 
 def attention_example(experiment: Experiment):

@@ -124,7 +124,7 @@ def validation(run: Experiment, scorer: Scorer) -> Evaluator:
 
     def measure(state, step: int) -> dict:
         model = {"params": state.model_params, "model_state": state.model_state}
-        return scorer.losses("validation", **model) | run.task.validate(scorer, model, step)
+        return run.task.validate(scorer, model, step)
 
     return Evaluator("validation", measure)
 
@@ -133,8 +133,7 @@ def final_test(run: Experiment, scorer: Scorer, checkpoints: Checkpoints) -> dic
     """All scores of the newest checkpoints' average on the test split; its samples are written to the workdir."""
     began = time.monotonic()
     model = run.trained(average=run.config.training.average_checkpoints, checkpoints=checkpoints)
-    own, samples = run.task.evaluate(scorer, "test", model)
-    scores = scorer.losses("test", **model) | own
+    scores, samples = run.task.evaluate(scorer, "test", model)
     if jax.process_index() == 0:
         experiments.write_samples(run, samples)
         shown = (f"{name} {x:.4g}" if isinstance(x, float) else f"{name} {x}" for name, x in scores.items())

@@ -1,7 +1,6 @@
-"""Fixtures of the launchers' tests: a corpus, a place for compiled programs, and a run that nothing disturbed."""
+"""Fixtures of the launchers' tests: a corpus, and a run that nothing disturbed."""
 
 import logging
-import os
 import re
 
 import jax
@@ -28,14 +27,12 @@ def corpus(tmp_path_factory):
     return [f"--config.data.{s}={folder}/{s}.en,{folder}/{s}.de" for s in ("train", "validation", "test")]
 
 
-@pytest.fixture(scope="session")
-def cache(tmp_path_factory):
-    """Compiled programs are shared by all processes of this file, and JAX is left as it was found."""
+@pytest.fixture(scope="session", autouse=True)
+def settings():
+    """JAX and logging are left as they were found by launchers called in this process."""
     before = {name: getattr(jax.config, name) for name in OPTIONS}
     handlers, level = logging.root.handlers[:], logging.root.level
-    os.environ["TRANSFORMERS_JAX_CACHE"] = str(tmp_path_factory.mktemp("programs"))
     yield
-    del os.environ["TRANSFORMERS_JAX_CACHE"]
     for name, value in before.items():
         jax.config.update(name, value)
     compilation_cache.reset_cache()
@@ -44,20 +41,12 @@ def cache(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def run(tmp_path_factory, corpus, cache):
+def run(tmp_path_factory, corpus):
     """The workdir of a run that nothing disturbed."""
     workdir = tmp_path_factory.mktemp("run") / "there" / "not yet"
     code, out, err = finish(start(command(workdir, corpus)))
     assert code == 0 and out == "", err
     return workdir
-
-
-@pytest.fixture
-def quick_programs(cache):
-    """Programs that are compiled quickly rather than well."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.fixture(scope="session")
@@ -75,11 +64,9 @@ def prose(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def encoder(tmp_path_factory, prose, cache):
+def encoder(tmp_path_factory, prose):
     """The workdir of a tiny BERT, pretrained by masked language model and next sentences."""
     workdir = tmp_path_factory.mktemp("encoder") / "w"
     flags = [f"--config={REPOSITORY}/configs/bert.py:tiny", f"--workdir={workdir}", *prose, *SMALLER]
-    jax.config.update("jax_disable_most_optimizations", True)
     assert launch.call(pretrain.main, pretrain.FLAGS, ["pretrain", *flags]) == 0
-    jax.config.update("jax_disable_most_optimizations", False)
     return workdir

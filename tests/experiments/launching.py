@@ -1,7 +1,7 @@
 """Starting launchers: in processes of their own, and in this one, since starting Python and JAX takes seconds."""
 
+import io
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -22,10 +22,8 @@ def command(workdir, corpus, *more):
 
 
 def start(arguments, **options):
-    """A launcher in a process of its own; its programs are compiled quickly rather than well."""
-    fast = f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=0".strip()
+    """A launcher in a process of its own."""
     given = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "cwd": REPOSITORY}
-    given["env"] = os.environ | {"XLA_FLAGS": fast}
     return subprocess.Popen([sys.executable, *map(str, arguments)], **(given | options))
 
 
@@ -41,9 +39,7 @@ def finish(process, stdin=None, timeout=600):
 def call(launcher, capfd, *arguments, stdin=None, monkeypatch=None):
     """(exit code, stdout, stderr) of a launcher in this process."""
     if stdin is not None:
-        file = Path(os.environ["TRANSFORMERS_JAX_CACHE"]) / "stdin"
-        file.write_bytes(stdin)
-        monkeypatch.setattr(sys, "stdin", file.open())
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin)))
     capfd.readouterr()
     code = launch.call(launcher.main, launcher.FLAGS, ["launcher", *map(str, arguments)])
     return code, *capfd.readouterr()

@@ -13,8 +13,6 @@ from transformers_jax.errors import UserError
 from transformers_jax.experiment import Experiment
 from transformers_jax.interchange import huggingface
 
-pytestmark = pytest.mark.usefixtures("quick_programs")
-
 LINES = ["The value of an attribute.", "", "A name is bound to an object in the module.", "The value of an attribute.", "x"]
 STDIN = "\n".join(LINES).encode()
 

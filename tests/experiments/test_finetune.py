@@ -16,8 +16,6 @@ from transformers_jax.interchange import huggingface
 from transformers_jax.reporting import glue
 from transformers_jax.training.checkpoint import Checkpoints
 
-pytestmark = pytest.mark.usefixtures("quick_programs")
-
 STEPS = ["--config.training.steps=2", "--config.data.batch_size=4", "--config.data.workers=0"]
 SHORT = ["--config.task.max_length=32", "--config.data.lengths.tokens=32"]
 

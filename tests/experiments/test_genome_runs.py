@@ -11,7 +11,7 @@ from transformers_jax.search.genome import EVOLVED_TRANSFORMER, replace
 GENOME = replace(EVOLVED_TRANSFORMER, {"encoder_cells": 1, "decoder_cells": 1, "encoder.1.right.layer": "light7r4"})
 
 
-def test_a_genome_file_trains_resumes_and_translates(tmp_path, corpus, cache, capfd, monkeypatch):
+def test_a_genome_file_trains_resumes_and_translates(tmp_path, corpus, capfd, monkeypatch):
     file, workdir = tmp_path / "best.json", tmp_path / "run"
     file.write_text(json.dumps(json.loads(GENOME.to_json()) | {"unit": 8}))
     options = [f"--config.model.genome={file}", "--config.data.test=", "--config.training.bleu_every=0"]

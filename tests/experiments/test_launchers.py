@@ -35,14 +35,14 @@ def test_config_is_saved_resolved(run, corpus):
     assert config.data.train == corpus[0].partition("=")[2] and config.training.steps == 12
 
 
-def test_finished_run_does_nothing(run, corpus, cache, capfd):
+def test_finished_run_does_nothing(run, corpus, capfd):
     before = {f: f.stat().st_mtime_ns for f in run.rglob("*") if f.is_file() and f.suffix == ".jsonl"}
     code, out, err = call(pretrain, capfd, *command(run, corpus)[2:])
     assert code == 0 and out == "" and "step" not in err, err
     assert {f: f.stat().st_mtime_ns for f in before} == before
 
 
-def test_evaluate(run, capfd, cache):
+def test_evaluate(run, capfd):
     code, out, err = call(evaluate, capfd, f"--workdir={run}", "--config.decoding.beam_size=3", "--average=2", "--samples=3")
     scores = json.loads(out.splitlines()[-1])
     assert code == 0 and scores["split"] == "test" and scores["sentences"] == 12, err
@@ -52,7 +52,7 @@ def test_evaluate(run, capfd, cache):
     assert scores["loss"] == pytest.approx(metrics(run)[-1]["loss"], rel=1e-4)
 
 
-def test_report(run, capfd, cache):
+def test_report(run, capfd):
     code, out, err = call(report, capfd, f"--workdir={run}")
     assert code == 0 and Path(out.strip()).is_file(), err
     assert (run / "report" / "attention.png").is_file()
@@ -66,14 +66,14 @@ def test_report(run, capfd, cache):
         [f"--config={REPOSITORY}/configs/luong.py:tiny", "--config.data.batching=buckets"],
     ],
 )
-def test_dry_run_prints_and_writes_nothing(tmp_path, corpus, capfd, cache, more):
+def test_dry_run_prints_and_writes_nothing(tmp_path, corpus, capfd, more):
     code, out, err = call(pretrain, capfd, *command(tmp_path / "w", corpus, "--dry_run", *more)[2:])
     assert code == 0 and not (tmp_path / "w").exists(), err
     for word in "parameters", "FLOPs a step", "memory a device", "mesh", "attention", "compile time":
         assert any(line.startswith(word) for line in out.splitlines()), out
 
 
-def test_translate_keeps_lines_and_their_order(run, capfd, cache, monkeypatch, caplog):
+def test_translate_keeps_lines_and_their_order(run, capfd, monkeypatch, caplog):
     lines = ["the man .", "", "red dog runs", "the " * 400, "   ", "日本語 🙂", "the man ."]
     data = "\r\n".join(lines).encode()
     code, out, err = call(translate, capfd, f"--workdir={run}", "--method=greedy", stdin=data, monkeypatch=monkeypatch)
@@ -87,7 +87,7 @@ def test_translate_keeps_lines_and_their_order(run, capfd, cache, monkeypatch, c
     assert again == out
 
 
-def test_translate_n_best(run, capfd, cache, monkeypatch):
+def test_translate_n_best(run, capfd, monkeypatch):
     flags = [f"--workdir={run}", "--beam_size=2", "--nbest=2", "--alpha=0"]
     code, out, err = call(translate, capfd, *flags, stdin=b"the man .\n\n", monkeypatch=monkeypatch)
     rows = [line.split(" ||| ") for line in out.splitlines()]
@@ -95,14 +95,14 @@ def test_translate_n_best(run, capfd, cache, monkeypatch):
     assert float(rows[0][2]) >= float(rows[1][2])
 
 
-def test_translate_names_the_line_that_is_not_utf8(run, capfd, cache, monkeypatch):
+def test_translate_names_the_line_that_is_not_utf8(run, capfd, monkeypatch):
     data = b"the man .\nred \xff dog\n"
     flags = [f"--workdir={run}", "--method=greedy"]
     out = fails(translate, capfd, *flags, stdin=data, monkeypatch=monkeypatch, says=["line 2 is not UTF-8"])
     assert len(out.splitlines()) == 1  # what came before is translated
 
 
-def test_nobody_reads_the_translations(run, cache):
+def test_nobody_reads_the_translations(run):
     arguments = ["-m", "experiments.translate", f"--workdir={run}", "--method=greedy"]
     process = start(arguments, stdin=subprocess.PIPE, env=os.environ)  # finds the programs that this process compiled
     process.stdout.close()
@@ -121,7 +121,7 @@ MOMENTS = (  # what is seen on stderr, and the signal it is answered with
 )
 
 
-def test_killed_run_ends_as_one_that_was_not(tmp_path, run, corpus, cache, capfd, monkeypatch):
+def test_killed_run_ends_as_one_that_was_not(tmp_path, run, corpus, capfd, monkeypatch):
     workdir = tmp_path / "killed"
     for words, number in MOMENTS:
         with start(command(workdir, corpus), stdout=subprocess.DEVNULL) as process:

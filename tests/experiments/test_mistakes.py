@@ -39,13 +39,13 @@ def pretraining(tmp_path, corpus, *more):
         ("--config.data.max_length=1", ["config.data.max_length"]),
     ],
 )
-def test_flags_and_keys(tmp_path, corpus, cache, capfd, flag, says):
+def test_flags_and_keys(tmp_path, corpus, capfd, flag, says):
     fails(pretrain, capfd, *pretraining(tmp_path, corpus, flag), says=says)
     assert not (tmp_path / "w" / "checkpoints").exists()
 
 
 @pytest.mark.parametrize("launcher", [pretrain, evaluate, translate, report])
-def test_missing_flags(cache, capfd, launcher):
+def test_missing_flags(capfd, launcher):
     if launcher is pretrain:
         fails(launcher, capfd, "--workdir=w", says=["--config is missing"])
         fails(launcher, capfd, "--config=configs/transformer.py:tiny", says=["--workdir is missing"])
@@ -71,13 +71,13 @@ def write(folder, **files):
         (dict(train_de=b"a\n"), ["config.data.train", "no file", "train.en"]),
     ],
 )
-def test_corpus(tmp_path, corpus, cache, capfd, files, says):
+def test_corpus(tmp_path, corpus, capfd, files, says):
     flag = write(tmp_path, **files)
     fails(pretrain, capfd, *pretraining(tmp_path, corpus, flag), says=says)
     assert not (tmp_path / "w").exists()
 
 
-def test_workdir_cannot_be_written(tmp_path, corpus, cache, capfd):
+def test_workdir_cannot_be_written(tmp_path, corpus, capfd):
     file = tmp_path / "file"
     file.write_text("mine")
     fails(pretrain, capfd, *command(file, corpus)[2:], says=[f"--workdir={file}", "is a file"])
@@ -86,13 +86,13 @@ def test_workdir_cannot_be_written(tmp_path, corpus, cache, capfd):
     assert file.read_text() == "mine"
 
 
-def test_loss_that_is_not_finite(tmp_path, corpus, cache, capfd):
+def test_loss_that_is_not_finite(tmp_path, corpus, capfd):
     flags = ["--config.optimizer.factor=1e30", "--config.training.checkpoint_every=1"]
     fails(pretrain, capfd, *pretraining(tmp_path, corpus, *flags), says=["loss is nan at step 2", "are kept"])
     assert [f.name for f in (tmp_path / "w" / "checkpoints").iterdir()] == ["1"]
 
 
-def test_workdir_of_another_run(run, corpus, cache, capfd):
+def test_workdir_of_another_run(run, corpus, capfd):
     before = (run / "config.json").read_bytes(), content(run), metrics(run)
     flags = command(run, corpus, "--config.model.hidden=128", "--config.seed=3")[2:]
     fails(pretrain, capfd, *flags, says=["holds another run", "config.model.hidden is 64 there and 128 here", "1 more"])
@@ -100,22 +100,22 @@ def test_workdir_of_another_run(run, corpus, cache, capfd):
     assert str(before) == str(after)
 
 
-def test_checkpoint_of_another_model(run, cache, capfd):
+def test_checkpoint_of_another_model(run, capfd):
     flags = [f"--workdir={run}", "--config.model.hidden=128"]
     fails(evaluate, capfd, *flags, says=["does not fit the model", "feed_forward"])
 
 
-def test_no_such_checkpoint(run, cache, capfd):
+def test_no_such_checkpoint(run, capfd):
     fails(evaluate, capfd, f"--workdir={run}", "--step=7", says=["no checkpoint of step 7", "12"])
 
 
-def test_no_such_search(run, cache, capfd):
+def test_no_such_search(run, capfd):
     fails(evaluate, capfd, f"--workdir={run}", "--config.decoding.method=beams", says=["method", "greedy, beam"])
     fails(translate, capfd, f"--workdir={run}", "--nbest=9", says=["n_best"])
     fails(translate, capfd, f"--workdir={run}", "--beam_size=0", says=["beam_size"])
 
 
-def test_damaged_workdir(tmp_path, run, cache, capfd):
+def test_damaged_workdir(tmp_path, run, capfd):
     copy = shutil.copytree(run, tmp_path / "copy")
     (copy / "config.json").write_text("{")
     fails(evaluate, capfd, f"--workdir={copy}", says=["config.json is damaged"])

@@ -12,13 +12,11 @@ from transformers_jax import configuration
 from transformers_jax.experiment import Experiment
 from transformers_jax.interchange import huggingface
 
-pytestmark = pytest.mark.usefixtures("quick_programs")
-
 PASSAGE = "The  “module” object, it's said, has a name — naïve as it is; the name is bound in line 12 of the file. 🙂 Thus."
 
 
 @pytest.fixture(scope="module")
-def made(encoder, tmp_path_factory, cache):
+def made(encoder, tmp_path_factory):
     """task → the workdir of a model that was finetuned for it, a step or two."""
     folder, found = tmp_path_factory.mktemp("made"), {}
     answer = {"text": "line 12", "answer_start": PASSAGE.index("line 12")}

@@ -13,7 +13,7 @@ SMALL = ("search.population=1", "search.children=1", "search.steps=(2,)", "searc
 
 
 @pytest.mark.slow
-def test_a_search_is_reported_while_it_runs_and_when_it_has_ended(tmp_path, corpus, cache, capfd):
+def test_a_search_is_reported_while_it_runs_and_when_it_has_ended(tmp_path, corpus, capfd):
     pytest.importorskip("matplotlib")
     workdir = tmp_path / "searched"
     given = [f"--config={REPOSITORY}/configs/search.py:tiny", "--workers=0", *(f"--config.{option}" for option in SMALL)]

@@ -104,11 +104,10 @@ def test_picture_of_a_word(tmp_path):
 
 
 @pytest.fixture
-def run(tmp_path, monkeypatch):
+def run(tmp_path):
     """The workdir of an encoder that was trained two steps on text files."""
     from transformers_jax import configuration, pretraining
 
-    monkeypatch.setenv("TRANSFORMERS_JAX_CACHE", "")
     (tmp_path / "train.txt").write_text("\n".join(TEXTS * 4) + "\n")
     config = configuration.load("configs/roberta.py:tiny")
     config.update_from_flattened_dict({

@@ -38,7 +38,6 @@ def outcome(result):
     return {name: value for name, value in dataclasses.asdict(result).items() if name not in SPENT}
 
 
-pytestmark = pytest.mark.usefixtures("quick_programs")
 
 
 @pytest.fixture(scope="module")
@@ -119,8 +118,7 @@ def flags(corpus, workdir, *more):
     return ["search", config, f"--workdir={workdir}", "--workers=0", *files, *more]
 
 
-def test_search_from_the_command_line(corpus, tmp_path, capfd, monkeypatch):
-    monkeypatch.setenv("TRANSFORMERS_JAX_CACHE", "")
+def test_search_from_the_command_line(corpus, tmp_path, capfd):
     small = ["--config.search.population=2", "--config.search.children=1", "--config.search.steps=(1,)"]
     small += ["--config.search.final_seeds=0", "--config.search.parameters=()"]
     arguments = flags(corpus, tmp_path, *small, f"--config.search.seed_genome={CHEAP}")
@@ -148,8 +146,7 @@ def test_search_from_the_command_line(corpus, tmp_path, capfd, monkeypatch):
         (["--workdir="], "--workdir is missing"),
     ],
 )
-def test_mistakes_on_the_command_line(corpus, tmp_path, capfd, monkeypatch, more, says):
-    monkeypatch.setenv("TRANSFORMERS_JAX_CACHE", "")
+def test_mistakes_on_the_command_line(corpus, tmp_path, capfd, more, says):
     assert launch.call(launcher.main, launcher.FLAGS, flags(corpus, tmp_path / "w", *more)) == 2
     err = capfd.readouterr().err
     assert says in err.splitlines()[-1] and err.splitlines()[-1].startswith("error: ") and "Traceback" not in err

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
-from small import batch_of, tokenizer
+from small import Scorer, batch_of, tokenizer
 
 from transformers_jax import batch as contract
 from transformers_jax.data.pipeline import train_iterator
@@ -117,7 +117,7 @@ def test_loss_is_the_sum_of_both_means():
     assert float(sums["next_weight"]) == 6
     assert float(sums["next_correct"]) == (next_.argmax(1) == batch["label"])[:6].sum()
     assert task.predict(output, batch)["probabilities"].shape == (8, 2)
-    assert task.model_fields() == {"head": "pretraining"} and task.evaluate(None, "test", {}) == ({}, [])
+    assert task.model_fields() == {"head": "pretraining"} and task.evaluate(Scorer((), {}), "test", {}) == ({"loss": 0.5}, [])
 
 
 def test_sentences_begin_in_no_gap():

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from small import TEXT, batch_of, tokenizer
+from small import TEXT, Scorer, batch_of, tokenizer
 
 from transformers_jax import models, parameters
 from transformers_jax.errors import UserError
@@ -92,7 +92,7 @@ def test_loss_is_the_weighted_sum_of_three_means():
     assert float(weight) == batch["weights"].sum() == float(hard.weight)
     assert float(loss) == pytest.approx(5 * 4 * float(soft) + 2 * float(hard.loss) + 0.15 * apart, rel=1e-5)
     assert float(sums["nll"]) == pytest.approx(float(hard.nll)) and float(sums["cosine_distance"]) == pytest.approx(apart)
-    assert task.model_fields() == {"head": "masked_lm"} and task.evaluate(None, "test", {}) == ({}, [])
+    assert task.model_fields() == {"head": "masked_lm"} and task.evaluate(Scorer((), {}), "test", {}) == ({"loss": 0.5}, [])
 
 
 def test_a_student_as_large_as_its_teacher_starts_with_its_numbers(teacher):

@@ -1,13 +1,12 @@
 """Masked language model: what is masked, how it differs between epochs, and the loss of only what is masked."""
 
 import itertools
-from types import SimpleNamespace
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
-from small import TEXT, batch_of, tokenizer
+from small import TEXT, Scorer, batch_of, tokenizer
 
 from transformers_jax import batch as contract
 from transformers_jax.data.pipeline import train_iterator
@@ -131,7 +130,8 @@ class TestLoss:
 
     def test_it_is_evaluated_by_its_loss_alone(self):
         task = Task(tokenizer())
-        assert task.evaluate(SimpleNamespace(), "test", {}) == ({}, []) and task.validate(SimpleNamespace(), {}, 0) == {}
+        scorer = Scorer((), {})
+        assert task.evaluate(scorer, "test", {}) == ({"loss": 0.5}, []) and task.validate(scorer, {}, 0) == {"loss": 0.5}
         assert task.model_fields() == {"head": "masked_lm"}
 
 

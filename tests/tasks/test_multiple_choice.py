@@ -39,7 +39,7 @@ def test_loss_and_scores():
     assert float(weight) == 2 and float(sums["correct"]) == 1
     found = {k: np.asarray(v)[:2] for k, v in task.predict(Scores(jnp.asarray(logits)), batch).items()}
     scores, samples = task.evaluate(Scorer(EXAMPLES, found), "test", {"params": {}, "model_state": {}})
-    assert scores == {"accuracy": 0.5, "examples": 2}
+    assert scores == {"loss": 0.5, "accuracy": 0.5, "examples": 2}
     assert samples[0]["prediction"] == "1" and samples[0]["choice"] == "in Paris"
     assert samples[0]["probabilities"] == [round(float(p), 4) for p in np.exp(log_p[0])]
     assert task.score([{"context": "a", "choices": ["b", "c", "d"]}], {"probabilities": np.ones([1, 3])}) == {}

@@ -78,7 +78,7 @@ def test_scores_and_samples():
     found = {k: np.asarray(v) for k, v in task.predict(Scores(jnp.asarray(logits)), {}).items()}
     scores, samples = task.evaluate(Scorer(EXAMPLES, found), "test", {"params": {}, "model_state": {}})
     assert task.main_metric == "f1"
-    assert scores == {"f1": pytest.approx(0.8), "accuracy": pytest.approx(2 / 3), "matthews": 0, "examples": 3}
+    assert scores == {"loss": 0.5, "f1": pytest.approx(0.8), "accuracy": pytest.approx(2 / 3), "matthews": 0, "examples": 3}
     assert samples[1] == EXAMPLES[1] | {"prediction": "good", "probabilities": {"bad": 0.2689, "good": 0.7311}}
 
 

@@ -100,7 +100,7 @@ def test_scores_and_samples():
     task = Task(tokenizer())
     found = {"cosine": np.array([0.5, 0.9, 0.1])}
     scores, samples = task.evaluate(Scorer(PAIRS, found), "test", {"params": {}, "model_state": {}})
-    assert scores == {"pairs": 3, "spearman": pytest.approx(1), "pearson": pytest.approx(0.98, abs=0.02)}
+    assert scores == {"loss": 0.5, "pairs": 3, "spearman": pytest.approx(1), "pearson": pytest.approx(0.98, abs=0.02)}
     assert samples[1] == PAIRS[1] | {"cosine": 0.9} and task.main_metric == "spearman"
     assert task.model_fields() == {"head": "none"}
 

@@ -19,13 +19,6 @@ from transformers_jax.training.optimizers import make_optimizer
 from transformers_jax.training.state import TrainState, abstract_state, create_state
 
 
-@pytest.fixture(scope="module", autouse=True)
-def compile_quickly():
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 def abstract(data, fsdp, tensor):
     return AbstractMesh((data, fsdp, tensor), sharding.AXES)
 

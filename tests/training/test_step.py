@@ -34,13 +34,6 @@ from transformers_jax.training.step import compile_step, make_eval_step, make_tr
 PLAIN, NOISE, NORMED = TinyModel(), TinyModel(rate=0.5), TinyModel(batch_norm=True)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def compile_quickly():
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 @pytest.fixture(scope="module")
 def plain():
     return train(one_device())

@@ -9,12 +9,17 @@ class LossOnly:
     main_metric = "accuracy"
 
     def evaluate(self, scorer, split: str, model: dict) -> tuple[dict, list[dict]]:
-        """No scores and no samples."""
-        return {}, []
+        """(loss and its kin by name; no samples) of a split.
+
+        Args:
+          scorer: an `evaluation.Scorer`.
+          model: {"params": …, "model_state": …}.
+        """
+        return scorer.losses(split, **model), []
 
     def validate(self, scorer, model: dict, step: int) -> dict:
-        """No scores."""
-        return {}
+        """Loss and its kin on the validation split."""
+        return scorer.losses("validation", **model)
 
 
 class Scored:
@@ -23,19 +28,15 @@ class Scored:
     main_metric = "accuracy"
 
     def evaluate(self, scorer, split: str, model: dict) -> tuple[dict, list[dict]]:
-        """(the benchmark's scores by name; samples) of a split.
-
-        Args:
-          scorer: an `evaluation.Scorer`.
-          model: {"params": …, "model_state": …}.
-        """
+        """(loss and its kin, and the benchmark's scores, by name; samples) of a split; arguments as above."""
         source = scorer.experiment.source(split)
-        predictions = scorer.predictions(split, **model)
-        return self.score(source, predictions), self.samples(source, predictions)
+        losses, predictions = scorer.predictions(split, **model)
+        return losses | self.score(source, predictions), self.samples(source, predictions)
 
     def validate(self, scorer, model: dict, step: int) -> dict:
         """The scores of the validation split, without the samples."""
-        return self.score(scorer.experiment.source("validation"), scorer.predictions("validation", **model))
+        losses, predictions = scorer.predictions("validation", **model)
+        return losses | self.score(scorer.experiment.source("validation"), predictions)
 
     def score(self, source: Sequence[dict], predictions: dict) -> dict:
         """Scores by name from the raw examples and what `predict` gave, one entry an encoded example, in order."""

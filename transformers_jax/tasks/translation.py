@@ -56,25 +56,24 @@ class Task:
             for source, best in zip(sources, decoder.decode(sources, params), strict=True)
         ]
 
-    def evaluate(self, scorer, split: str, model: dict, *, sentences: int = 0, **decoding) -> tuple[dict, list[dict[str, str]]]:
-        """(scores as `score` gives them; {"source", "reference", "translation"} of each sentence).
+    def evaluate(self, scorer, split: str, model: dict) -> tuple[dict, list[dict[str, str]]]:
+        """(loss and its kin, and the scores of `score`; {"source", "reference", "translation"} of each sentence).
 
         Args:
           scorer: an `evaluation.Scorer`.
           model: {"params": …, "model_state": …}.
-          sentences: of the split, from its start; 0 is all.
-          decoding: keys of config.decoding to replace.
         """
-        found = scorer.translations(split, model["params"], sentences=sentences, **decoding)
-        return score(found), found
+        found = scorer.translations(split, model["params"])
+        return scorer.losses(split, **model) | score(found), found
 
     def validate(self, scorer, model: dict, step: int) -> dict[str, float]:
-        """Greedy BLEU of the beginning of the validation split, every `training.bleu_every` steps and at the end."""
-        options = scorer.experiment.config.training
+        """Loss and its kin on the validation split; every `training.bleu_every` steps and at the end greedy BLEU of its
+        beginning."""
+        options, losses = scorer.experiment.config.training, scorer.losses("validation", **model)
         if not options.bleu_every or (step % options.bleu_every and step < options.steps):
-            return {}
-        scores, _ = self.evaluate(scorer, "validation", model, sentences=options.bleu_sentences, method="greedy")
-        return {"bleu": scores["bleu"]}
+            return losses
+        found = scorer.translations("validation", model["params"], sentences=options.bleu_sentences, method="greedy")
+        return losses | {"bleu": score(found)["bleu"]}
 
 
 def score(translations: Sequence[dict[str, str]]) -> dict:

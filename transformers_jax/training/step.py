@@ -105,22 +105,35 @@ def make_eval_step(model: nn.Module, task: Any) -> Callable[[Any, Any, dict], Me
     model's running statistics stay as they are.
     """
 
-    def eval_step(params: Any, model_state: Any, batch: dict) -> Metrics:
-        output = model.apply({"params": params, **model_state}, batch, deterministic=True)
-        loss, weight, sums = task.loss(output, batch, train=False)
-        return {**sums, "loss": loss, "weight": weight}
-
-    return eval_step
+    return _of_output(model, lambda output, batch: _sums(task, output, batch))
 
 
 def make_predict_step(model: nn.Module, task: Any) -> Callable[[Any, Any, dict], dict]:
     """(params, model_state, batch) → `task.predict` of the output by name, [B, …], and `row_weights` [B] of the batch."""
+    return _of_output(model, lambda output, batch: _answers(task, output, batch))
 
-    def predict_step(params: Any, model_state: Any, batch: dict) -> dict:
-        output = model.apply({"params": params, **model_state}, batch, deterministic=True)
-        return {**task.predict(output, batch), "row_weights": batch["row_weights"]}
 
-    return predict_step
+def make_scoring_step(model: nn.Module, task: Any) -> Callable[[Any, Any, dict], tuple[Metrics, dict]]:
+    """(params, model_state, batch) → both of the above, of one forward pass."""
+    return _of_output(model, lambda output, batch: (_sums(task, output, batch), _answers(task, output, batch)))
+
+
+def _of_output(model: nn.Module, measure: Callable) -> Callable:
+    """(params, model_state, batch) → `measure` of the model's output and the batch."""
+
+    def step(params: Any, model_state: Any, batch: dict):
+        return measure(model.apply({"params": params, **model_state}, batch, deterministic=True), batch)
+
+    return step
+
+
+def _sums(task, output, batch: dict) -> Metrics:
+    loss, weight, sums = task.loss(output, batch, train=False)
+    return {**sums, "loss": loss, "weight": weight}
+
+
+def _answers(task, output, batch: dict) -> dict:
+    return {**task.predict(output, batch), "row_weights": batch["row_weights"]}
 
 
 def compile_step(

@@ -1,0 +1,86 @@
+"""The PyTorch side of `benchmarks.finetuning`: a run's recipe and batches, with the model and the updates of PyTorch.
+
+    python -m benchmarks.finetuning_peer WORKDIR
+
+Begins where the run in WORKDIR began, and evaluates where it did, by the run's own task: only predictions differ. The
+last line is one JSON object, as that of `experiments.finetune`.
+"""
+
+import json
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+import transformers
+
+from transformers_jax import configuration
+from transformers_jax.evaluation import Scorer
+from transformers_jax.experiment import Experiment
+from transformers_jax.interchange import initial
+from transformers_jax.training.optimizers import make_optimizer
+
+CLASSES = {
+    "sequence_classification": transformers.AutoModelForSequenceClassification,
+    "tagging": transformers.AutoModelForTokenClassification,
+    "span_qa": transformers.AutoModelForQuestionAnswering,
+}
+
+
+def main(workdir: str) -> None:
+    config = configuration.read(workdir)
+    run, options = Experiment(config, workdir), config.training
+    torch.manual_seed(config.seed)
+    labels = {"num_labels": run.task.model_fields().get("labels", 2)}
+    model = CLASSES[config.task.name].from_pretrained(config.finetuning.init_from, **labels)
+    optimizer, rate = optimizer_of(model, config)
+    scorer, iterator, scores = Scorer(run), run.train_iterator(), []
+    began = time.monotonic()
+    for step in range(1, options.steps + 1):
+        batch = {name: torch.from_numpy(array).long() if array.dtype.kind == "i" else torch.from_numpy(array)
+                 for name, array in next(iterator).items()}  # fmt: skip
+        model.train()
+        optimizer.zero_grad(set_to_none=True)
+        loss_of(model, batch, config.task.name).backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), config.optimizer.clip_norm)
+        for group in optimizer.param_groups:
+            group["lr"] = float(rate(step - 1))
+        optimizer.step()
+        if step % options.eval_every == 0 or step == options.steps:
+            scores.append((validated(model, run, scorer)[run.task.main_metric], -step))
+    best, step = max(scores)
+    found = {"metric": run.task.main_metric, "best": best, "step": -step, "last": scores[-1][0]}
+    print(json.dumps(found | {"seconds": round(time.monotonic() - began)}))
+
+
+def optimizer_of(model, config):
+    """AdamW that decays kernels and embeddings only, and the run's schedule: updates so far → rate."""
+    options = config.optimizer
+    decayed = {"params": [p for p in model.parameters() if p.ndim > 1], "weight_decay": options.weight_decay}
+    others = {"params": [p for p in model.parameters() if p.ndim < 2], "weight_decay": 0.0}
+    optimizer = torch.optim.AdamW([decayed, others], lr=0.0, betas=(options.b1, options.b2), eps=options.eps)
+    return optimizer, make_optimizer(options, config.training.steps)[1]
+
+
+def loss_of(model, batch: dict, task: str):
+    """Of one batch, the mean over its examples or words."""
+    seen = (batch["segments"] > 0).long()
+    inputs = {"input_ids": batch["tokens"], "attention_mask": seen, "token_type_ids": batch["token_types"]}
+    if task == "span_qa":
+        return model(**inputs, start_positions=batch["starts"], end_positions=batch["ends"]).loss
+    if task == "tagging":
+        return model(**inputs, labels=batch["targets"].where(batch["weights"] > 0, -100)).loss
+    return model(**inputs, labels=batch["label"] if "label" in batch else batch["score"].float()).loss
+
+
+def validated(model, run: Experiment, scorer: Scorer) -> dict:
+    """The task's scores on the validation split, of the model as `transformers` saves it."""
+    with tempfile.TemporaryDirectory() as folder:
+        model.save_pretrained(Path(folder))
+        params = initial.initial(folder, run.model)
+    return run.task.validate(scorer, {"params": params, "model_state": {}}, 0)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
