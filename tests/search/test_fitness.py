@@ -41,7 +41,7 @@ def outcome(result):
 
 
 @pytest.fixture(scope="module")
-def trainer(corpus, tmp_path_factory, quick_programs):
+def trainer(corpus, tmp_path_factory):
     return make(corpus, tmp_path_factory.mktemp("trainer"))
 
 
