@@ -169,7 +169,7 @@ def quickstart(config: ConfigDict) -> None:
     config.search.population = 4
     config.search.sample = 2
     config.search.children = 2
-    config.search.steps = (150, 100)
+    config.search.steps = (200, 150)
 
 
 def multi30k(config: ConfigDict) -> None:
