@@ -4,6 +4,7 @@ As a program, `python tests/search/fake.py WORKDIR CORPUS WORKERS SECONDS [KEY=V
 """
 
 import os
+import signal
 import sys
 import time
 from pathlib import Path
@@ -62,6 +63,7 @@ if __name__ == "__main__":
     from experiments import launch
 
     launch.start_output()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     workdir, corpus, workers, seconds, *_ = sys.argv[1:]
     os.environ["FAKE_SECONDS"] = seconds
     fake.search(workdir, corpus, int(workers))

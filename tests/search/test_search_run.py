@@ -223,7 +223,7 @@ def alive(pid):
         return False
 
 
-def test_workers_and_their_driver_are_killed(tmp_path, corpus):
+def test_workers_and_their_driver_are_killed_and_ended(tmp_path, corpus):
     pytest.importorskip("ray")
     with start(tmp_path, corpus, 2, 0.4) as process:
         pids = []
@@ -246,6 +246,11 @@ def test_workers_and_their_driver_are_killed(tmp_path, corpus):
         time.sleep(0.1)
     with Population(tmp_path) as population:
         assert sum(row["deaths"] for row in population.rows()) == 1
+    with start(tmp_path, corpus, 2, 0.4) as process:
+        next(line for line in process.stderr if "worker 1 is process" in line)
+        process.terminate()
+        _, err = process.communicate(timeout=60)
+    assert process.returncode == 143 and "SIGTERM received" not in err
     with start(tmp_path, corpus, 2, 0) as process:
         _, err = process.communicate(timeout=600)
     assert process.returncode == 0, err

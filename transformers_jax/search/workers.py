@@ -12,6 +12,7 @@ node, and workdir and data have the same paths there.
 """
 
 import os
+import signal
 import socket
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -206,9 +207,11 @@ def _start_ray(workers: int, address: str, cores: int):
     else:
         cpus = max(there, workers * cores)
         where = {"address": "local", "num_cpus": cpus, "object_store_memory": 10**8, "include_dashboard": False}
+    handler = signal.getsignal(signal.SIGTERM)
     for attempt in range(ATTEMPTS):
         try:
             ray.init(**where, log_to_driver=False, logging_level="ERROR", configure_logging=False)
+            signal.signal(signal.SIGTERM, handler)  # Ray's own prints a stack of C++ and leaves nothing time to end
             return ray
         except Exception as error:  # Ray's own are of many kinds; that it did not come up in time is a plain Exception
             ray.shutdown()
