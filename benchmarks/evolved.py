@@ -102,11 +102,11 @@ def shared_tokenizer(folder: Path) -> list[str]:
 
 def perplexity(data: Path, folder: Path) -> dict:
     """Validation perplexities at width 128 after the last step, of each seed."""
-    steps = FLAGS.steps
+    steps, every = FLAGS.steps, max(FLAGS.steps // 5, 1)
     common = [
         "--config.model.width=128", "--config.tokenizer.vocab_size=33288", f"--config.data.batch_size={FLAGS.rows}",
-        f"--config.training.steps={steps}", f"--config.training.eval_every={max(steps // 5, 1)}",
-        f"--config.training.checkpoint_every={max(steps // 5, 1)}", "--config.training.log_every=50",
+        f"--config.training.steps={steps}", f"--config.training.eval_every={every}",
+        f"--config.training.checkpoint_every={every}", "--config.training.log_every=50",
         f"--config.optimizer.warmup_steps={2 * steps // 5}",
     ]  # fmt: skip
     hidden = {"transformer": ["--config.model.hidden=512"], "evolved_transformer": []}

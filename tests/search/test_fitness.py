@@ -38,8 +38,6 @@ def outcome(result):
     return {name: value for name, value in dataclasses.asdict(result).items() if name not in SPENT}
 
 
-
-
 @pytest.fixture(scope="module")
 def trainer(corpus, tmp_path_factory):
     return make(corpus, tmp_path_factory.mktemp("trainer"))

@@ -211,14 +211,15 @@ def _start_ray(workers: int, address: str, cores: int):
     for attempt in range(ATTEMPTS):
         try:
             ray.init(**where, log_to_driver=False, logging_level="ERROR", configure_logging=False)
-            signal.signal(signal.SIGTERM, handler)  # Ray's own prints a stack of C++ and leaves nothing time to end
-            return ray
         except Exception as error:  # Ray's own are of many kinds; that it did not come up in time is a plain Exception
             ray.shutdown()
             if attempt == ATTEMPTS - 1 or address:
                 what = f"--ray_address={address}" if address else "Ray"
                 raise UserError(f"{what} cannot be reached or started: {_first_line(error)}; try --workers=0") from error
             logging.warning("Ray did not start and is started again: %s", _first_line(error))
+        else:
+            signal.signal(signal.SIGTERM, handler)  # Ray's own prints a stack of C++ and leaves nothing time to end
+            return ray
 
 
 def _first_line(error: Exception) -> str:
