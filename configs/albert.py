@@ -231,7 +231,8 @@ def small(config: ConfigDict) -> None:
 def finetuning(config: ConfigDict) -> None:
     """Table 14, in float32: rates from 1e-5 to 5e-5, about three epochs."""
     small(config)
-    config.data.batching = "rows"
+    config.data.batching = "buckets"
+    config.data.tokens_per_batch = 0  # batch_size rows of each width
     config.data.batch_size = 32
     config.data.max_length = 0
     config.data.columns = ()

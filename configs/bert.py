@@ -243,7 +243,8 @@ def small(config: ConfigDict) -> None:
 def finetuning(config: ConfigDict) -> None:
     """Appendix A.3, in float32: 16 or 32 rows, rates from 2e-5 to 5e-5, three epochs, dropout 0.1."""
     small(config)
-    config.data.batching = "rows"
+    config.data.batching = "buckets"
+    config.data.tokens_per_batch = 0  # batch_size rows of each width
     config.data.batch_size = 32
     config.data.max_length = 0
     config.data.columns = ()

@@ -206,7 +206,8 @@ def finetuning(config: ConfigDict) -> None:
     """As BERT: in float32, 32 rows, three epochs."""
     small(config)
     config.tokenizer.path = ""
-    config.data.batching = "rows"
+    config.data.batching = "buckets"
+    config.data.tokens_per_batch = 0  # batch_size rows of each width
     config.data.batch_size = 32
     config.data.max_length = 0
     config.data.columns = ()

@@ -217,7 +217,8 @@ def small(config: ConfigDict) -> None:
 def finetuning(config: ConfigDict) -> None:
     """In float32, as the published code finetunes for FLUE: 8 rows, rate 5e-6."""
     small(config)
-    config.data.batching = "rows"
+    config.data.batching = "buckets"
+    config.data.tokens_per_batch = 0  # batch_size rows of each width
     config.data.batch_size = 8
     config.data.max_length = 0
     config.data.columns = ()

@@ -215,7 +215,8 @@ def small(config: ConfigDict) -> None:
 def finetuning(config: ConfigDict) -> None:
     """Table 10, in float32: 16 or 32 rows, rates from 1e-5 to 3e-5, ten epochs, 6 % of them warming up."""
     small(config)
-    config.data.batching = "rows"
+    config.data.batching = "buckets"
+    config.data.tokens_per_batch = 0  # batch_size rows of each width
     config.data.batch_size = 32
     config.data.max_length = 0
     config.data.columns = ()

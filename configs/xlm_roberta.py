@@ -213,7 +213,8 @@ def small(config: ConfigDict) -> None:
 def finetuning(config: ConfigDict) -> None:
     """In float32: 32 rows, three epochs."""
     small(config)
-    config.data.batching = "rows"
+    config.data.batching = "buckets"
+    config.data.tokens_per_batch = 0  # batch_size rows of each width
     config.data.batch_size = 32
     config.data.max_length = 0
     config.data.columns = ()

@@ -16,7 +16,7 @@ from real_data import REPOSITORY, shared_data
 from transformers_jax import batch as contract
 from transformers_jax.data import sources
 from transformers_jax.data.assembly import Encoded, Shape, assemble
-from transformers_jax.data.pipeline import eval_batches, fill, train_iterator
+from transformers_jax.data.pipeline import batch_shapes, eval_batches, fill, train_iterator
 from transformers_jax.errors import UserError
 
 STREAMS = {"source": ("source",), "target": ("target_inputs", "targets")}
@@ -240,6 +240,15 @@ class TestEvaluation:
         assert [r.getMessage() for r in caplog.records] == ["evaluation cuts 2 of 5 examples to source 12, target 12 pieces"]
 
 
+def test_buckets_of_batch_size_rows_are_as_wide_as_their_examples():
+    source = make_source(90, 12)
+    keys = config(batching="buckets", tokens_per_batch=0, boundaries=(4, 8, 64), lengths={"source": 12, "target": 10})
+    batches = batches_of(source, keys, 15)  # one pass
+    assert sorted(number for batch in batches for number in unpacked(batch, source)) == list(range(90))
+    assert {batch["source"].shape for batch in batches} == {(6, 4), (6, 8), (6, 12)}
+    assert batch_shapes(keys, TASK)["source"][0] == (6, 12)
+
+
 class TestLongExamples:
     @both
     @pytest.mark.parametrize("max_length", [0, 10])
@@ -269,6 +278,8 @@ class TestLongExamples:
         ({"batch_size": 0}, "config.data.batch_size=0"),
         ({"batch_size": 7, "process_count": 2}, "config.data.batch_size=7 does not divide by 2 processes"),
         ({"lengths": {"source": 8}}, "config.data.lengths.target=0"),
+        ({"batching": "buckets", "tokens_per_batch": 0, "batch_size": 0}, "config.data.batch_size=0"),
+        ({"batching": "buckets", "tokens_per_batch": 0, "lengths": {"source": 8}}, "config.data.lengths.target=0"),
         ({"batching": "buckets", "boundaries": ()}, "config.data.boundaries"),
         ({"batching": "buckets", "boundaries": (16, 8)}, "config.data.boundaries"),
         ({"batching": "buckets", "tokens_per_batch": 30}, "config.data.tokens_per_batch=30: 2 rows of 16 need 32"),

@@ -7,9 +7,11 @@ position in the data is two integers, the window and the row within it, whatever
 Keys of config.data that are read here:
   batching: "packing" puts several examples into a row; "buckets" gives each a row, among examples of like length;
     "rows" gives each a row, all rows of one length.
-  batch_size: packing, rows: rows of a batch, over all processes.
-  lengths: packing, rows: pieces in a row by stream, {"source": 64, "target": 64}; of the stream "", {"tokens": 64}.
+  batch_size: packing, rows, and buckets without tokens_per_batch: rows of a batch, over all processes.
+  lengths: where batch_size holds: pieces in a row by stream, {"source": 64, "target": 64}; of the stream "", {"tokens": 64}.
+    With buckets the longest of them is the widest, and boundaries over it do not count.
   tokens_per_batch: buckets: positions of one stream in a batch, over all processes; rows are so many over the width.
+    0: batch_size rows of every width.
   boundaries: buckets: widths of the rows, (16, 24, 32, 64) say; each is one shape that the step is compiled for.
   rows_multiple: buckets: rows of a batch are a multiple of this (8).
   max_length: longer examples are dropped in training and cut in evaluation; at most, and by default, what a row holds.
@@ -274,26 +276,38 @@ def shapes_of(config, layout: Layout, process_count: int) -> tuple[list[Shape], 
     streams = layout.streams
     if config.batching == "packing" and layout.one_a_row:
         raise UserError("config.data.batching=packing: each example of this task needs a row; give rows or buckets")
-    if config.batching in ("packing", "rows"):
-        shapes = [Shape(config.batch_size, tuple(_length(config, stream or "tokens") for stream in streams))]
-        if config.batch_size < 1 or config.batch_size % process_count:
-            raise UserError(f"config.data.batch_size={config.batch_size} does not divide by {process_count} processes")
-    elif config.batching == "buckets":
-        widths, tokens = tuple(config.get("boundaries", ())), config.get("tokens_per_batch", 0)
-        if not widths or list(widths) != sorted(set(widths)) or widths[0] < 1:
-            raise UserError(f"config.data.boundaries={widths}: give widths in ascending order, as in (16, 32, 64)")
+    if config.batching not in WINDOW:
+        raise UserError(f"config.data.batching={config.batching!r} is not one of {', '.join(WINDOW)}")
+    tokens = config.get("tokens_per_batch", 0) if config.batching == "buckets" else 0
+    if not tokens and (config.get("batch_size", 0) < 1 or config.batch_size % process_count):
+        raise UserError(f"config.data.batch_size={config.get('batch_size', 0)} does not divide by {process_count} processes")
+    if config.batching == "buckets":
+        widths = _widths(config, streams, tokens)
         multiple = math.lcm(config.get("rows_multiple", ROWS_MULTIPLE), process_count)
-        shapes = [Shape(tokens // width // multiple * multiple, (width,) * len(streams)) for width in widths]
-        if not shapes[-1].rows:
+        rows = [tokens // width // multiple * multiple if tokens else config.batch_size for width in widths]
+        shapes = [Shape(count, (width,) * len(streams)) for count, width in zip(rows, widths, strict=True)]
+        if not rows[-1]:
             least = widths[-1] * multiple
             raise UserError(f"config.data.tokens_per_batch={tokens}: {multiple} rows of {widths[-1]} need {least}")
     else:
-        raise UserError(f"config.data.batching={config.batching!r} is not one of packing, buckets, rows")
+        shapes = [Shape(config.batch_size, tuple(_length(config, stream) for stream in streams))]
     most = config.get("max_length", 0) or math.inf
     return shapes, tuple(int(min(length, most)) for length in shapes[-1].lengths)
 
 
+def _widths(config, streams: Streams, tokens: int) -> tuple[int, ...]:
+    """Those of the buckets, ascending."""
+    widths = tuple(config.get("boundaries", ()))
+    if not widths or list(widths) != sorted(set(widths)) or widths[0] < 1:
+        raise UserError(f"config.data.boundaries={widths}: give widths in ascending order, as in (16, 32, 64)")
+    if tokens:
+        return widths
+    widest = max(_length(config, stream) for stream in streams)
+    return (*(width for width in widths if width < widest), widest)
+
+
 def _length(config, stream: str) -> int:
+    stream = stream or "tokens"
     length = config.get("lengths", {}).get(stream, 0)
     if length < 1:
         raise UserError(f"config.data.lengths.{stream}={length}: give the pieces that a row holds")

@@ -26,10 +26,10 @@ def scheduled(config: ConfigDict) -> ConfigDict:
         epochs = options.get("epochs", 0.0)
         if epochs <= 0:
             raise UserError("config.training.steps is 0: give a number, or config.finetuning.epochs")
-        if config.data.batching != "rows":
+        if config.data.batching == "packing" or (config.data.batching == "buckets" and config.data.tokens_per_batch):
             raise UserError(
                 f"config.training.steps is 0, but config.data.batching={config.data.batching} does not say how many make an "
-                "epoch: give a number, or batching=rows"
+                "epoch: give a number, or batching=rows, or batching=buckets and tokens_per_batch=0"
             )
         examples = len(sources.open_source(config.data, "train"))
         config.training.steps = max(1, round(epochs * math.ceil(examples / config.data.batch_size)))
