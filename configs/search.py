@@ -53,6 +53,7 @@ def common() -> ConfigDict:
     config.search.children = 5000  # measured before a hurdle is set, and after the last
     config.search.steps = (30_000, 60_000, 120_000)  # of training by stage, with a hurdle between two
     config.search.fixed_steps = 0  # of a candidate without hurdles; 0 is the sum of the stages
+    config.search.finalists = 1  # genomes of each method of which the best after final_steps stands for it at the end
     config.search.final_steps = 0  # of the best ones and the seed, trained anew at the end; 0 is the sum of the stages
     config.search.final_seeds = 1  # how often; 0 leaves it out
     config.search.retries = 2  # a candidate over which a worker dies is trained so many times more
@@ -185,6 +186,8 @@ def multi30k(config: ConfigDict) -> None:
     config.search.sample = 6
     config.search.children = 44
     config.search.steps = (120, 80, 100)  # a first stage of 60 steps tells no candidates apart
+    config.search.finalists = 4
+    config.search.final_steps = 1000  # the first after 300 steps need not be the first here
 
 
 def tiny(config: ConfigDict) -> None:

@@ -93,6 +93,24 @@ def test_more_final_seeds_train_only_those(whole, corpus, tmp_path):
     assert history(tmp_path)[0] == history(whole[0])[0]
 
 
+def test_the_finalist_that_trains_best_stands_for_its_method(whole, corpus, tmp_path):
+    keys = {"finalists": 3, "final_steps": fake.REVERSED, "controls": ("random",)}
+    found = fake.search(tmp_path, corpus, **keys)
+    rows, _, finals = history(tmp_path)
+    mine = [row for row in rows if row["method"] == "evolution"]
+    best = summary.best(mine, 3)
+    assert mine == history(whole[0])[0] and len({row["fitness"] for row in best}) > 1
+    names = [row["name"] for row in finals]
+    assert names[:3] == [f"evolution {row['id']}" for row in best] and sum(name.startswith("random ") for name in names) == 3
+    assert names[6:] == ["evolution", "random", "seed"] and [row["seed"] for row in finals] == [0] * 6 + [1] * 3
+    chosen = min(best, key=lambda row: (row["fitness"], row["id"]))
+    assert finals[6]["genome"] == chosen["genome"] == genome.load(str(tmp_path / "best.json")).to_json()
+    assert found["parameters"] == chosen["parameters"] and set(found["final"]) == {"evolution", "random", "seed"}
+    assert found["won"] == "seed"
+    log = (tmp_path / fake.LOG).read_text()
+    assert fake.search(tmp_path, corpus, **keys) == found and (tmp_path / fake.LOG).read_text() == log
+
+
 def test_controls_have_as_many_steps(tmp_path, corpus):
     controls = ("random", "evolution_no_hurdles", "evolution_random_seed")
     found = fake.search(tmp_path, corpus, controls=controls)

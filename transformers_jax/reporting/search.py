@@ -47,8 +47,8 @@ class History(NamedTuple):
 
     @property
     def winner(self) -> Row:
-        """The best candidate of the first method."""
-        return summary.best(self.rows[self.methods[0]])
+        """The candidate that stands for the first method."""
+        return summary.winner(self.config, self.rows[self.methods[0]], self.finals)
 
     @property
     def measured(self) -> list[Row]:

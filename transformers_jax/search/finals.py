@@ -1,7 +1,9 @@
 """The comparison at the end: the best of each method and the seed genome, trained alike from the start.
 
-In a search the best is also the luckiest. Here all train for config.search.final_steps (0 is the sum of the stages), with
-config.search.final_seeds seeds that no candidate had.
+In a search the best is also the luckiest, and the quickest learner of the first steps is not the best after many. So the
+config.search.finalists best genomes of each method train for config.search.final_steps (0 is the sum of the stages), and
+the best of those stands for its method. Then all that stand, and the seed, train as long again with
+config.search.final_seeds seeds that no genome had.
 """
 
 import shutil
@@ -19,51 +21,59 @@ class Finals:
     """The last trainings of a workdir; those that are in the population already are not repeated."""
 
     def __init__(self, config, population: Population, pool, searches: list[Evolution], workdir):
-        self.population, self.pool, self.folder = population, pool, Path(workdir) / "candidates"
-        self.retries, self.steps = config.search.retries, config.search.final_steps or sum(config.search.steps)
-        self.entries = {e.options.method: summary.best(population.rows(e.options.method)) for e in searches}
-        starts = [e for e in searches if e.start is not None]
-        if starts:
-            unit, parameters = starts[0].fits(starts[0].start)
-            self.entries["seed"] = {"genome": starts[0].start.to_json(), "unit": unit, "parameters": parameters}
-        there = {(row["name"], row["seed"]) for row in population.finals() if row["steps"] == self.steps}
-        seeds = range(config.seed + 1, config.seed + 1 + config.search.final_seeds)
-        self.wanted = [(name, seed) for seed in seeds for name in self.entries if (name, seed) not in there]
+        self.config, self.population, self.pool, self.searches = config, population, pool, searches
+        self.folder, self.steps = Path(workdir) / "candidates", summary.final_steps(config)
 
     def run(self) -> None:
         """Until all are trained."""
-        waiting, deaths, ended = list(range(len(self.wanted))), [0] * len(self.wanted), 0
-        with Progress(len(self.wanted), unit="final training") as progress:
+        options, seed = self.config.search, self.config.seed
+        rows = {e.options.method: self.population.rows(e.options.method) for e in self.searches}
+        if options.finalists > 1 and options.final_seeds:
+            best = [row for found in rows.values() for row in summary.best(found, options.finalists)]
+            self._train({summary.trial(row): row for row in best}, [seed], "finalist")
+        entries = {method: summary.winner(self.config, found, self.population.finals()) for method, found in rows.items()}
+        starts = [e for e in self.searches if e.start is not None]
+        if starts:
+            unit, parameters = starts[0].fits(starts[0].start)
+            entries["seed"] = {"genome": starts[0].start.to_json(), "unit": unit, "parameters": parameters}
+        self._train(entries, range(seed + 1, seed + 1 + options.final_seeds), "final training")
+
+    def _train(self, entries: dict[str, dict], seeds, unit: str) -> None:
+        """The genomes of the entries, by name, with each seed."""
+        there = {(row["name"], row["seed"]) for row in self.population.finals() if row["steps"] == self.steps}
+        wanted = [(name, seed) for seed in seeds for name in entries if (name, seed) not in there]
+        waiting, deaths, ended = list(range(len(wanted))), [0] * len(wanted), 0
+        with Progress(len(wanted), unit=unit) as progress:
             while waiting or self.pool.busy:
                 while waiting and self.pool.free:
                     number = waiting.pop(0)
-                    self.pool.submit(number, self._job(*self.wanted[number]))
+                    name, seed = wanted[number]
+                    self.pool.submit(number, self._job(entries[name], name, seed))
                 outcome = self.pool.next()
+                name, seed = wanted[outcome.number]
                 deaths[outcome.number] += bool(outcome.death)
-                if outcome.death and deaths[outcome.number] <= self.retries:
+                if outcome.death and deaths[outcome.number] <= self.config.search.retries:
                     waiting.insert(0, outcome.number)
                     continue
                 ended += 1
                 progress.advance(ended)
-                progress.metrics(ended, "train", self._take(outcome))
+                progress.metrics(ended, "train", self._take(outcome, entries[name], name, seed))
 
-    def _job(self, name: str, seed: int) -> Job:
-        entry = self.entries[name]
+    def _job(self, entry: dict, name: str, seed: int) -> Job:
         text = genomes.from_json(entry["genome"]).text()
         return Job(text, entry["unit"], (self.steps,), (), seed, str(self._place(name, seed)))
 
     def _place(self, name: str, seed: int) -> Path:
-        return self.folder / f"final-{name}-{seed}-{self.steps}"
+        return self.folder / f"final-{name.replace(' ', '-')}-{seed}-{self.steps}"
 
-    def _take(self, outcome: workers.Outcome) -> dict:
+    def _take(self, outcome: workers.Outcome, entry: dict, name: str, seed: int) -> dict:
         """Writes down what came of a training, and returns what there is to say."""
-        name, seed = self.wanted[outcome.number]
         result = outcome.result or Result(failure=workers.death_note(outcome))
         fitness = result.stages[-1] if result.stages else None
         self.population.add_final(
             name=name, seed=seed, steps=self.steps, fitness=fitness, failure=result.failure,
             compile_seconds=result.compile_seconds, train_seconds=result.train_seconds,
-            **{column: self.entries[name][column] for column in ("genome", "unit", "parameters")},
+            **{column: entry[column] for column in ("genome", "unit", "parameters")},
         )  # fmt: skip
         shutil.rmtree(self._place(name, seed), ignore_errors=True)
         return {"name": name, "seed": seed, **({"failed": result.failure} if result.failure else {"fitness": fitness})}

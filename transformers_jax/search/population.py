@@ -25,7 +25,8 @@
 | deaths | workers that died over it |
 
 `hurdles` holds the value of each method's hurdles by stage, and after how many candidates (`number`) it was set. `finals`
-holds the comparison at the end: the best of each method and the seed, trained alike.
+holds the comparison at the end (see `finals`): finalists by `summary.trial`, then one genome of each method by the method's
+name, and "seed", trained alike.
 
 Every change is one transaction that is on the disk when the call returns: a process killed at any moment leaves what was
 finished, and what was under way as "proposed". The database is read by `rows`, or by any SQLite program, at any time.

@@ -13,9 +13,30 @@ from transformers_jax.writing import write_whole
 BEST = "best.json"
 
 
-def best(rows: list[dict]) -> dict:
-    """The row of the highest fitness, the first of equals."""
-    return max((row for row in rows if row["fitness"] is not None), key=lambda row: (row["fitness"], -row["id"]))
+def best(rows: list[dict], count: int = 1) -> list[dict]:
+    """The `count` rows of the highest fitness, the highest first, of equivalent genomes only the first."""
+    firsts = {}
+    for row in sorted((row for row in rows if row["fitness"] is not None), key=lambda row: (-row["fitness"], row["id"])):
+        firsts.setdefault(row["key"], row)
+    return list(firsts.values())[:count]
+
+
+def trial(row: dict) -> str:
+    """The name of a finalist's training in `Population.finals`."""
+    return f"{row['method']} {row['id']}"
+
+
+def winner(config, rows: list[dict], finals: list[dict]) -> dict:
+    """A method's row that stands for it: the finalist that trained best, or without finalists the best of the search."""
+    steps = final_steps(config)
+    scores = {f["name"]: f["fitness"] for f in finals if f["steps"] == steps and f["fitness"] is not None}
+    tried = [row for row in rows if trial(row) in scores]
+    return max(tried, key=lambda row: (scores[trial(row)], -row["id"])) if tried else best(rows)[0]
+
+
+def final_steps(config) -> int:
+    """Of the trainings after the search."""
+    return config.search.final_steps or sum(config.search.steps)
 
 
 def write_best(workdir: str | os.PathLike, row: dict) -> None:
@@ -27,27 +48,27 @@ def of(config, population: Population, methods: list[str]) -> dict:
     """The summary of a search, JSON values.
 
     candidates, trained, saved (equivalent to one that was trained), failed, rejected (draws), steps (of training),
-    compile_share: of the first method; best_fitness, best_perplexity, winner (text), unit, parameters: of its best; hurdles:
-    their values; methods: the same counts of each; final: fitness of the last trainings by name, their mean first; won: who
-    has the highest mean.
+    compile_share: of the first method; best_fitness, best_perplexity: in its search; winner (text), unit, parameters: see
+    `winner`; hurdles: their values; methods: the same counts of each; final: fitness of the last trainings by name, their
+    mean first; won: who has the highest mean.
     """
     counted = {method: counts(population.rows(method)) for method in methods}
-    winner = best(population.rows(methods[0]))
-    steps = config.search.final_steps or sum(config.search.steps)
-    final = final_scores([row for row in population.finals() if row["steps"] == steps])
+    finals = [row for row in population.finals() if row["steps"] == final_steps(config)]
+    chosen = winner(config, population.rows(methods[0]), finals)
+    final = final_scores([row for row in finals if row["name"] in (*methods, "seed")])
     found = {
         "method": methods[0],
         **counted[methods[0]],
         "hurdles": [hurdle["value"] for hurdle in population.hurdles(methods[0])],
-        "winner": " ; ".join(genomes.from_json(winner["genome"]).text().split("\n")),
-        "unit": winner["unit"],
-        "parameters": winner["parameters"],
-        "mutations_from_seed": len(lineage(population.rows(methods[0]), winner)) - 1,
+        "winner": " ; ".join(genomes.from_json(chosen["genome"]).text().split("\n")),
+        "unit": chosen["unit"],
+        "parameters": chosen["parameters"],
+        "mutations_from_seed": len(lineage(population.rows(methods[0]), chosen)) - 1,
     }
     if len(methods) > 1:
         found["methods"] = counted
     if final:
-        found["final_steps"], found["final"] = steps, final
+        found["final_steps"], found["final"] = final_steps(config), final
     scores = {name: score["mean"] for name, score in final.items() if score["mean"] is not None}
     scores = scores or {method: counted[method]["best_fitness"] for method in methods}
     if len(scores) > 1:
@@ -59,7 +80,7 @@ def counts(rows: list[dict]) -> dict:
     """How many candidates there were, and what became of them; what it took; the best."""
     done = [row for row in rows if row["state"] == "done"]
     spent = [sum(row[f"{kind}_seconds"] or 0.0 for row in rows) for kind in ("compile", "train")]
-    top = best(rows)["fitness"]
+    top = best(rows)[0]["fitness"]
     return {
         "candidates": len(rows),
         "trained": sum(row["same_as"] is None for row in done),
@@ -90,8 +111,8 @@ def sentences(found: dict, workdir: str | os.PathLike) -> list[str]:
     lines = [
         f"{found['method']}: {found['candidates']} candidates, {found['trained']} trained ({found['steps']:,} steps), "
         f"{found['saved']} known from an equivalent one, {found['failed']} failed",
-        f"best: perplexity {found['best_perplexity']:.3f} with {found['parameters']:,} parameters; compiling took "
-        f"{found['compile_share']:.0%} of the time",
+        f"best perplexity {found['best_perplexity']:.3f}; compiling took {found['compile_share']:.0%} of the time",
+        f"winner: {found['parameters']:,} parameters, width unit {found['unit']}",
         f"train it: --config.model.genome={Path(workdir) / BEST}",
     ]
     for name, score in found.get("final", {}).items():
