@@ -3,10 +3,10 @@
     python -m benchmarks.search --data=DIR_OF_MULTI30K --workdir=DIR [--steps=1000] [--seeds=3]
     python -m benchmarks.search --data=DIR_OF_MULTI30K --part=workers
 
-The first searches with configs/search.py:multi30k, then at random for as many training steps, and trains both winners and
-the seed genome anew: as many steps and seeds each, parameters in the same band. It is resumed by the same command. The
-second evaluates the same candidates with one worker and with two, each on a processor core of its own, in turns; time is
-counted from when the workers stand ready, with nothing compiled before.
+The first searches with configs/search.py:multi30k, then at random for as many training steps, and trains both winners (of
+each method the best of its finalists) and the seed genome anew: as many steps and seeds each, parameters in the same band.
+It is resumed by the same command. The second evaluates the same candidates with one worker and with two, each on a
+processor core of its own, in turns; time is counted from when the workers stand ready, with nothing compiled before.
 
 The last line is one JSON object.
 """
