@@ -146,6 +146,7 @@ class Stack(nn.Module):
                 split_rngs={"params": True, "dropout": True},
                 in_axes=nn.broadcast,
                 length=self.layers,
+                check_constancy_invariants=False,  # would trace the block once more
                 metadata_params={nn.PARTITION_NAME: "layers"},
             )
             self.layer = scan(self.block, self.remat)
