@@ -5,7 +5,7 @@ python -m experiments.search --config=configs/search.py:VARIANT --workdir=DIR [-
 | VARIANT      | what                                                                  | expected time        |
 |--------------|-----------------------------------------------------------------------|----------------------|
 | `quickstart` | 8 candidates of a small model on the Bible, on a laptop               | 10 minutes           |
-| `multi30k`   | 152 candidates of a small model on image captions, files given        | about an hour        |
+| `multi30k`   | 152 candidates of a small model on image captions, files given        | more than an hour    |
 | `wmt`        | the paper's: WMT14, population 100, sample 30, 59.1 to 64.1M parameters | 15,000 trainings     |
 | `tiny`       | seconds on a CPU, for tests: files given                              | seconds              |
 

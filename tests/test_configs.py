@@ -131,6 +131,8 @@ def test_finetuning_variants(name):
     assert model_of(config).config.vocab_size == config.tokenizer.vocab_size
     assert config.data.lengths.tokens == config.task.max_length <= config.model.max_length
     assert config.training.steps == 0 and config.finetuning.epochs > 0
+    assert config.data.batching == ("rows" if file == "sentence_bert" else "buckets")
+    assert file == "sentence_bert" or config.data.tokens_per_batch == 0
     if file != "sentence_bert":
         base = configuration.load(f"{CONFIGS / file}.py:base").model
         same = {key: value for key, value in config.model.items() if key not in ("dtype", "scan_layers")}

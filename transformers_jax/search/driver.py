@@ -68,10 +68,9 @@ def search(config, workdir, *, workers_wanted: int = -1, ray_address: str = "", 
             for evolution in searches:
                 Search(evolution, population, pool, config, workdir, budget).run()
                 budget = budget or sum(row["trained_steps"] for row in population.rows(evolution.options.method))
-                summary.write_best(workdir, summary.best(population.rows(plans[0].method))[0])
+                summary.write_best(config, population, workdir)
             Finals(config, population, pool, searches, workdir).run()
-        winner = summary.winner(config, population.rows(plans[0].method), population.finals())
-        summary.write_best(workdir, winner)
+        summary.write_best(config, population, workdir)
         return summary.of(config, population, [plan.method for plan in plans])
 
 

@@ -39,8 +39,9 @@ def final_steps(config) -> int:
     return config.search.final_steps or sum(config.search.steps)
 
 
-def write_best(workdir: str | os.PathLike, row: dict) -> None:
-    """Writes the genome of a row and its width unit to best.json, whole or not at all."""
+def write_best(config, population: Population, workdir: str | os.PathLike) -> None:
+    """Writes the genome of the first method's winner and its width unit to best.json, whole or not at all."""
+    row = winner(config, population.rows(config.search.method), population.finals())
     write_whole(Path(workdir) / BEST, json.dumps(json.loads(row["genome"]) | {"unit": row["unit"]}) + "\n")
 
 
@@ -53,9 +54,9 @@ def of(config, population: Population, methods: list[str]) -> dict:
     mean first; won: who has the highest mean.
     """
     counted = {method: counts(population.rows(method)) for method in methods}
-    finals = [row for row in population.finals() if row["steps"] == final_steps(config)]
+    finals, steps = population.finals(), final_steps(config)
     chosen = winner(config, population.rows(methods[0]), finals)
-    final = final_scores([row for row in finals if row["name"] in (*methods, "seed")])
+    final = final_scores([row for row in finals if row["steps"] == steps and row["name"] in (*methods, "seed")])
     found = {
         "method": methods[0],
         **counted[methods[0]],
@@ -68,7 +69,7 @@ def of(config, population: Population, methods: list[str]) -> dict:
     if len(methods) > 1:
         found["methods"] = counted
     if final:
-        found["final_steps"], found["final"] = final_steps(config), final
+        found["final_steps"], found["final"] = steps, final
     scores = {name: score["mean"] for name, score in final.items() if score["mean"] is not None}
     scores = scores or {method: counted[method]["best_fitness"] for method in methods}
     if len(scores) > 1:
