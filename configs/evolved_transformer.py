@@ -178,12 +178,12 @@ def quickstart(config: ConfigDict) -> None:
     config.data.max_words_evaluation = 24
     config.data.batch_size = 32
     config.optimizer.schedule = "cosine"
-    config.optimizer.warmup_steps = 150
-    config.training.steps = 900
+    config.optimizer.warmup_steps = 120
+    config.training.steps = 600
     config.training.eval_every = 150
     config.training.bleu_every = 300
     config.training.bleu_sentences = 200
-    config.training.checkpoint_every = 75
+    config.training.checkpoint_every = 50
     config.training.keep_checkpoints = 3
     config.training.average_checkpoints = 3
 

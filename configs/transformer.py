@@ -187,13 +187,13 @@ def quickstart(config: ConfigDict) -> None:
     config.data.batch_size = 32
     config.optimizer.schedule = "cosine"
     config.optimizer.learning_rate = 0.002
-    config.optimizer.warmup_steps = 150
+    config.optimizer.warmup_steps = 120
     config.optimizer.clip_norm = 1.0
-    config.training.steps = 900
+    config.training.steps = 600
     config.training.eval_every = 150
     config.training.bleu_every = 300
     config.training.bleu_sentences = 200
-    config.training.checkpoint_every = 75
+    config.training.checkpoint_every = 50
     config.training.keep_checkpoints = 3
     config.training.average_checkpoints = 3
 
