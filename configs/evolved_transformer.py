@@ -178,10 +178,10 @@ def quickstart(config: ConfigDict) -> None:
     config.data.max_words_evaluation = 24
     config.data.batch_size = 32
     config.optimizer.schedule = "cosine"
-    config.optimizer.warmup_steps = 120
-    config.training.steps = 600
-    config.training.eval_every = 150
-    config.training.bleu_every = 300
+    config.optimizer.warmup_steps = 100
+    config.training.steps = 500
+    config.training.eval_every = 125
+    config.training.bleu_every = 250
     config.training.bleu_sentences = 200
     config.training.checkpoint_every = 50
     config.training.keep_checkpoints = 3

@@ -187,11 +187,11 @@ def quickstart(config: ConfigDict) -> None:
     config.data.batch_size = 32
     config.optimizer.schedule = "cosine"
     config.optimizer.learning_rate = 0.002
-    config.optimizer.warmup_steps = 120
+    config.optimizer.warmup_steps = 100
     config.optimizer.clip_norm = 1.0
-    config.training.steps = 600
-    config.training.eval_every = 150
-    config.training.bleu_every = 300
+    config.training.steps = 500
+    config.training.eval_every = 125
+    config.training.bleu_every = 250
     config.training.bleu_sentences = 200
     config.training.checkpoint_every = 50
     config.training.keep_checkpoints = 3
