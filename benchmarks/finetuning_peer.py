@@ -2,8 +2,8 @@
 
     python -m benchmarks.finetuning_peer WORKDIR
 
-Begins where the run in WORKDIR began, and evaluates where it did, by the run's own task: only predictions differ. The
-last line is one JSON object, as that of `experiments.finetune`.
+Begins with the numbers that the run in WORKDIR began with, the head's too, and evaluates where it did, by the run's own
+task: only what is dropped out differs. The last line is one JSON object, as that of `experiments.finetune`.
 """
 
 import json
@@ -12,13 +12,16 @@ import tempfile
 import time
 from pathlib import Path
 
+import jax
+import optax
 import torch
 import transformers
 
 from transformers_jax import configuration
 from transformers_jax.evaluation import Scorer
 from transformers_jax.experiment import Experiment
-from transformers_jax.interchange import initial
+from transformers_jax.interchange import huggingface, initial
+from transformers_jax.pretraining import first_state
 from transformers_jax.training.optimizers import make_optimizer
 
 CLASSES = {
@@ -32,26 +35,40 @@ def main(workdir: str) -> None:
     config = configuration.read(workdir)
     run, options = Experiment(config, workdir), config.training
     torch.manual_seed(config.seed)
-    labels = {"num_labels": run.task.model_fields().get("labels", 2)}
-    model = CLASSES[config.task.name].from_pretrained(config.finetuning.init_from, **labels)
+    model = model_of(run)
     optimizer, rate = optimizer_of(model, config)
     scorer, iterator, scores = Scorer(run), run.train_iterator(), []
-    began = time.monotonic()
+    losses, began = [], time.monotonic()
     for step in range(1, options.steps + 1):
         batch = {name: torch.from_numpy(array).long() if array.dtype.kind == "i" else torch.from_numpy(array)
                  for name, array in next(iterator).items()}  # fmt: skip
         model.train()
         optimizer.zero_grad(set_to_none=True)
-        loss_of(model, batch, config.task.name).backward()
+        loss = loss_of(model, batch, config.task.name)
+        loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), config.optimizer.clip_norm)
         for group in optimizer.param_groups:
             group["lr"] = float(rate(step - 1))
         optimizer.step()
+        losses.append(float(loss.detach()))
+        if step % options.log_every == 0:
+            print(f"step {step}/{options.steps}  loss {sum(losses) / len(losses):.4g}", file=sys.stderr, flush=True)
+            losses.clear()
         if step % options.eval_every == 0 or step == options.steps:
             scores.append((validated(model, run, scorer)[run.task.main_metric], -step))
     best, step = max(scores)
     found = {"metric": run.task.main_metric, "best": best, "step": -step, "last": scores[-1][0]}
     print(json.dumps(found | {"seconds": round(time.monotonic() - began)}))
+
+
+def model_of(run: Experiment):
+    """The run's model as it was before the first step."""
+    jax.config.update("jax_default_prng_impl", run.config.prng)
+    params = first_state(run, optax.identity()).model_params
+    fields = dict(run.config.model) | run.task.model_fields()
+    with tempfile.TemporaryDirectory() as folder:
+        huggingface.save(Path(folder), fields, jax.device_get(params))
+        return CLASSES[run.config.task.name].from_pretrained(folder)
 
 
 def optimizer_of(model, config):

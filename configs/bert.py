@@ -186,28 +186,35 @@ def large(config: ConfigDict) -> None:
 
 
 def quickstart(config: ConfigDict) -> None:
-    """The English Bible in chapters: 6 layers of 256, masked anew each time, packed rows."""
+    """The English Bible verse by verse: 6 layers of 256, masked anew each time, packed rows.
+
+    What is not the paper's lets so small a model learn from so little text: short texts, as each position's vector is
+    then seen often; twice as many masks; no dropout.
+    """
     small(config)
     config.model.width = 256
     config.model.num_heads = 4
     config.model.hidden = 1024
     config.model.layers = 6
     config.model.max_length = 256
-    config.task = ConfigDict({"name": "masked_lm", "share": 0.15, "masking": "dynamic", "whole_words": True})
+    config.model.dropout = 0.0
+    config.model.attention_dropout = 0.0
+    config.model.masked_share = 0.4
+    config.task = ConfigDict({"name": "masked_lm", "share": 0.3, "masking": "dynamic", "whole_words": True})
     config.tokenizer.vocab_size = 8000
     config.data.source = "bible_text"
-    config.data.unit = "paragraph"
-    config.data.chunk_words = 100
+    config.data.unit = "line"
     config.data.batching = "packing"
-    config.data.batch_size = 16
+    config.data.batch_size = 8
     config.data.lengths = ConfigDict({"tokens": 128})
     config.data.max_length = 128
     config.optimizer.learning_rate = 1e-3
     config.optimizer.warmup_steps = 200
-    config.training.steps = 2000
+    config.optimizer.b2 = 0.98
+    config.training.steps = 2500
     config.training.log_every = 50
-    config.training.eval_every = 400
-    config.training.checkpoint_every = 400
+    config.training.eval_every = 500
+    config.training.checkpoint_every = 500
 
 
 def tiny(config: ConfigDict) -> None:

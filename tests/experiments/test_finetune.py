@@ -9,9 +9,11 @@ import pytest
 from launching import REPOSITORY, call, fails, metrics
 from real_data import shared_data
 
+from configs import bert
 from experiments import evaluate, finetune, pretrain
 from transformers_jax import configuration, parameters
 from transformers_jax.data.tokenizer import Tokenizer
+from transformers_jax.finetuning import adoption
 from transformers_jax.interchange import huggingface
 from transformers_jax.reporting import glue
 from transformers_jax.training.checkpoint import Checkpoints
@@ -153,6 +155,13 @@ def test_begins_with_a_folder_of_hugging_face(folder, sentences, tmp_path, capfd
     assert code == 0 and "accuracy" in out, err
     model = configuration.read(tmp_path / "w").model
     assert (model.width, model.layers, model.dropout, model.dtype) == (16, 1, 0.2, "float32")
+
+
+def test_dropout_is_the_runs_own_unless_a_folder_says_it(encoder, folder):
+    config = bert.get_config("sentences")
+    config.model.dropout = 0.3
+    assert adoption.adopted(config, str(encoder)).model.dropout == 0.3
+    assert adoption.adopted(config, str(folder)).model.dropout == configuration.read(encoder).model.dropout != 0.3
 
 
 def test_sweep_makes_the_table_and_goes_on(encoder, sentences, tmp_path, capfd):

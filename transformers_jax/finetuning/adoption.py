@@ -8,10 +8,14 @@ from ml_collections import ConfigDict
 
 from transformers_jax import models
 from transformers_jax.errors import UserError
-from transformers_jax.interchange import initial
+from transformers_jax.interchange import huggingface, initial
 
 OWN = ("dtype", "param_dtype", "scan_layers", "remat", "attention", "masked_share", "pooler")
 """Keys of config.model that the run itself decides: how the model is computed."""
+
+DROPOUTS = ("dropout", "attention_dropout", "classifier_dropout", "span_dropout")
+"""Keys of config.model that the run decides where the pretrained model is a workdir's, which may have learned without any;
+a folder of `transformers` says what its model is finetuned with."""
 
 OF_TASK = ("head", "labels")
 """Keys of config.model that follow from the task."""
@@ -32,7 +36,8 @@ def adopted(config: ConfigDict, path: str, given: Mapping[str, object] = {}) -> 
     folder = initial.folder_of(path)
     fields = {key: value for key, value in initial.fields_of(folder).items() if key not in OF_TASK}
     allowed = {f.name for f in dataclasses.fields(importlib.import_module(f"{models.__name__}.{fields['name']}").Config)}
-    own = {key: config.model[key] for key in OWN if key in config.model and key in allowed}
+    mine = OWN if huggingface.is_folder(folder) else OWN + DROPOUTS
+    own = {key: config.model[key] for key in mine if key in config.model and key in allowed}
     theirs = {key.removeprefix("model."): value for key, value in given.items() if key.startswith("model.")}
     config = config.copy_and_resolve_references()
     with config.unlocked():
