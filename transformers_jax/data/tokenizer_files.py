@@ -161,6 +161,11 @@ def _byte_level(vocab_file: Path, merges_file: Path, config: dict) -> tokenizers
         if not file.is_file():
             raise UserError(f"{file}: missing; vocab.json and merges.txt belong together")
     vocabulary, merges = _json(vocab_file), []
+    if any(piece.endswith("</w>") for piece in vocabulary):
+        raise UserError(
+            f"{vocab_file}: pieces end in </w>, as XLM's and FlauBERT's do: words are split by Moses' rules there, which are "
+            "not read here; put a tokenizer.json beside it"
+        )
     if missing := sorted(set(pre_tokenizers.ByteLevel.alphabet()).difference(vocabulary)):
         raise UserError(f"{vocab_file}: not a byte-level vocabulary: the symbol {missing[0]!r} of a byte is missing")
     for number, line in enumerate(_text(merges_file).split("\n"), start=1):
