@@ -131,22 +131,26 @@ class Decoder:
         sources = self._cut(sources)
         results: list[list[Hypothesis]] = [[Hypothesis([], 0.0)] for _ in sources]
         waiting = sorted((i for i, ids in enumerate(sources) if ids), key=lambda i: -len(sources[i]))  # stable
-        for room in (self._usual_room, self.limit):
-            batches = [waiting[i : i + self.sizes[-1]] for i in range(0, len(waiting), self.sizes[-1])]
-            found = [self._start_batch(params, batch, sources, seed, room) for batch in batches]
-            waiting = []
-            for batch, (outputs, done) in zip(batches, found, strict=True):
-                outputs, done = search.Outputs(*map(np.asarray, outputs)), np.asarray(done)
+        patient = False
+        while waiting:
+            unfinished = []
+            for i in range(0, len(waiting), self.sizes[-1]):
+                batch = waiting[i : i + self.sizes[-1]]
+                room = self.limit if patient else self._usual_room
+                outputs, done = self._decode_batch(params, batch, sources, seed, room)
                 for b, number in enumerate(batch):
                     if done[b]:
                         results[number] = self._hypotheses(outputs, b)
                     else:
-                        waiting.append(number)
+                        unfinished.append(number)
+                patient = patient or 2 * np.sum(~done[: len(batch)]) > len(batch)  # the others will hardly end either
+            waiting, patient = unfinished, True
         return results
 
     def _usual_room(self, source_length: int) -> int:
         """Steps in which nearly all outputs end. The few others start again together, with room up to their limits:
         so one output that never ends does not keep its whole batch waiting, and caches are no longer than they need be.
+        Where most of a batch does not end, as with a model that is hardly trained, the batches after it get all their room.
         """
         usual, limit = source_length + max(8, source_length // 4), self.limit(source_length)
         return usual if usual < 0.75 * limit else limit
@@ -166,8 +170,8 @@ class Decoder:
 
         return [cut(ids) if len(ids) > longest else list(ids) for ids in sources]
 
-    def _start_batch(self, params, batch: list[int], sources: list[list[int]], seed: int, room: Callable[[int], int]):
-        """Sends one batch of sources, by their numbers, to the device, and returns without waiting for it."""
+    def _decode_batch(self, params, batch: list[int], sources: list[list[int]], seed: int, room: Callable[[int], int]):
+        """The outputs of one batch of sources, by their numbers, and whether each is done: NumPy arrays."""
         size = self.sizes[bisect.bisect_left(self.sizes, len(batch))]
         length = self.lengths[bisect.bisect_left(self.lengths, max(len(sources[i]) for i in batch))]
         source = np.full((size, length), self.pad_id, np.int32)  # [B, S]
@@ -179,7 +183,8 @@ class Decoder:
             source[row, : len(ids)], segments[row, : len(ids)] = ids, 1
             limits[row], numbers[row] = self.limit(len(ids)), number
         arrays = [self._place(x) for x in (source, segments, limits, numbers)]
-        return self._search(params, *arrays, np.uint32(seed % 2**32), room=_rounded(room(length)))
+        found = self._search(params, *arrays, np.uint32(seed % 2**32), room=_rounded(room(length)))
+        return jax.tree.map(np.asarray, found)
 
     def _place(self, x: np.ndarray):
         if self.mesh is None:
