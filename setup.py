@@ -27,11 +27,15 @@ EXTRAS = {
     "report": ["matplotlib>=3.11"],
     "search": ["ray>=2.60"],
     "images": ["pillow>=13.0"],
-    "parity": ["torch>=2.13.0", "transformers>=5.23", "peft>=0.21"],
+    "parity": ["torch>=2.13.0", "transformers>=5.23", "peft>=0.21", "sacremoses>=0.2.0"],
     "gguf": ["gguf>=0.19"],
+    "flaubert": ["sacremoses>=0.2.0"],  # the words of its tokenizer
     "cuda": ["jax[cuda12]>=0.10.2"],
     "tpu": ["jax[tpu]>=0.10.2"],
-    "test": ["hypothesis>=6.170", "matplotlib>=3.11", "pytest>=9.2", "pytest-xdist>=3.8", "ray>=2.60", "ruff>=0.17"],
+    "test": [
+        "hypothesis>=6.170", "matplotlib>=3.11", "pytest>=9.2", "pytest-xdist>=3.8", "ray>=2.60", "ruff>=0.17",
+        "sacremoses>=0.2.0",
+    ],  # fmt: skip
 }
 
 README = Path(__file__).with_name("README.md")

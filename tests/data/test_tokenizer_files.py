@@ -163,7 +163,7 @@ def test_broken_files_are_named(tmp_path):
     assert "vocab.json, line 1: not JSON" in broken(tmp_path, "vocab.json", "[", "bytes")
     assert "vocab.json: a JSON object was expected" in broken(tmp_path, "vocab.json", "[]", "bytes")
     assert "vocab.json: not a byte-level vocabulary" in broken(tmp_path, "vocab.json", '{"a": 0, "b": 1}', "bytes")
-    assert "vocab.json: pieces end in </w>, as XLM's" in broken(tmp_path, "vocab.json", '{"a": 0, "b</w>": 1}', "bytes")
+    assert "vocab.json: pieces end in </w>, as FlauBERT's" in broken(tmp_path, "vocab.json", '{"a": 0, "b</w>": 1}', "bytes")
     (tmp_path / "tokenizer_config.json").write_text("{]")
     assert "tokenizer_config.json, line 1: not JSON" in broken(tmp_path, "vocab.txt", "\n".join(UNCASED))
 

@@ -18,7 +18,7 @@ import numpy as np
 import tokenizers
 from absl import logging
 
-from transformers_jax.data import bpe, tokenizer_files, words
+from transformers_jax.data import bpe, moses, tokenizer_files, words
 from transformers_jax.data.pairs import Joined, place, truncated
 from transformers_jax.data.tokenizer_files import SpecialIds
 from transformers_jax.errors import UserError
@@ -41,19 +41,19 @@ class Tokenizer:
       separators: ends between the two texts of a pair: one, as BERT has it, or two, as RoBERTa has it.
     """
 
-    def __init__(self, library: tokenizers.Tokenizer, special: SpecialIds):
+    def __init__(self, library: tokenizers.Tokenizer, special: SpecialIds, words_before: moses.Words | None = None):
         library.no_truncation()  # pretrained files may carry both
         library.no_padding()
         library.encode_special_tokens = True  # `<pad>` in a text is text
-        self._library, self._special = library, special
+        self._library, self._special, self._words = library, special, words_before
         self.pad_id, self.bos_id, self.eos_id, self.unk_id, self.mask_id = special
-        self.vocab_size = max(library.get_vocab().values()) + 1
+        self.vocab_size = words_before.size if words_before else max(library.get_vocab().values()) + 1
         added = {i for i, token in library.get_added_tokens_decoder().items() if token.special}
         self._dropped = frozenset(added.union(special) - {None})
         self.separators = self._separators()
 
     def __reduce__(self):
-        return _restored, (self._library.to_str(), self._special)
+        return _restored, (self._library.to_str(), self._special, self._words)
 
     @classmethod
     def from_merges(cls, merges: Iterable[bpe.Pair], alphabet: Iterable[str] = ()) -> "Tokenizer":
@@ -87,7 +87,7 @@ class Tokenizer:
 
     def encode(self, text: str) -> list[int]:
         """The ids of a text, without beginning and end. An empty text has none."""
-        return self._library.encode(text, add_special_tokens=False).ids
+        return self._encoding(text).ids
 
     def encode_with_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
         """The ids of a text, and for each piece where it stands: text[start:end], without white space around it.
@@ -95,7 +95,7 @@ class Tokenizer:
         Places are in order. Where a character makes several pieces, each stands at the whole character; so does a mark
         that the tokenizer adds, at the character before it. A piece of white space is empty, start == end.
         """
-        encoding = self._library.encode(text, add_special_tokens=False)
+        encoding = self._encoding(text)
         places, last = [], 0
         for start, end in encoding.offsets:
             places.append(place(text, max(start, last) if end > last else start, end))
@@ -104,7 +104,7 @@ class Tokenizer:
 
     def encode_with_words(self, text: str) -> tuple[list[int], list[int]]:
         """The ids of a text, and the number of the word that each piece belongs to; words as the tokenizer splits them."""
-        encoding = self._library.encode(text, add_special_tokens=False)
+        encoding = self._encoding(text)
         words_of, last = [], -1
         for word in encoding.word_ids:
             last = last + 1 if word is None else word
@@ -141,10 +141,13 @@ class Tokenizer:
 
     def textual_ids(self) -> np.ndarray:
         """The ids of all pieces but the special ones, ascending."""
-        return np.array(sorted(set(self._library.get_vocab().values()) - self._dropped), np.int32)
+        ids = set(self._library.get_vocab().values()).intersection(range(self.vocab_size))
+        return np.array(sorted(ids - self._dropped), np.int32)
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        """The ids of each text, encoded on all cores."""
+        """The ids of each text, encoded on all cores (but for FlauBERT's, whose words are split in Python)."""
+        if self._words:
+            return [self.encode(text) for text in texts]
         return [encoding.ids for encoding in self._library.encode_batch_fast(list(texts), add_special_tokens=False)]
 
     def decode(self, ids: Iterable[int]) -> str:
@@ -194,20 +197,30 @@ class Tokenizer:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_whole(path, self._library.to_str(pretty=True))
         config = tokenizer_files.read_config(path.parent)
+        before = dict(config)
+        if self._words:
+            config |= {"moses": self._words._asdict()}
         if tokenizer_files.special_ids(self._library, config) != self._special:
             ids = self._special._asdict().items()
             config |= {f"{role}_token": None if i is None else self._library.id_to_token(i) for role, i in ids}
+        if config != before:
             write_whole(path.with_name("tokenizer_config.json"), json.dumps(config, indent=2))
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> "Tokenizer":
         """Reads `tokenizer.json` (ours or any other), BERT's `vocab.txt`, a SentencePiece `.model`, or `vocab.json` and
-        `merges.txt` as GPT-2 has them: the file, or the folder that holds it. See `tokenizer_files`.
+        `merges.txt` as GPT-2 or FlauBERT has them: the file, or the folder that holds it. See `tokenizer_files`.
 
         Raises:
           UserError: names the file that is missing or malformed.
         """
         return cls(*tokenizer_files.read(Path(path)))
+
+    def _encoding(self, text: str):
+        """Ids, offsets and word_ids of a text, as the library gives them."""
+        if self._words:
+            return self._words.encode(self._library, text)
+        return self._library.encode(text, add_special_tokens=False)
 
     def _separators(self) -> int:
         """What the file's own template puts between two texts; without one, two where a `<mask>` tells of RoBERTa."""
@@ -286,8 +299,8 @@ def _alphabet(counts: Counter[str], limit: int, min_count: int) -> list[str]:
     return sorted(character for character, count in characters.most_common(limit) if count >= min_count)
 
 
-def _restored(content: str, special: SpecialIds) -> Tokenizer:
-    return Tokenizer(tokenizers.Tokenizer.from_str(content), special)
+def _restored(content: str, *rest) -> Tokenizer:
+    return Tokenizer(tokenizers.Tokenizer.from_str(content), *rest)
 
 
 def _serial_in_children() -> None:

@@ -3,7 +3,8 @@
 1. `tokenizer.json`, the library's own file, ours or a pretrained one.
 2. `vocab.txt`, BERT's WordPiece. Lower-casing by `do_lower_case` of `tokenizer_config.json`; without it, a vocabulary
    without capitals is taken for a lower-cased one.
-3. `vocab.json` and `merges.txt`, the byte-level encoding of GPT-2 and RoBERTa.
+3. `vocab.json` and `merges.txt`, the byte-level encoding of GPT-2 and RoBERTa, or where pieces end in `</w>` FlauBERT's:
+   see `moses`. A `tokenizer.json` of this kind has "moses" in the `tokenizer_config.json` beside it.
 4. `spiece.model`, `tokenizer.model` or the folder's only `.model`, SentencePiece: see `sentencepiece_model`.
 
 A folder is searched in this order. Special pieces are those that `tokenizer_config.json` names, else those with a usual
@@ -12,6 +13,7 @@ name.
 
 import json
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,7 +21,7 @@ import tokenizers
 from absl import logging
 from tokenizers import decoders, models, normalizers, pre_tokenizers
 
-from transformers_jax.data import sentencepiece_model, words
+from transformers_jax.data import moses, sentencepiece_model, words
 from transformers_jax.errors import UserError
 
 
@@ -50,8 +52,8 @@ _CONFIG_KEYS = {
 _CAPITAL_PIECE = re.compile(r"(?!\[).*[A-Z]")
 
 
-def read(path: Path) -> tuple[tokenizers.Tokenizer, SpecialIds]:
-    """The tokenizer of a file or folder, and its special ids.
+def read(path: Path) -> tuple[tokenizers.Tokenizer, SpecialIds, moses.Words | None]:
+    """The tokenizer of a file or folder, its special ids, and how words are split before it, if that is not its own.
 
     Raises:
       UserError: nothing there to read, a malformed file, or a vocabulary without any piece that ends a sequence.
@@ -66,12 +68,16 @@ def read(path: Path) -> tuple[tokenizers.Tokenizer, SpecialIds]:
     elif file.suffix == ".txt" and file.name != "merges.txt":
         library = _wordpiece(file, config)
     elif file.name in ("vocab.json", "merges.txt"):
-        library = _byte_level(file.with_name("vocab.json"), file.with_name("merges.txt"), config)
+        vocab_file, merges_file = file.with_name("vocab.json"), file.with_name("merges.txt")
+        vocabulary = _vocabulary(vocab_file, merges_file)
+        if any(piece.endswith(moses.SUFFIX) for piece in vocabulary):
+            return _moses(vocab_file, merges_file, vocabulary, config)
+        library = _byte_level(vocab_file, merges_file, vocabulary, config)
     else:
         library = _library(file)
     if (special := special_ids(library, config)) is None:
         raise UserError(f"{file}: no piece begins or ends a text; name an eos_token in tokenizer_config.json beside it")
-    return library, special
+    return library, special, moses.Words(**config["moses"]) if "moses" in config else None
 
 
 def read_config(folder: Path) -> dict:
@@ -155,33 +161,50 @@ def _wordpiece(file: Path, config: dict) -> tokenizers.Tokenizer:
     return library
 
 
-def _byte_level(vocab_file: Path, merges_file: Path, config: dict) -> tokenizers.Tokenizer:
-    """Byte pair encoding over bytes (Radford et al. 2019), words split as GPT-2 splits them."""
+def _vocabulary(vocab_file: Path, merges_file: Path) -> dict[str, int]:
     for file in (vocab_file, merges_file):
         if not file.is_file():
             raise UserError(f"{file}: missing; vocab.json and merges.txt belong together")
-    vocabulary, merges = _json(vocab_file), []
-    if any(piece.endswith("</w>") for piece in vocabulary):
-        raise UserError(
-            f"{vocab_file}: pieces end in </w>, as XLM's and FlauBERT's do: words are split by Moses' rules there, which are "
-            "not read here; put a tokenizer.json beside it"
-        )
+    return _json(vocab_file)
+
+
+def _merges(file: Path) -> Iterator[tuple[str, list[str]]]:
+    """What to call each line in an error, and its parts: the two symbols of a merge, and maybe its count behind them."""
+    for number, line in enumerate(_text(file).split("\n"), start=1):
+        line = line.rstrip("\r")
+        if line and not (number == 1 and line.startswith("#version")):
+            yield f"{file}, line {number}: {line!r}", line.split(" ")
+
+
+def _byte_level(vocab_file: Path, merges_file: Path, vocabulary: dict, config: dict) -> tokenizers.Tokenizer:
+    """Byte pair encoding over bytes (Radford et al. 2019), words split as GPT-2 splits them."""
     if missing := sorted(set(pre_tokenizers.ByteLevel.alphabet()).difference(vocabulary)):
         raise UserError(f"{vocab_file}: not a byte-level vocabulary: the symbol {missing[0]!r} of a byte is missing")
-    for number, line in enumerate(_text(merges_file).split("\n"), start=1):
-        line = line.rstrip("\r")
-        if not line or (number == 1 and line.startswith("#version")):
-            continue
-        pair = tuple(line.split(" "))
+    merges = []
+    for where, pair in _merges(merges_file):
         if len(pair) != 2 or not {*pair, "".join(pair)} <= vocabulary.keys():
-            raise UserError(f"{merges_file}, line {number}: {line!r} is no merge of two pieces of {vocab_file.name}")
-        merges.append(pair)
+            raise UserError(f"{where} is no merge of two pieces of {vocab_file.name}")
+        merges.append(tuple(pair))
     library = tokenizers.Tokenizer(models.BPE(vocabulary, merges))
     library.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=config.get("add_prefix_space", False))
     library.decoder = decoders.ByteLevel()
     usual = {name for names in _NAMES.values() for name in names}
     library.add_special_tokens(sorted(usual.intersection(vocabulary), key=vocabulary.get))
     return library
+
+
+def _moses(vocab_file: Path, merges_file: Path, vocabulary: dict, config: dict):
+    """FlauBERT's (Le et al. 2020), whose merges may make what is no piece; gives what `read` does."""
+    if missing := [name for name in ("<s>", "</s>", "<pad>", "<unk>", "<special1>") if name not in vocabulary]:
+        raise UserError(f"{vocab_file}: pieces end in {moses.SUFFIX}, as FlauBERT's do, but there is no piece {missing[0]}")
+    merges = []
+    for where, parts in _merges(merges_file):
+        if len(parts) not in (2, 3):
+            raise UserError(f"{where} is no merge of two symbols")
+        merges.append(tuple(parts[:2]))
+    library = moses.library(vocabulary, merges)
+    special = special_ids(library, {"bos_token": "<s>", "mask_token": "<special1>"} | config)
+    return library, special, moses.Words(config.get("do_lowercase", False), max(vocabulary.values()) + 1, special.unk)
 
 
 def _text(file: Path) -> str:

@@ -26,9 +26,14 @@ def read(path: Path) -> Tokenizer | None:
 
 
 def write(path: Path, tokenizer: Tokenizer) -> None:
-    """Writes tokenizer.json and tokenizer_config.json, so that AutoTokenizer puts the same pieces around texts as we do."""
+    """Writes tokenizer.json and tokenizer_config.json, so that AutoTokenizer puts the same pieces around texts as we do.
+
+    A tokenizer whose words Moses' rules split is written as FlauBERT's files.
+    """
     tokenizer.save(path / "tokenizer.json")
     content = json.loads((path / "tokenizer.json").read_text(encoding="utf-8"))
+    if "moses" in _object(path / "tokenizer_config.json"):
+        return _write_flaubert(path, content["model"])
     if not content.get("post_processor"):
         content["post_processor"] = _template(tokenizer)
         (path / "tokenizer.json").write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
@@ -37,6 +42,19 @@ def write(path: Path, tokenizer: Tokenizer) -> None:
     ids |= dict.fromkeys(("bos", "cls"), tokenizer.bos_id) | dict.fromkeys(("eos", "sep"), tokenizer.eos_id)
     config |= {f"{role}_token": tokenizer.piece(i) for role, i in ids.items() if i is not None}
     (path / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+
+def _write_flaubert(path: Path, model: dict) -> None:
+    """vocab.json and merges.txt in place of the tokenizer.json with this model, as `FlaubertTokenizer` reads them."""
+    config = _object(path / "tokenizer_config.json")
+    moses = config.pop("moses")
+    pieces = {piece: i for piece, i in model["vocab"].items() if i < moses["size"]}
+    (path / "vocab.json").write_text(json.dumps(pieces, ensure_ascii=False), encoding="utf-8")
+    merges = (merge if isinstance(merge, str) else " ".join(merge) for merge in model["merges"])
+    (path / "merges.txt").write_text("".join(f"{merge}\n" for merge in merges), encoding="utf-8")
+    config |= {"tokenizer_class": "FlaubertTokenizer", "do_lowercase": moses["lowercase"]}
+    (path / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    (path / "tokenizer.json").unlink()
 
 
 def _object(file: Path) -> dict:

