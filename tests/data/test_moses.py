@@ -109,6 +109,13 @@ def test_saved_copied_and_exported(tokenizer, tmp_path):
 def test_what_is_missing_is_named(tmp_path, monkeypatch):
     with pytest.raises(UserError, match=r"vocab.json: pieces end in </w>, as FlauBERT's do, but there is no piece <s>"):
         Tokenizer.load(folder(tmp_path / "a", pieces=PIECES[1:]))
+    with pytest.raises(UserError, match="merges.txt, line 2: 'a b c d 99' is no merge"):
+        Tokenizer.load(folder(tmp_path / "a", merges=[("a", "b"), ("a b", "c d")]))
+    with pytest.raises(UserError, match="FlauBERT's are read, not those of XLMTokenizer"):
+        Tokenizer.load(folder(tmp_path / "a", tokenizer_class="XLMTokenizer"))
+    (folder(tmp_path / "a") / "config.json").write_text('{"model_type": "xlm"}')
+    with pytest.raises(UserError, match="not those of xlm"):
+        Tokenizer.load(tmp_path / "a")
     tokenizer = Tokenizer.load(folder(tmp_path / "b"))
     moses._moses.cache_clear()
     monkeypatch.setitem(__import__("sys").modules, "sacremoses", None)

@@ -195,6 +195,10 @@ def _byte_level(vocab_file: Path, merges_file: Path, vocabulary: dict, config: d
 
 def _moses(vocab_file: Path, merges_file: Path, vocabulary: dict, config: dict):
     """FlauBERT's (Le et al. 2020), whose merges may make what is no piece; gives what `read` does."""
+    beside = vocab_file.with_name("config.json")
+    kind = config.get("tokenizer_class") or (_json(beside).get("model_type", "") if beside.is_file() else "")
+    if kind and "flaubert" not in kind.lower():
+        raise UserError(f"{vocab_file}: pieces end in {moses.SUFFIX}: FlauBERT's are read, not those of {kind}")
     if missing := [name for name in ("<s>", "</s>", "<pad>", "<unk>", "<special1>") if name not in vocabulary]:
         raise UserError(f"{vocab_file}: pieces end in {moses.SUFFIX}, as FlauBERT's do, but there is no piece {missing[0]}")
     merges = []
