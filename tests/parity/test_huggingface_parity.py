@@ -139,9 +139,12 @@ def test_same_outputs_both_ways(torch, tmp_path: Path, kind, head, changes):
 
     fields, params, tokenizer = huggingface.load(tmp_path / "theirs")
     assert tokenizer is None and fields["head"] == head
+    if kind == "flaubert":  # where token types are given
+        fields |= {"token_types_as_pieces": True}
     compare(ours(fields, params, batch), wanted, batch, head)
 
     huggingface.save(tmp_path / "ours", fields, params)
+    assert huggingface.load(tmp_path / "ours")[0] == fields
     again, info = type(model).from_pretrained(tmp_path / "ours", output_loading_info=True)
     assert not any(info.values()), info
     compare(theirs(torch, again.eval(), head, batch), wanted, batch, head)
@@ -156,6 +159,7 @@ def test_pre_norm_flaubert_is_xlm_with_its_norms_in_front(torch, tmp_path: Path)
     batch = draw("flaubert", "none", 1)
     fields, params, _ = huggingface.load(tmp_path)
     assert fields["norm"] == "pre"
+    fields |= {"token_types_as_pieces": True}
     tokens, mask = (torch.tensor(batch[name].astype(np.int64)) for name in ("tokens", "segments"))
     with torch.no_grad():
         x = model.embeddings(tokens) + model.position_embeddings(torch.arange(tokens.shape[1]))

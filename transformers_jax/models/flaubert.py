@@ -31,7 +31,8 @@ class Config(encoder.Config):
     norm: "post" or "pre".
     languages: rows of the table of languages, that are added where a batch has `languages` [B, T]; 1 for no such table.
     token_types_as_pieces: token types are numbers of pieces, whose vectors are added. The paper has none of this, but it is
-      what `transformers` does with the token types that its tokenizer gives, so weights from there have it on.
+      what `transformers` does with token types. Its tokenizer gave them before version 5: weights that were finetuned so
+      want the key in their config.json.
     classifier_dropout: before the labels of whole rows; before tags stands `dropout`.
     labels: of "multiple_choice" too: as many scores are mixed into one for each choice.
     """
@@ -169,7 +170,7 @@ def from_hf(config: dict) -> dict:
         "activation": "gelu" if config.get("gelu_activation", True) else "relu",
         "norm": "pre" if config.get("pre_norm", False) else "post",
         "languages": config.get("n_langs", 1) if config.get("use_lang_emb", True) else 1,
-        "token_types_as_pieces": True,
+        "token_types_as_pieces": config.get("token_types_as_pieces", False),
     }
 
 
@@ -189,4 +190,5 @@ def to_hf(config: Config) -> dict:
         "pre_norm": config.norm == "pre",
         "n_langs": config.languages,
         "use_lang_emb": True,
+        **({"token_types_as_pieces": True} if config.token_types_as_pieces else {}),
     }  # fmt: skip
