@@ -84,8 +84,11 @@ def loss_of(model, batch: dict, task: str):
     """Of one batch, the mean over its examples or words."""
     seen = (batch["segments"] > 0).long()
     inputs = {"input_ids": batch["tokens"], "attention_mask": seen, "token_type_ids": batch["token_types"]}
-    if task == "span_qa":
-        return model(**inputs, start_positions=batch["starts"], end_positions=batch["ends"]).loss
+    if task == "span_qa":  # not the model's own loss, in which padding may begin and end an answer
+        output = model(**inputs)
+        logits = [scores.masked_fill(seen == 0, -1e9) for scores in (output.start_logits, output.end_logits)]
+        losses = map(torch.nn.functional.cross_entropy, logits, (batch["starts"], batch["ends"]))
+        return sum(losses) / 2
     if task == "tagging":
         return model(**inputs, labels=batch["targets"].where(batch["weights"] > 0, -100)).loss
     return model(**inputs, labels=batch["label"] if "label" in batch else batch["score"].float()).loss
