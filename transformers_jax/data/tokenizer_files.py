@@ -71,8 +71,9 @@ def read(path: Path) -> tuple[tokenizers.Tokenizer, SpecialIds, moses.Words | No
         vocab_file, merges_file = file.with_name("vocab.json"), file.with_name("merges.txt")
         vocabulary = _vocabulary(vocab_file, merges_file)
         if any(piece.endswith(moses.SUFFIX) for piece in vocabulary):
-            return _moses(vocab_file, merges_file, vocabulary, config)
-        library = _byte_level(vocab_file, merges_file, vocabulary, config)
+            library, config = _moses(vocab_file, merges_file, vocabulary, config)
+        else:
+            library = _byte_level(vocab_file, merges_file, vocabulary, config)
     else:
         library = _library(file)
     if (special := special_ids(library, config)) is None:
@@ -193,8 +194,8 @@ def _byte_level(vocab_file: Path, merges_file: Path, vocabulary: dict, config: d
     return library
 
 
-def _moses(vocab_file: Path, merges_file: Path, vocabulary: dict, config: dict):
-    """FlauBERT's (Le et al. 2020), whose merges may make what is no piece; gives what `read` does."""
+def _moses(vocab_file: Path, merges_file: Path, vocabulary: dict, config: dict) -> tuple[tokenizers.Tokenizer, dict]:
+    """FlauBERT's (Le et al. 2020), whose merges may make what is no piece; and the config with what it leaves unsaid."""
     beside = vocab_file.with_name("config.json")
     kind = config.get("tokenizer_class") or (_json(beside).get("model_type", "") if beside.is_file() else "")
     if kind and "flaubert" not in kind.lower():
@@ -206,9 +207,9 @@ def _moses(vocab_file: Path, merges_file: Path, vocabulary: dict, config: dict):
         if len(parts) not in (2, 3):
             raise UserError(f"{where} is no merge of two symbols")
         merges.append(tuple(parts[:2]))
-    library = moses.library(vocabulary, merges)
-    special = special_ids(library, {"bos_token": "<s>", "mask_token": "<special1>"} | config)
-    return library, special, moses.Words(config.get("do_lowercase", False), max(vocabulary.values()) + 1, special.unk)
+    words = moses.Words(config.get("do_lowercase", False), max(vocabulary.values()) + 1, vocabulary["<unk>"])
+    unsaid = {"bos_token": "<s>", "mask_token": "<special1>", "moses": words._asdict()}
+    return moses.library(vocabulary, merges), unsaid | config
 
 
 def _text(file: Path) -> str:

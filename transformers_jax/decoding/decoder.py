@@ -131,8 +131,7 @@ class Decoder:
         sources = self._cut(sources)
         results: list[list[Hypothesis]] = [[Hypothesis([], 0.0)] for _ in sources]
         waiting = sorted((i for i, ids in enumerate(sources) if ids), key=lambda i: -len(sources[i]))  # stable
-        patient = False
-        while waiting:
+        for patient in (False, True):
             unfinished = []
             for i in range(0, len(waiting), self.sizes[-1]):
                 batch = waiting[i : i + self.sizes[-1]]
@@ -144,7 +143,7 @@ class Decoder:
                     else:
                         unfinished.append(number)
                 patient = patient or 2 * np.sum(~done[: len(batch)]) > len(batch)  # the others will hardly end either
-            waiting, patient = unfinished, True
+            waiting = unfinished
         return results
 
     def _usual_room(self, source_length: int) -> int:

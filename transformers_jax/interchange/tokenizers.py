@@ -32,21 +32,21 @@ def write(path: Path, tokenizer: Tokenizer) -> None:
     """
     tokenizer.save(path / "tokenizer.json")
     content = json.loads((path / "tokenizer.json").read_text(encoding="utf-8"))
-    if "moses" in _object(path / "tokenizer_config.json"):
-        return _write_flaubert(path, content["model"])
+    config = _object(path / "tokenizer_config.json")
+    if "moses" in config:
+        return _write_flaubert(path, content["model"], config)
     if not content.get("post_processor"):
         content["post_processor"] = _template(tokenizer)
         (path / "tokenizer.json").write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
-    config = _object(path / "tokenizer_config.json") | {"tokenizer_class": "PreTrainedTokenizerFast"}
+    config["tokenizer_class"] = "PreTrainedTokenizerFast"
     ids = {"pad": tokenizer.pad_id, "unk": tokenizer.unk_id, "mask": tokenizer.mask_id}
     ids |= dict.fromkeys(("bos", "cls"), tokenizer.bos_id) | dict.fromkeys(("eos", "sep"), tokenizer.eos_id)
     config |= {f"{role}_token": tokenizer.piece(i) for role, i in ids.items() if i is not None}
     (path / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
-def _write_flaubert(path: Path, model: dict) -> None:
+def _write_flaubert(path: Path, model: dict, config: dict) -> None:
     """vocab.json and merges.txt in place of the tokenizer.json with this model, as `FlaubertTokenizer` reads them."""
-    config = _object(path / "tokenizer_config.json")
     moses = config.pop("moses")
     pieces = {piece: i for piece, i in model["vocab"].items() if i < moses["size"]}
     (path / "vocab.json").write_text(json.dumps(pieces, ensure_ascii=False), encoding="utf-8")
