@@ -14,9 +14,13 @@ def matmul(x: jax.Array, kernel: jax.Array) -> jax.Array:
     """x [..., A] times kernel [A, C], as one product of matrices.
 
     With x flattened to rows, the kernel's gradient is a product that CPUs take as it is; over the axes [B, T] together
-    they transpose both sides first.
+    they transpose both sides first. Of many rows they form a tall kernel's gradient faster lying down, [C, A], which the
+    barrier keeps XLA from undoing.
     """
-    return (x.reshape(-1, x.shape[-1]) @ kernel).reshape(*x.shape[:-1], kernel.shape[-1])
+    rows = x.reshape(-1, x.shape[-1])
+    if jax.default_backend() == "cpu" and len(rows) >= kernel.shape[0] > kernel.shape[1]:
+        kernel = jax.lax.optimization_barrier(kernel.T).T
+    return (rows @ kernel).reshape(*x.shape[:-1], kernel.shape[-1])
 
 
 class Linear(nn.Module):

@@ -187,7 +187,7 @@ def soft_cross_entropy(student: Output, teacher: Output, weights: jax.Array, tem
       weights: [B, T].
     """
     def log_probabilities(hidden, output):
-        logits = jnp.einsum("btd,vd->btv", hidden, output.table, preferred_element_type=jnp.float32)
+        logits = jnp.einsum("pd,vd->pv", hidden, output.table, preferred_element_type=jnp.float32)
         logits = logits if output.bias is None else logits + output.bias.astype(jnp.float32)
         return jax.nn.log_softmax(logits / temperature)
 

@@ -4,7 +4,8 @@ The logits of 4,096 positions and 8,000 pieces are 131 MB, those of a pretrainin
 hidden states and the output embedding, walks over the positions in chunks, and forms each chunk's gradient while its logits
 are still in the cache: three matrix products in all, and memory for one chunk.
 
-Axes: B batch rows, T target length, C length of a chunk, D model width, V vocabulary.
+Axes: B batch rows, T target length, C length of a chunk, P = B * C its positions, D model width, V vocabulary. Over P at
+once CPUs take the products of matrices as they are; over [B, C] they copy the largest of them into another order first.
 """
 
 from functools import partial
@@ -65,7 +66,7 @@ def cross_entropy(
 
 
 def in_chunks(logits: int, *arrays: jax.Array) -> list[jax.Array]:
-    """Each array [B, T, …] as [chunks, B, C, …], filled with zeros behind.
+    """Each array [B, T, …] as [chunks, P, …] with P = B * C, filled with zeros behind.
 
     Args:
       logits: numbers that are held for each position of a chunk.
@@ -77,7 +78,8 @@ def in_chunks(logits: int, *arrays: jax.Array) -> list[jax.Array]:
 
     def split(x):
         x = jnp.pad(x, [(0, 0), (0, chunks * chunk - length)] + [(0, 0)] * (x.ndim - 2))
-        return jnp.moveaxis(x.reshape(rows, chunks, chunk, *x.shape[2:]), 1, 0)
+        x = jnp.moveaxis(x.reshape(rows, chunks, chunk, *x.shape[2:]), 1, 0)
+        return x.reshape(chunks, rows * chunk, *x.shape[3:])
 
     return list(map(split, arrays))
 
@@ -97,28 +99,28 @@ def label_sums(logits: jax.Array, targets: jax.Array, weights: jax.Array, label_
 
 
 def _chunk(label_smoothing, softmax, hidden, targets, weights):
-    """One chunk's sums, and a function that gives the gradient of its logits. hidden [B, C, D], targets, weights [B, C].
+    """One chunk's sums, and a function that gives the gradient of its logits. hidden [P, D], targets, weights [P].
 
     softmax: (table, bias or None).
     """
     table, bias = softmax
-    logits = jnp.einsum("bcd,vd->bcv", hidden, table, preferred_element_type=jnp.float32)  # [B, C, V]
+    logits = jnp.einsum("pd,vd->pv", hidden, table, preferred_element_type=jnp.float32)  # [P, V]
     logits = logits if bias is None else logits + bias.astype(jnp.float32)
-    top = jnp.max(logits, axis=-1, keepdims=True)  # [B, C, 1]
-    true = jnp.take_along_axis(logits, targets[..., None], axis=-1)  # [B, C, 1]
+    top = jnp.max(logits, axis=-1, keepdims=True)  # [P, 1]
+    true = jnp.take_along_axis(logits, targets[:, None], axis=-1)  # [P, 1]
     exponentials = jnp.exp(logits - top)
     total = jnp.sum(exponentials, axis=-1, keepdims=True)
-    log_total = jnp.log(total) + top  # [B, C, 1]
-    nll = (log_total - true)[..., 0]
-    smooth = log_total[..., 0] - jnp.mean(logits, axis=-1) if label_smoothing else nll
+    log_total = jnp.log(total) + top  # [P, 1]
+    nll = (log_total - true)[:, 0]
+    smooth = log_total[:, 0] - jnp.mean(logits, axis=-1) if label_smoothing else nll
     loss = (1.0 - label_smoothing) * nll + label_smoothing * smooth
-    sums = tuple(jnp.sum(weights * x) for x in (loss, nll, (true == top)[..., 0], jnp.ones_like(nll)))
+    sums = tuple(jnp.sum(weights * x) for x in (loss, nll, (true == top)[:, 0], jnp.ones_like(nll)))
 
     def gradient():
         uniform = label_smoothing / table.shape[0]
-        one_hot = jax.lax.broadcasted_iota(jnp.int32, logits.shape, 2) == targets[..., None]
+        one_hot = jax.lax.broadcasted_iota(jnp.int32, logits.shape, 1) == targets[:, None]
         dlogits = exponentials / total - jnp.where(one_hot, 1.0 - label_smoothing + uniform, uniform)
-        return dlogits * weights[..., None]  # [B, C, V] float32
+        return dlogits * weights[:, None]  # [P, V] float32
 
     return sums, gradient
 
@@ -139,11 +141,11 @@ def _chunked_forward(label_smoothing, hidden, softmax, targets, weights):
     def step(carry, chunk):
         sums, dtable, dbias = carry
         new, gradient = _chunk(label_smoothing, softmax, *chunk)
-        exact = gradient()  # [B, C, V]
+        exact = gradient()  # [P, V]
         dlogits = exact.astype(hidden.dtype)
-        dhidden = jnp.einsum("bcv,vd->bcd", dlogits, table)
-        dtable += jnp.einsum("bcv,bcd->vd", dlogits, chunk[0], preferred_element_type=jnp.float32)
-        dbias = None if bias is None else dbias + jnp.sum(exact, axis=(0, 1))
+        dhidden = jnp.einsum("pv,vd->pd", dlogits, table)
+        dtable += jnp.einsum("pv,pd->vd", dlogits, chunk[0], preferred_element_type=jnp.float32)
+        dbias = None if bias is None else dbias + jnp.sum(exact, axis=0)
         return (jax.tree.map(jnp.add, sums, new), dtable, dbias), dhidden
 
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), softmax)
