@@ -21,7 +21,8 @@ FILE = "config.json"
 MAY_CHANGE = (
     "training.steps", "training.*_every", "training.bleu_sentences", "training.keep_checkpoints",
     "training.average_checkpoints", "training.parallelism", "decoding.*", "mesh.*",
-    "data.data_dir", "data.workers", "data.prefetch", "data.cache", "search.final_*", "search.retries",
+    "data.data_dir", "data.workers", "data.prefetch", "data.cache",
+    "search.controls", "search.final_*", "search.retries",
 )  # fmt: skip
 """Keys that may differ between a workdir and the command that resumes it: they do not say what was learned so far."""
 

@@ -126,6 +126,18 @@ def test_controls_have_as_many_steps(tmp_path, corpus):
     assert fake.search(tmp_path, corpus, controls=controls) == found
 
 
+def test_a_control_is_added_later(whole, tmp_path, corpus):
+    fake.search(tmp_path, corpus)
+    before = (tmp_path / fake.LOG).read_text()
+    found = fake.search(tmp_path, corpus, controls=("random",))
+    rows, _, finals = history(tmp_path)
+    assert [row for row in rows if row["method"] == "evolution"] == history(whole[0])[0]
+    assert found["methods"]["random"]["steps"] >= found["steps"] and set(found["final"]) == {"evolution", "random", "seed"}
+    added = (tmp_path / fake.LOG).read_text().removeprefix(before).splitlines()
+    trained = [row for row in rows if row["method"] == "random" and row["same_as"] is None]
+    assert len(added) == len(trained) + 1 and len(finals) == 3
+
+
 @pytest.mark.parametrize("method", ["random", "evolution_no_hurdles"])
 def test_controls_alone(tmp_path, corpus, method):
     found = fake.search(tmp_path, corpus, method=method, final_seeds=0)
