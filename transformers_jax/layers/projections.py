@@ -15,10 +15,11 @@ def matmul(x: jax.Array, kernel: jax.Array) -> jax.Array:
 
     With x flattened to rows, the kernel's gradient is a product that CPUs take as it is; over the axes [B, T] together
     they transpose both sides first. Of many rows they form a tall kernel's gradient faster lying down, [C, A], which the
-    barrier keeps XLA from undoing.
+    barrier keeps XLA from undoing; of few, as in a step of decoding, turning the kernel would cost more than it brings.
     """
     rows = x.reshape(-1, x.shape[-1])
-    if jax.default_backend() == "cpu" and len(rows) >= kernel.shape[0] > kernel.shape[1]:
+    tall = kernel.shape[0] > kernel.shape[1]
+    if tall and len(rows) >= 2 * kernel.shape[0] and jax.default_backend() == "cpu":
         kernel = jax.lax.optimization_barrier(kernel.T).T
     return (rows @ kernel).reshape(*x.shape[:-1], kernel.shape[-1])
 
