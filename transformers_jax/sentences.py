@@ -3,71 +3,21 @@
 Axes: B batch rows, T length, D model width, n texts, m texts of a corpus.
 """
 
-import json
 import re
 from collections.abc import Sequence
-from pathlib import Path
-from typing import NamedTuple
 
 import jax
 import numpy as np
 
 from transformers_jax.errors import UserError
 from transformers_jax.inference import Loaded, loaded
+from transformers_jax.interchange import recipe as recipes
+from transformers_jax.interchange.recipe import Recipe
 from transformers_jax.layers.pooling import POOLINGS, pool, unit
 from transformers_jax.models.output import Encoded
 
-MODULES, POOLING, WINDOW = "modules.json", "config.json", "sentence_bert_config.json"
-_MODES = {
-    "pooling_mode_cls_token": "first", "pooling_mode_mean_tokens": "mean", "pooling_mode_max_tokens": "max",
-    "pooling_mode_mean_sqrt_len_tokens": "mean_sqrt_len",
-}  # fmt: skip
 _NEXT = r"""(?=["'“‘«(\[]?[^\Wa-z])"""  # what begins a sentence
 _SENTENCE_END = re.compile(rf"""(?<=[.!?…])\s+{_NEXT}|(?<=[.!?…]["'”’»)\]])\s+{_NEXT}|\n+|(?<=[。！？])""")
-
-
-class Recipe(NamedTuple):
-    """How a text becomes a vector.
-
-    pooling: one of `layers.pooling.POOLINGS`.
-    normalise: vectors have length 1.
-    max_length: pieces of a text that are read, with its beginning and end; 0 for all that the model takes.
-    """
-
-    pooling: str = "mean"
-    normalise: bool = True
-    max_length: int = 0
-
-
-def read_recipe(folder: Path) -> Recipe:
-    """What the files of sentence-transformers in a folder say; the mean, normalised, where there are none.
-
-    Raises:
-      UserError: a file that is damaged, or a kind of pooling or module that is not supported.
-    """
-    if not (folder / MODULES).is_file():
-        return Recipe()
-    kinds = {str(module.get("type", "")).rpartition(".")[2]: module for module in _json(folder / MODULES)}
-    if unknown := sorted(set(kinds) - {"Transformer", "Pooling", "Normalize"}):
-        raise UserError(f"{folder / MODULES}: a module {unknown[0]} is not supported; Transformer, Pooling and Normalize are")
-    recipe = Recipe(normalise="Normalize" in kinds)
-    if "Pooling" in kinds:
-        file = folder / kinds["Pooling"].get("path", "1_Pooling") / POOLING
-        chosen = [key for key, on in _json(file).items() if key.startswith("pooling_mode_") and on]
-        if len(chosen) != 1 or chosen[0] not in _MODES:
-            raise UserError(f"{file}: {' and '.join(chosen) or 'no pooling'} is not supported; one of {', '.join(_MODES)} is")
-        recipe = recipe._replace(pooling=_MODES[chosen[0]])
-    window = folder / WINDOW
-    return recipe._replace(max_length=_json(window).get("max_seq_length") or 0) if window.is_file() else recipe
-
-
-def _json(file: Path):
-    try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise UserError(f"{file} is missing, though {MODULES} names it") from error
-    except ValueError as error:
-        raise UserError(f"{file} is not JSON: {error}") from error
 
 
 class Sentences:
@@ -163,7 +113,9 @@ class Embedder:
     """
 
     def __init__(self, there: Loaded, recipe: Recipe):
-        self.recipe, self._predict = recipe, there.states(Sentences(there.tokenizer, recipe))
+        longest = there.longest()
+        self.recipe = recipe._replace(max_length=min(recipe.max_length or longest, longest))
+        self._predict = there.states(Sentences(there.tokenizer, self.recipe))
         self.width = there.model.config.width
 
     @classmethod
@@ -174,7 +126,7 @@ class Embedder:
           UserError: there is no encoder, or none whose recipe is supported.
         """
         there = loaded(path)
-        own = getattr(there.task, "recipe", None) or read_recipe(there.folder)
+        own = getattr(there.task, "recipe", None) or recipes.read(there.folder)
         return cls(there, own._replace(**changes))
 
     def __call__(self, texts: Sequence[str]) -> np.ndarray:

@@ -11,7 +11,7 @@ from experiments import embed
 from transformers_jax import configuration, sentences
 from transformers_jax.errors import UserError
 from transformers_jax.experiment import Experiment
-from transformers_jax.interchange import huggingface
+from transformers_jax.interchange import huggingface, recipe
 
 LINES = ["The value of an attribute.", "", "A name is bound to an object in the module.", "The value of an attribute.", "x"]
 STDIN = "\n".join(LINES).encode()
@@ -116,18 +116,31 @@ def write_recipe(folder, pooling: dict, *, normalise: bool = True, window: int =
 
 
 def test_recipe_of_sentence_transformers(tmp_path):
-    assert sentences.read_recipe(tmp_path) == ("mean", True, 0)
+    assert recipe.read(tmp_path) == ("mean", True, 0)
     write_recipe(tmp_path, {"pooling_mode_cls_token": True, "pooling_mode_mean_tokens": False}, normalise=False)
-    assert sentences.read_recipe(tmp_path) == ("first", False, 12)
+    assert recipe.read(tmp_path) == ("first", False, 12)
     write_recipe(tmp_path, {"pooling_mode_mean_tokens": True, "pooling_mode_max_tokens": True})
     with pytest.raises(UserError, match="pooling_mode_mean_tokens and pooling_mode_max_tokens is not supported"):
-        sentences.read_recipe(tmp_path)
+        recipe.read(tmp_path)
     (tmp_path / "1_Pooling" / "config.json").unlink()
     with pytest.raises(UserError, match="config.json is missing"):
-        sentences.read_recipe(tmp_path)
+        recipe.read(tmp_path)
     (tmp_path / "modules.json").write_text('[{"type": "sentence_transformers.models.Dense"}]')
     with pytest.raises(UserError, match="module Dense is not supported"):
-        sentences.read_recipe(tmp_path)
+        recipe.read(tmp_path)
+
+
+@pytest.mark.parametrize("wanted", [("mean", True, 12), ("first", False, 40), ("max", True, 0)])
+def test_what_is_written_is_read_back(tmp_path, wanted):
+    recipe.write(tmp_path, recipe.Recipe(*wanted), 16)
+    assert recipe.read(tmp_path) == wanted
+
+
+def test_a_text_that_is_too_long_keeps_its_end(folder):
+    embedder = sentences.Embedder.of(str(folder))
+    tokenizer = huggingface.load(folder).tokenizer
+    tokens = sentences.Sentences(tokenizer, embedder.recipe).encode({"text": "value " * 999})["tokens"]
+    assert len(tokens) == embedder.recipe.max_length and tokens[-1] == tokenizer.eos_id
 
 
 def test_mistakes(encoder, tmp_path, capfd, monkeypatch):

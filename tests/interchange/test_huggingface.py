@@ -259,6 +259,7 @@ def test_tokenizers_come_and_go(tmp_path):
     assert library.encode("a few").ids == tokenizer.encode_pair("a few").ids
     config = json.loads((tmp_path / "tokenizer_config.json").read_text())
     assert (config["cls_token"], config["pad_token"]) == ("<s>", "<pad>")
+    assert "token_type_ids" in config["model_input_names"] and config["model_max_length"] == found.fields["max_length"]
     fields, params = make("camembert", vocab_size=tokenizer.vocab_size)
     with pytest.raises(UserError, match="position_offset is 2, but .* is 1 with this tokenizer"):
         huggingface.save(tmp_path, fields, params, tokenizer)

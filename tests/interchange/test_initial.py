@@ -12,6 +12,8 @@ from transformers_jax import configuration, models, parameters
 from transformers_jax.data.learning import learn
 from transformers_jax.errors import UserError
 from transformers_jax.interchange import huggingface, initial
+from transformers_jax.interchange import recipe as recipes
+from transformers_jax.sentences import Embedder
 from transformers_jax.training.checkpoint import Checkpoints
 
 CONFIGS = Path(__file__).resolve().parent.parent.parent / "configs"
@@ -163,6 +165,46 @@ def test_a_converted_model_is_a_run(workdir, tokenizer):
     params = flat(experiment.trained()["params"])
     for name, array in flat(make(tokenizer)[2]).items():
         np.testing.assert_array_equal(params[name], array)
+
+
+@pytest.mark.parametrize("recipe", [("first", False, 0), ("max", True, 12)])
+def test_sentence_vectors_stay_what_they_are(tokenizer, tmp_path, recipe):
+    fields, _, params = make(tokenizer, "none")
+    huggingface.save(tmp_path / "a", fields, params, tokenizer)
+    recipes.write(tmp_path / "a", recipes.Recipe(*recipe), fields["width"])
+    assert run(tmp_path / "a", tmp_path / "b") == 0 and run(tmp_path / "b", tmp_path / "c") == 0
+    assert recipes.read(tmp_path / "c") == (*recipe[:2], recipe[2] or SIZES["max_length"])
+    vectors = [Embedder.of(str(tmp_path / name))(["a few words", "some words " * 30]) for name in "abc"]
+    np.testing.assert_array_equal(vectors[0], vectors[1])
+    np.testing.assert_array_equal(vectors[0], vectors[2])
+
+
+@pytest.mark.parametrize("head", ["sequence", "multiple_choice"])
+def test_a_converted_classifier_reads_all_that_the_model_takes(tokenizer, tmp_path, head):
+    fields, _, params = make(tokenizer, head, max_length=99, **HEADS[head])
+    huggingface.save(tmp_path / "a", fields, params, tokenizer)
+    assert run(tmp_path / "a", tmp_path / "b") == 0
+    config = configuration.read(tmp_path / "b")
+    assert config.task.max_length == config.data.lengths.tokens == 99
+
+
+def test_another_task_s_classifier_is_not_taken(tokenizer, tmp_path):
+    fields, span, params = make(tokenizer, "span")
+    huggingface.save(tmp_path / "a", fields, params, tokenizer)
+    assert run(tmp_path / "a", tmp_path / "b") == 0
+    for source in "ab":
+        assert "classifier" in initial.initial(str(tmp_path / source), span)
+        found = initial.initial(str(tmp_path / source), make(tokenizer, "sequence", labels=2)[1])
+        assert "encoder" in found and "classifier" not in found
+
+
+def test_labels_that_do_not_exclude_each_other_are_refused(tokenizer, tmp_path, capfd):
+    fields, _, params = make(tokenizer, "sequence", labels=3)
+    huggingface.save(tmp_path / "a", fields, params, tokenizer)
+    file = tmp_path / "a" / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"problem_type": "multi_label_classification"}))
+    assert run(tmp_path / "a", tmp_path / "b") == 2
+    assert "problem_type multi_label_classification of 3 labels is not supported" in capfd.readouterr().err
 
 
 def test_mistakes_end_in_one_line(folder, workdir, tmp_path, capfd):

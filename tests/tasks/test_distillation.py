@@ -154,7 +154,21 @@ def test_models_that_predict_the_next_piece_are_distilled_alike():
     assert float(weight) == 12 and np.isfinite(float(loss)) and np.array_equal(output.states, output.student.hidden)
 
 
-def test_mistakes_are_named(teacher):
+def test_the_teacher_predicts_as_many_positions_as_the_student(teacher):
+    task, student = Task(tokenizer(), teacher=teacher[0]), build(2, masked_share=0.4)
+    found = task.wrap(student).init_with_output(jax.random.key(0), batch_of_lines(), deterministic=False)[0]
+    assert found.student.hidden.shape == found.teacher.hidden.shape
+
+
+def test_mistakes_are_named(teacher, tmp_path):
+    model = build(1, head="none")
+    params = nn.meta.unbox(model.init(jax.random.key(1), batch_of_lines()))["params"]
+    fields = BERT | {"layers": 1, "head": "none", "vocab_size": tokenizer().vocab_size}
+    huggingface.save(tmp_path, fields, jax.device_get(params), tokenizer())
+    task = Task(tokenizer(), teacher=str(tmp_path))
+    with pytest.raises(UserError, match="lacks parameters of config.model: lm/"):
+        task.initial(task.wrap(build(1)))
+
     with pytest.raises(UserError, match="config.task.teacher is empty"):
         Task(tokenizer(), teacher="")
     with pytest.raises(UserError, match="config.task.temperature=0"):

@@ -213,16 +213,18 @@ def _squad(config, split: str) -> Table | Prepared:
         try:
             content = json.loads(text)
             passages = [passage for article in content["data"] for passage in article["paragraphs"]]
-            questions = [(p["context"], qa, qa["question"], str(qa["id"])) for p in passages for qa in p["qas"]]
+            questions = [(p["context"], qa, qa["question"], qa["id"]) for p in passages for qa in p["qas"]]
         except json.JSONDecodeError as error:
             raise UserError(f"{path}, line {error.lineno} is not JSON: {error.msg}") from error
         except (KeyError, TypeError) as error:
             raise UserError(f"{path} is not SQuAD's JSON, data → paragraphs → context and qas: {error} is missing") from error
+        line, at = 1, 0  # of the question, which stand in the file in this order
         for context, qa, question, name in questions:
-            line = text.count("\n", 0, max(0, text.find(json.dumps(name)))) + 1
+            there = max(at, text.find(json.dumps(name), at))
+            line, at = line + text.count("\n", at, there), there
             where = f"{path}, line {line}, question {name}"
             answers = [_answer(a, context, where) for a in ([] if qa.get("is_impossible") else qa.get("answers", ()))]
-            table.add({"id": name, "question": question, "context": context, "answers": answers}, path, line)
+            table.add({"id": str(name), "question": question, "context": context, "answers": answers}, path, line)
     return table
 
 

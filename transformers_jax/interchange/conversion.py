@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 from transformers_jax import configuration, models, parameters, tasks
 from transformers_jax.data.tokenizer import Tokenizer
 from transformers_jax.errors import UserError
-from transformers_jax.interchange import huggingface, initial, layers, tokenizers
+from transformers_jax.interchange import huggingface, initial, layers, recipe, tokenizers
 from transformers_jax.training.checkpoint import Checkpoints
 
 VARIANTS = {
@@ -51,14 +51,7 @@ def _to_workdir(folder: Path, workdir: Path, config_of: Callable[[str], ConfigDi
     config = config_of(VARIANTS[fields["head"]]).copy_and_resolve_references()
     with config.unlocked():
         config.model = ConfigDict(fields)
-    longest = fields["max_length"] - fields.get("position_offset", 0)
-    if config.task.get("max_length", 0) > longest:
-        config.task.max_length = longest
-    if "labels" in config.task:
-        names = huggingface.label_names(huggingface.read_config(folder))
-        config.task.labels = () if fields["head"] == "sequence" and len(names) == 1 else tuple(names)
-    if config.task.name == "sequence_classification" and not config.task.labels:
-        config.task.metrics = ("spearman", "pearson")
+        _describe_task(config, folder, fields)
     workdir.mkdir(parents=True, exist_ok=True)
     configuration.save(config, workdir)
     for name in tokenizers.FILES:
@@ -73,15 +66,34 @@ def _to_workdir(folder: Path, workdir: Path, config_of: Callable[[str], ConfigDi
     return f"{count(params)} parameters in {workdir}, a workdir"
 
 
+def _describe_task(config: ConfigDict, folder: Path, fields: dict) -> None:
+    """Sets what a folder of `transformers` says about its task: the length of texts, their vectors, the labels."""
+    described, task, head = huggingface.read_config(folder), config.task, fields["head"]
+    longest = fields["max_length"] - fields.get("position_offset", 0)
+    if head == "none":
+        task.pooling, task.normalise, read = recipe.read(folder)
+        task.max_length = config.data.lengths.tokens = min(read or longest, longest)
+    elif head in ("sequence", "multiple_choice"):
+        task.max_length = config.data.lengths.tokens = longest
+    elif task.get("max_length", 0) > longest:  # others read in windows
+        task.max_length = longest
+    names = huggingface.label_names(described)
+    kind = described.get("problem_type")
+    if head == "sequence" and (kind == "multi_label_classification" or kind == "regression" and len(names) > 1):
+        raise UserError(f"{folder / huggingface.CONFIG}: problem_type {kind} of {len(names)} labels is not supported")
+    if "labels" in task:
+        task.labels = () if head == "sequence" and len(names) == 1 else tuple(names)
+    if task.name == "sequence_classification" and not task.labels:
+        task.metrics = ("spearman", "pearson")
+
+
 def _to_folder(workdir: Path, folder: Path, config_of: Callable[[str], ConfigDict]) -> str:
     del config_of
     config = configuration.read(workdir)
     tokenizer = Tokenizer.load(workdir / "tokenizer.json") if (workdir / "tokenizer.json").exists() else None
-    fields = dict(config.model)
-    if "head" not in fields:  # else it says itself what the checkpoint is of
-        if tokenizer is None:
-            raise UserError(f"--from={workdir} has no tokenizer.json")
-        fields |= getattr(tasks.build(config.task, tokenizer), "model_fields", dict)()
+    fields = initial.trained_fields(config, tokenizer)
+    if "head" not in fields:
+        raise UserError(f"--from={workdir} has no tokenizer.json")
     if not fields.get("vocab_size"):
         fields["vocab_size"] = tokenizer.vocab_size if tokenizer else 0
     with Checkpoints(workdir / "checkpoints") as checkpoints:
@@ -96,6 +108,8 @@ def _to_folder(workdir: Path, folder: Path, config_of: Callable[[str], ConfigDic
     params = parameters.nest({name: found[name] for name in wanted})
     labels = tuple(config.get("task", {}).get("labels", ()))
     huggingface.save(folder, fields, params, tokenizer, labels=labels)
+    if config.get("task", {}).get("name") == "similarity" and tokenizer:
+        recipe.write(folder, tasks.build(config.task, tokenizer).recipe, fields["width"])
     return f"{count(params)} parameters in {folder}, a folder of transformers"
 
 

@@ -113,7 +113,8 @@ def save(
     weights.write(path, ((theirs, _write(row, [leaves[n] for n in ours])) for row, theirs, ours in plan), shard_bytes)
     (path / CONFIG).write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
     if tokenizer:
-        tokenizers.write(path, tokenizer)
+        longest = config.max_length - getattr(config, "position_offset", 0)
+        tokenizers.write(path, tokenizer, longest=longest, pair_types=config.token_types > 1)
 
 
 # config.json

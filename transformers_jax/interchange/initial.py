@@ -13,26 +13,34 @@ from pathlib import Path
 import jax
 import numpy as np
 from absl import logging
+from ml_collections import ConfigDict
 
-from transformers_jax import configuration, models, parameters
+from transformers_jax import configuration, models, parameters, tasks
 from transformers_jax.data.tokenizer import Tokenizer
 from transformers_jax.errors import UserError
-from transformers_jax.interchange import huggingface, layers, tokenizers, weights
+from transformers_jax.interchange import huggingface, layers, recipe, tokenizers, weights
 from transformers_jax.training.checkpoint import Checkpoints
 
 HEAD = r"^(pooler|classifier|choice|next_sentence|lm|lm_bias)(/|$)"
 """Parameters that may be new: those of heads."""
 
+CHOOSES = r"^(classifier|choice)(/|$)"
+"""Parameters of a head that mean something else under another head, though their shapes may be the same."""
+
 CUT = r"^(embeddings/word|lm_bias|embeddings/position/embedding)$"
 """Tables of which a model may take the first rows: pretrained ones have rows to spare."""
-
-SENTENCES = ("modules.json", "*_Pooling/config.json", "sentence_bert_config.json")
-"""Files of sentence-transformers, which say how a text's vector is made."""
 
 _HUB = re.compile(r"[\w.-]+/[\w.-]+|[\w.-]+")
 
 
-def initial(path: str, model, tokenizer: Tokenizer | None = None, *, only: Sequence[int] | None = None) -> dict:
+def initial(
+    path: str,
+    model,
+    tokenizer: Tokenizer | None = None,
+    *,
+    only: Sequence[int] | None = None,
+    complete: bool = False,
+) -> dict:
     """The parameters of `model` that a pretrained one has, as nested dicts of numpy arrays; heads may be missing.
 
     What is newly initialised and what is left out is logged.
@@ -42,13 +50,16 @@ def initial(path: str, model, tokenizer: Tokenizer | None = None, *, only: Seque
       model: a Flax module that takes a batch.
       tokenizer: the model's, to be compared with the pretrained one's.
       only: numbers of the pretrained layers that are taken; they become layers 0, 1, …
+      complete: no head may be missing either.
 
     Raises:
       UserError: nothing to read there, weights that cannot be read, other shapes, another vocabulary, or parameters missing
         that are not a head's.
     """
     folder = folder_of(path)
-    found, theirs = read(folder)
+    found, theirs, head = read(folder)
+    if head != getattr(getattr(model, "config", None), "head", None):
+        found = {name: array for name, array in found.items() if not re.match(CHOOSES, name)}
     if tokenizer and theirs and theirs.fingerprint() != tokenizer.fingerprint():
         raise UserError(
             f"--init_from={path}: its vocabulary is not that of this run; set config.tokenizer.path={folder} to take it over"
@@ -64,7 +75,7 @@ def initial(path: str, model, tokenizer: Tokenizer | None = None, *, only: Seque
     new = [name for name in wanted if name not in taken]
     if wrong := [text for text in other if not re.match(HEAD, text.split()[0])]:
         raise UserError(f"--init_from={path} does not fit config.model: {some(wrong)}{_hint(wrong)}")
-    if missing := [name for name in new if not re.match(HEAD, name)]:
+    if missing := [name for name in new if complete or not re.match(HEAD, name)]:
         raise UserError(f"--init_from={path} lacks parameters of config.model: {some(missing)}")
     size = sum(x.size for x in taken.values())
     logging.info("%s parameters from %s; newly initialised: %s", f"{size:,}", path, some(new) or "none")
@@ -108,7 +119,7 @@ def folder_of(path: str, key: str = "--init_from") -> Path:
         import huggingface_hub
     except ImportError as error:
         raise UserError(f"{key}={path}: no such folder; for a name on the hub install huggingface_hub") from error
-    files = ["*.safetensors", "*.safetensors.index.json", huggingface.CONFIG, *tokenizers.FILES, *SENTENCES]
+    files = ["*.safetensors", "*.safetensors.index.json", huggingface.CONFIG, *tokenizers.FILES, *recipe.FILES]
     try:
         return Path(huggingface_hub.snapshot_download(str(path), allow_patterns=files))
     except Exception as error:  # of the library, the network or the file system
@@ -131,22 +142,30 @@ def fields_of(folder: Path) -> dict:
     return {"name": name} | importlib.import_module(f"{models.__name__}.{name}").from_hf(described)
 
 
-def read(folder: Path) -> tuple[dict[str, np.ndarray], Tokenizer | None]:
-    """(leaves by name, layers apart; tokenizer) of a folder of `transformers` or a workdir.
+def trained_fields(config: ConfigDict, tokenizer: Tokenizer | None) -> dict:
+    """The keys of a workdir's config.model with what its task asks for, the head: what its checkpoints are of."""
+    fields = dict(config.get("model", {}))
+    if "head" in fields or tokenizer is None:  # it may say so itself
+        return fields
+    return fields | getattr(tasks.build(config.task, tokenizer), "model_fields", dict)()
+
+
+def read(folder: Path) -> tuple[dict[str, np.ndarray], Tokenizer | None, str | None]:
+    """(leaves by name, layers apart; tokenizer; the model's head) of a folder of `transformers` or a workdir.
 
     Raises:
       UserError: it is neither, or cannot be read.
     """
     if huggingface.is_folder(folder):
-        _, params, tokenizer = huggingface.load(folder)
-        return parameters.flat(params), tokenizer
+        fields, params, tokenizer = huggingface.load(folder)
+        return parameters.flat(params), tokenizer, fields["head"]
     if not (folder / configuration.FILE).is_file():
         raise UserError(f"{folder}: no {configuration.FILE}: neither a folder of transformers nor a workdir")
-    configuration.read(folder)
+    config, tokenizer = configuration.read(folder), tokenizers.read(folder)
     with Checkpoints(folder / "checkpoints") as checkpoints:
         state = checkpoints.restore_params()
     params = parameters.merge(state["params"], state["frozen"])
-    return layers.separate(parameters.flat(params)), tokenizers.read(folder)
+    return layers.separate(parameters.flat(params)), tokenizer, trained_fields(config, tokenizer).get("head")
 
 
 def _cut(name: str, array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:

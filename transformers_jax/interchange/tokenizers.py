@@ -25,14 +25,20 @@ def read(path: Path) -> Tokenizer | None:
         return None
 
 
-def write(path: Path, tokenizer: Tokenizer) -> None:
+def write(path: Path, tokenizer: Tokenizer, *, longest: int, pair_types: bool) -> None:
     """Writes tokenizer.json and tokenizer_config.json, so that AutoTokenizer puts the same pieces around texts as we do.
 
     A tokenizer whose words Moses' rules split is written as FlauBERT's files.
+
+    Args:
+      longest: pieces that the model reads.
+      pair_types: the model tells the two texts of a pair apart, so it is to be given their types.
     """
     tokenizer.save(path / "tokenizer.json")
     content = json.loads((path / "tokenizer.json").read_text(encoding="utf-8"))
     config = _object(path / "tokenizer_config.json")
+    given = ["input_ids", *["token_type_ids"] * pair_types, "attention_mask"]
+    config |= {"model_max_length": longest, "model_input_names": given}
     if "moses" in config:
         return _write_flaubert(path, content["model"], config)
     if not content.get("post_processor"):

@@ -28,7 +28,8 @@ class Task(LossOnly):
     Args:
       tokenizer: turns text into pieces; must have a mask piece.
       relation: "next_sentence" (label 0: the second text goes on where the first ends; 1: it is from elsewhere) or
-        "sentence_order" (0: as they stand; 1: exchanged). Both are evenly frequent.
+        "sentence_order" (0: as they stand; 1: exchanged). Both are evenly frequent, but that behind a document's last
+        sentence there is only something from elsewhere.
       masking: "static" masks a pair once and for all, "dynamic" anew each time it is trained on.
       share, whole_words: see `masking.Masking`.
       max_length: pieces of a pair with what surrounds them; pairs are filled up to it.

@@ -83,7 +83,8 @@ class Task(LossOnly):
         Raises:
           UserError: there is no such teacher, or it does not go with the student.
         """
-        teacher = teacher_model(self.teacher, self.model_fields())
+        same = {"masked_share": model.config.masked_share} if hasattr(model.config, "masked_share") else {}
+        teacher = teacher_model(self.teacher, self.model_fields() | same)
         for name in ("vocab_size", *(("width",) if self.cosine else ())):
             ours, theirs = getattr(model.config, name), getattr(teacher.config, name)
             if ours != theirs:
@@ -92,11 +93,15 @@ class Task(LossOnly):
 
     def initial(self, model: nn.Module) -> dict:
         """The parameters that training starts with, to be merged into the model's: all of the teacher's, and the student's
-        as far as `layers` says."""
+        as far as `layers` says.
+
+        Raises:
+          UserError: the teacher lacks something, say the head over pieces.
+        """
         from transformers_jax.interchange.initial import initial
 
         own = initial(self.teacher, model.student, self.tokenizer, only=self.layers) if self.layers else {}
-        return {**own, "teacher": initial(self.teacher, model.teacher, self.tokenizer)}
+        return {**own, "teacher": initial(self.teacher, model.teacher, self.tokenizer, complete=True)}
 
     def loss(self, output: Distilled, batch: dict, *, train: bool):
         """The weighted losses summed over predicted positions, their weight, `nll` and `correct` of the student.

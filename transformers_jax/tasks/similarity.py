@@ -47,6 +47,7 @@ class Task(Scored):
       highest: regression: the score of two sentences that mean the same; 0 is that of two that have nothing in common.
       scale: multiple_negatives: what cosines are multiplied with.
       pooling: one of `layers.pooling.POOLINGS`.
+      normalise: the vectors that the trained encoder gives have length 1; compared are their directions in any case.
       max_length: pieces of a sentence with what surrounds it.
     """
 
@@ -55,14 +56,14 @@ class Task(Scored):
 
     def __init__(
         self, tokenizer, *, objective: str = "regression", labels: Sequence[str] = (), highest: float = 5.0,
-        scale: float = 20.0, pooling: str = "mean", max_length: int = 128,
+        scale: float = 20.0, pooling: str = "mean", normalise: bool = True, max_length: int = 128,
     ):  # fmt: skip
         if objective not in OBJECTIVES:
             raise UserError(f"config.task.objective={objective!r} is not one of {', '.join(OBJECTIVES)}")
         if pooling not in POOLINGS:
             raise UserError(f"config.task.pooling={pooling!r} is not one of {', '.join(POOLINGS)}")
         self.tokenizer, self.objective, self.highest, self.scale = tokenizer, objective, highest, scale
-        self.pooling, self.max_length = pooling, max_length
+        self.pooling, self.normalise, self.max_length = pooling, normalise, max_length
         self.labels = Labels(labels) if objective == "classification" else None
         self.row_fields = {"regression": ("score",), "classification": ("label",)}.get(objective, ())
         self.main_metric = "spearman" if objective == "regression" else "accuracy"  # of negatives: that of the loss
@@ -70,9 +71,9 @@ class Task(Scored):
     @property
     def recipe(self):
         """How the trained encoder makes a vector of a text."""
-        from transformers_jax.sentences import Recipe
+        from transformers_jax.interchange.recipe import Recipe
 
-        return Recipe(self.pooling, True, self.max_length)
+        return Recipe(self.pooling, self.normalise, self.max_length)
 
     def model_fields(self) -> dict:
         """What the model must have."""
