@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import AbstractMesh
+from jax.sharding import AbstractMesh, PartitionSpec
 
 from transformers_jax.errors import UserError
 from transformers_jax.layers import attention, kernels
@@ -160,6 +160,21 @@ def test_lowers_to_splash_over_a_mesh():
         text = lowered("tpu", True)
     assert text.count("@tpu_custom_call") == 3
     assert "manual_axes" in text and "tensor<1x2x256x128xbf16>" in text  # a share: 1 of 2 rows, 2 of 4 heads
+
+
+@pytest.mark.parametrize("tensor, wanted", [(1, (1, 1)), (2, None)])
+def test_inside_a_region_that_is_only_partly_manual_there_is_no_kernel(tensor, wanted):
+    found = []
+
+    def inside(x):
+        found.append(kernels.shares())
+        return x
+
+    mesh = AbstractMesh((2, tensor), ("data", "tensor"))
+    with jax.sharding.use_abstract_mesh(mesh):
+        over = jax.shard_map(inside, in_specs=PartitionSpec("data"), out_specs=PartitionSpec("data"), axis_names={"data"})
+        jax.eval_shape(over, jax.ShapeDtypeStruct((4,), "float32"))
+    assert found == [wanted]
 
 
 @pytest.mark.parametrize("causal", [False, True])

@@ -128,6 +128,8 @@ def test_scanned_layers_compute_what_separate_layers_do():
     np.testing.assert_allclose(gradient(scanned, stacked)["embedding"], wanted, atol=1e-4)
     remat = models.build({**TINY, "scan_layers": True, "remat": True}, VOCAB)
     np.testing.assert_allclose(gradient(remat, stacked)["embedding"], wanted, atol=1e-4)
+    remat = models.build({**TINY, "remat": True}, VOCAB)
+    np.testing.assert_allclose(gradient(remat, params)["embedding"], wanted, atol=1e-4)
 
 
 @pytest.mark.parametrize("scan", [False, True])

@@ -130,7 +130,8 @@ class Stack(nn.Module):
     block: makes one block; the block's methods take the running array first and return it changed.
     scan: one compiled block, scanned over stacked parameters [layers, ...]: compile time does not grow with depth.
       Otherwise the copies `layer_0`, `layer_1`, … are compiled one by one, which runs faster on CPUs.
-    remat: keep only each block's input for the backward pass and compute the rest again (Chen et al. 2016).
+    remat: keep only each block's input for the backward pass and compute the rest again (Chen et al. 2016). On CPUs that
+      saves memory in scanned blocks only.
     """
 
     block: Callable[[], nn.Module]
@@ -149,9 +150,9 @@ class Stack(nn.Module):
                 check_constancy_invariants=False,  # would trace the block once more
                 metadata_params={nn.PARTITION_NAME: "layers"},
             )
-            self.layer = scan(self.block, self.remat)
+            self.layer = scan(self.block, self.remat, True)
         else:
-            self.layer = [_Carry(self.block, self.remat) for _ in range(self.layers)]
+            self.layer = [_Carry(self.block, self.remat, False) for _ in range(self.layers)]
 
     def __call__(self, x: jax.Array, *shared, method: str = "__call__") -> jax.Array:
         """Applies the named method of every block in turn; `shared` arguments are the same for all."""
@@ -163,10 +164,14 @@ class Stack(nn.Module):
 
 
 class _Carry(nn.Module):
-    """A block in the form that nn.scan wants: (carry, *shared) → (carry, None)."""
+    """A block in the form that nn.scan wants: (carry, *shared) → (carry, None).
+
+    scanned: by nn.scan, where XLA cannot merge what remat computes again with what was computed before.
+    """
 
     block: Callable[[], nn.Module]
     remat: bool
+    scanned: bool
 
     @nn.compact
     def __call__(self, x, method, *shared):
@@ -175,4 +180,4 @@ class _Carry(nn.Module):
         def run(block, x):
             return getattr(block, method)(x, *shared)
 
-        return (nn.remat(run, prevent_cse=False) if self.remat and method == "__call__" else run)(block, x), None
+        return (nn.remat(run, prevent_cse=not self.scanned) if self.remat and method == "__call__" else run)(block, x), None

@@ -133,16 +133,18 @@ def _splash(q, k, v, query_segments, key_segments, *, causal, interpret):
 def shares() -> tuple[int, int] | None:
     """Into how many shares the mesh in context splits (rows, heads); None for several devices without such a mesh.
 
-    (1, 1) on one device, and under pmap or shard_map, where the program is already that of one device.
+    (1, 1) on one device, and under pmap or shard_map, where the program is already that of one device; None where
+    shard_map leaves an axis to be split automatically.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
         return (1, 1) if jax.device_count() == 1 else None
-    if mesh.size == 1 or mesh.manual_axes:
+    sizes = dict(zip(mesh.axis_names, mesh.axis_sizes, strict=True))
+    split = {axis for axis, size in sizes.items() if size > 1}
+    if split <= set(mesh.manual_axes):
         return 1, 1
     if set(mesh.axis_types) != {AxisType.Auto}:
         return None
-    sizes = dict(zip(mesh.axis_names, mesh.axis_sizes, strict=True))
     return math.prod(sizes.get(axis, 1) for axis in ROW_AXES), sizes.get(HEAD_AXIS, 1)
 
 

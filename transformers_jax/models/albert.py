@@ -62,6 +62,7 @@ class Group(nn.Module):
     block: Callable[[], nn.Module]
     inner: int
     remat: bool
+    scanned: bool
 
     def setup(self):
         self.inner_block = [self.block() for _ in range(self.inner)]
@@ -72,7 +73,7 @@ class Group(nn.Module):
             def run(block, x):
                 return block(x, mask, deterministic)
 
-            x = (nn.remat(run, prevent_cse=False) if self.remat else run)(block, x)
+            x = (nn.remat(run, prevent_cse=not self.scanned) if self.remat else run)(block, x)
         return x, None
 
 
@@ -100,7 +101,7 @@ class SharedStack(nn.Module):
                 in_axes=nn.broadcast,
                 length=self.layers // self.groups,
             )
-        self.group = [kind(self.block, self.inner, self.remat) for _ in range(self.groups)]
+        self.group = [kind(self.block, self.inner, self.remat, self.scan) for _ in range(self.groups)]
 
     def __call__(self, x: jax.Array, mask: Mask, deterministic: bool) -> jax.Array:
         """x [B, T, D] → [B, T, D]."""
