@@ -97,7 +97,7 @@ def test_lower_case(tmp_path):
 def test_saved_copied_and_exported(tokenizer, tmp_path):
     text = "L'homme dit: “homm ab…”"
     tokenizer.save(tmp_path / "tokenizer.json")
-    files.write(tmp_path / "flaubert", tokenizer)
+    files.write(tmp_path / "flaubert", tokenizer, longest=512, pair_types=False)
     assert not (tmp_path / "flaubert" / "tokenizer.json").exists()
     assert json.loads((tmp_path / "flaubert" / "tokenizer_config.json").read_text())["tokenizer_class"] == "FlaubertTokenizer"
     loaded = [Tokenizer.load(tmp_path / name) for name in ("tokenizer.json", "flaubert")]

@@ -110,6 +110,74 @@ def test_bpe_merges_follow_the_scores(tmp_path):
     assert Tokenizer.load(path).tokens("lo ow") == ["▁", "lo", "▁", "ow"]
 
 
+HARD = ["Où est L'ÉVANGILE ?", "``Naïve'' Ångström, ﬁn… ½ İstanbul", "  Two\tCAFÉS  \u00a0here ", "日本 ガギ 한국 🙂 ’", ""]
+
+
+def albert(folder):
+    """A model with the special pieces of ALBERT's, the others and the character map those of the golden unigram one."""
+    golden = list(sentencepiece_model.fields((GOLDEN / "sentencepiece_unigram.model").read_bytes()))
+    rows = [dict(sentencepiece_model.fields(value)) for number, value in golden if number == 1]
+    charsmap = next(dict(sentencepiece_model.fields(value))[2] for number, value in golden if number == 3)
+    pieces = [("<pad>", 0.0, 3), ("<unk>", 0.0, 2), *((name, 0.0, 3) for name in ("[CLS]", "[SEP]", "[MASK]")), ('"', -6.0, 1)]
+    pieces += [(row[1].decode(), struct.unpack("<f", row[2])[0], 1) for row in rows if row.get(3, 1) == 1 and row[1] != b'"']
+    trainer = [(3, 1), (40, 1), (41, -1), (42, -1), (43, 0)]
+    (folder / "spiece.model").write_bytes(model(pieces, trainer, [(2, charsmap)]))
+    return [(text, score) for text, score, _ in pieces], charsmap
+
+
+def described(folder, content, name="tokenizer_config.json"):
+    (folder / name).write_text(json.dumps(content))
+    return Tokenizer.load(folder)
+
+
+@pytest.mark.parametrize("config", [{}, {"do_lower_case": False}, {"keep_accents": True}])
+def test_albert_equals_transformers(tmp_path, config):
+    transformers = pytest.importorskip("transformers")
+    vocabulary, charsmap = albert(tmp_path)
+    theirs = transformers.AlbertTokenizer(vocabulary, _spm_precompiled_charsmap=charsmap, **config)
+    ours = described(tmp_path, {"tokenizer_class": "AlbertTokenizer", **config})
+    assert (ours.pad_id, ours.bos_id, ours.eos_id, ours.unk_id, ours.mask_id) == (0, 2, 3, 1, 4)
+    for line in [*HARD, *(line for line in EXPECTED["lines"] if not set(line) & set("<[▁"))]:
+        assert ours.encode(line) == theirs.encode(line, add_special_tokens=False), line
+
+
+def test_what_tells_that_a_model_is_alberts(tmp_path):
+    albert(tmp_path)
+    plain, text = Tokenizer.load(tmp_path), "``ÉTÉ''"
+    small, upper = plain.encode('"ete"'), plain.encode(text)
+    assert small != upper and plain.encode('"ETE"') != small
+    assert described(tmp_path, {"model_type": "albert"}, "config.json").encode(text) == small
+    assert described(tmp_path, {"keep_accents": True}).encode(text) == plain.encode('"été"')
+    assert described(tmp_path, {"model_type": "t5"}, "config.json").encode(text) == plain.encode(text)
+    (tmp_path / "config.json").unlink()
+    assert described(tmp_path, {"do_lower_case": False}).encode(text) == plain.encode('"ETE"')
+    assert described(tmp_path, {"tokenizer_class": "T5Tokenizer"}).encode(text) == upper
+    other = {"tokenizer_class": "DebertaV2Tokenizer", "do_lower_case": True}  # accents and quotes stay
+    assert described(tmp_path, other).encode(text) == plain.encode("``été''")
+    described(tmp_path, {"tokenizer_class": "AlbertTokenizer"}).save(tmp_path / "saved" / "tokenizer.json")
+    assert Tokenizer.load(tmp_path / "saved").encode(text) == small
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_words_begin_at_spaces(kind):
+    tokenizer = Tokenizer.load(GOLDEN / f"{kind}.model")
+    text = "In the beginning God created the heavens"
+    ids, words = tokenizer.encode_with_words(text)
+    spelled = [""] * (words[-1] + 1)
+    for i, word in zip(ids, words, strict=True):
+        spelled[word] += tokenizer.piece(i)
+    assert spelled == ["▁" + word for word in text.split()] and len(ids) > len(spelled)
+
+
+def test_a_piece_over_a_space_is_of_one_word(tmp_path):
+    path = tmp_path / "m.model"
+    merged = [("lo", -2.0, 1), ("▁lo", -2.5, 1), ("er", -3.0, 1), ("er▁lo", -3.5, 1), ("▁w", -4.0, 1)]
+    path.write_bytes(model(SMALL[:-1] + merged, trainer=[(3, 2)]))
+    tokenizer = Tokenizer.load(path)
+    assert tokenizer.tokens("wer loer s") == ["▁w", "er▁lo", "er", "▁", "s"]
+    assert tokenizer.encode_with_words("wer loer s")[1] == [0, 0, 0, 1, 1]
+
+
 BROKEN = {
     "empty": b"",
     "text": b"this is no model at all, only text",

@@ -61,6 +61,22 @@ class TestFiles:
             read = files.Lines(write(path, data), "key")
             assert [read[i] for i in range(len(read))] == wanted
 
+    def test_bytes_are_checked_piece_by_piece(self, tmp_path, monkeypatch):
+        whole = "é日🙂\na🙂é\n".encode()
+        for size in range(1, 9):
+            monkeypatch.setattr(files, "PIECE", size)
+            assert files.Lines(write(tmp_path / "a", whole), "key").data == whole
+            for k in range(len(whole)):
+                damaged = whole[:k] + b"\xff" + whole[k + 1 :]
+                try:
+                    damaged.decode("utf-8")
+                except UnicodeDecodeError as error:
+                    line, reason = damaged[: error.start].count(b"\n") + 1, error.reason
+                with pytest.raises(UserError, match=rf"key: .*a, line {line} is not UTF-8 \({reason}\); convert the file"):
+                    files.Lines(write(tmp_path / "a", damaged), "key")
+        with pytest.raises(UserError, match="line 2 is not UTF-8 .unexpected end of data"):
+            files.Lines(write(tmp_path / "a", b"a\n" + "🙂".encode()[:3]), "key")
+
     def test_pairs_with_a_blank_side_are_left_out_of_training_only(self, tmp_path, caplog):
         files = b"one\n\n \nfour\n", b"eins\nzwei\ndrei\n\t\n"
         caplog.set_level("INFO", "absl")

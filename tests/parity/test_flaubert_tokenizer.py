@@ -64,7 +64,7 @@ def test_same_ids(tmp_path, lowercase):
         assert ours.encode(text) == theirs.encode(text, add_special_tokens=False), text
     assert ours.unk_id in ours.encode(" ".join(texts))
     assert ours.encode_pair("Un homme.", "Deux").ids == theirs.encode("Un homme.", "Deux")
-    files.write(tmp_path / "again", ours)
+    files.write(tmp_path / "again", ours, longest=512, pair_types=False)
     again = transformers.AutoTokenizer.from_pretrained(tmp_path / "again")
     assert all(again.encode(text) == theirs.encode(text) for text in texts[:50])
 

@@ -1,5 +1,6 @@
 """Files of lines, plain or gzip."""
 
+import codecs
 import gzip
 import zlib
 from pathlib import Path
@@ -10,6 +11,7 @@ from transformers_jax.errors import UserError
 
 GZIP_MAGIC = b"\x1f\x8b"
 BOM = b"\xef\xbb\xbf"
+PIECE = 2**20  # bytes that are checked at once
 
 
 class Lines:
@@ -30,11 +32,9 @@ class Lines:
         except (OSError, EOFError, zlib.error) as e:
             raise UserError(f"{key}: cannot read {path}: {e}") from e
         data = data.removeprefix(BOM)
-        try:
-            data.decode("utf-8")
-        except UnicodeDecodeError as e:
-            line = data.count(b"\n", 0, e.start) + 1
-            raise UserError(f"{key}: {path}, line {line} is not UTF-8 ({e.reason}); convert the file") from e
+        if (bad := _not_utf8(data)) is not None:
+            line = data.count(b"\n", 0, bad[0]) + 1
+            raise UserError(f"{key}: {path}, line {line} is not UTF-8 ({bad[1]}); convert the file")
         if data and not data.endswith(b"\n"):
             data += b"\n"
         self.data = data
@@ -48,6 +48,18 @@ class Lines:
         if not 0 <= i < len(self):
             raise IndexError(i)
         return self.data[self.starts[i] : self.starts[i + 1] - 1].removesuffix(b"\r").decode("utf-8")
+
+
+def _not_utf8(data: bytes) -> tuple[int, str] | None:
+    """Where the first byte stands that is not UTF-8, and what is wrong with it; None where all are."""
+    decoder, kept = codecs.getincrementaldecoder("utf-8")(), 0  # bytes of a character that goes on in the next piece
+    for start in range(0, len(data), PIECE):
+        try:
+            decoder.decode(data[start : start + PIECE], final=start + PIECE >= len(data))
+        except UnicodeDecodeError as e:
+            return start - kept + e.start, e.reason
+        kept = len(decoder.getstate()[0])
+    return None
 
 
 def paths_of(config, split: str, example: str) -> list[str]:

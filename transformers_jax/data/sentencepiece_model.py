@@ -12,7 +12,7 @@ comes back exactly. Piece ids are those of the file; some models (XLM-R, mBART, 
 
 import re
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,7 +22,7 @@ from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers
 from transformers_jax.data import words
 from transformers_jax.errors import UserError
 
-_SPACE = "▁"
+SPACE = "▁"
 _UNIGRAM, _BPE = 1, 2
 _NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED, _BYTE = 1, 2, 3, 4, 5, 6
 
@@ -35,19 +35,22 @@ class Piece(NamedTuple):
     type: int
 
 
-def read(file: Path) -> tuple[tokenizers.Tokenizer, dict[str, int]]:
+def read(file: Path, before: Sequence[normalizers.Normalizer] = ()) -> tuple[tokenizers.Tokenizer, dict[str, int]]:
     """The tokenizer of a `.model` file, and the ids of its special pieces by role (unk, bos, eos, pad); −1 for none.
+
+    Args:
+      before: what a text goes through before the model's own normalisation.
 
     Raises:
       UserError: names the file that is not a SentencePiece model, or of a kind other than unigram and BPE.
     """
     try:
-        return _built(file.read_bytes())
+        return _built(file.read_bytes(), before)
     except Exception as error:  # a broken file may set off anything
         raise UserError(f"{file}: not a SentencePiece model that can be read: {error}") from error
 
 
-def _built(content: bytes) -> tuple[tokenizers.Tokenizer, dict[str, int]]:
+def _built(content: bytes, before: Sequence[normalizers.Normalizer]) -> tuple[tokenizers.Tokenizer, dict[str, int]]:
     pieces, trainer, normalizer = [], {}, {}
     for number, value in fields(content):
         if number == 1:
@@ -72,7 +75,7 @@ def _built(content: bytes) -> tuple[tokenizers.Tokenizer, dict[str, int]]:
     else:
         raise ValueError(f"model_type {kind}; only unigram (1) and BPE (2) are read")
     library = tokenizers.Tokenizer(model)
-    library.normalizer, library.decoder = _normalizer(normalizer), _decoder(normalizer)
+    library.normalizer, library.decoder = _normalizer(normalizer, before), _decoder(normalizer)
     names = [piece.text for piece in pieces if piece.type in (_UNKNOWN, _CONTROL, _BYTE)]
     library.pre_tokenizer = pre_tokenizers.Sequence([_user_defined(pieces), words.names_apart(names)])
     library.add_special_tokens([piece.text for piece in pieces if piece.type in (_UNKNOWN, _CONTROL)])
@@ -91,19 +94,19 @@ def _merges(pieces: list[Piece]) -> list[tuple[str, str]]:
     return [way[-1] for way in sorted(ways)]
 
 
-def _normalizer(spec: dict) -> normalizers.Normalizer:
-    """The model's own character map, then needless spaces dropped, one put in front and all shown as `▁`."""
-    steps = [normalizers.Precompiled(spec[2])] if spec.get(2) else []
+def _normalizer(spec: dict, before: Sequence[normalizers.Normalizer]) -> normalizers.Normalizer:
+    """What comes before, the model's own character map, needless spaces dropped, one put in front and all shown as `▁`."""
+    steps = [*before, *([normalizers.Precompiled(spec[2])] if spec.get(2) else [])]
     if spec.get(4, 1):
         steps += [normalizers.Replace(Regex(r"\A +| +\z"), ""), normalizers.Replace(Regex(" {2,}"), " ")]
     if spec.get(3, 1):
-        steps.append(normalizers.Prepend(_SPACE))
-    return normalizers.Sequence([*steps, normalizers.Replace(" ", _SPACE)])
+        steps.append(normalizers.Prepend(SPACE))
+    return normalizers.Sequence([*steps, normalizers.Replace(" ", SPACE)])
 
 
 def _decoder(spec: dict) -> decoders.Decoder:
     """Pieces to text: bytes to characters, `▁` to spaces, without the one put in front."""
-    steps = [decoders.ByteFallback(), decoders.Fuse(), decoders.Replace(_SPACE, " ")]
+    steps = [decoders.ByteFallback(), decoders.Fuse(), decoders.Replace(SPACE, " ")]
     if spec.get(3, 1):
         steps.append(decoders.Replace(Regex(r"\A "), ""))
     return decoders.Sequence(steps)

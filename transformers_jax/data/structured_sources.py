@@ -14,6 +14,7 @@ Every mistake in a file is one line that names the file and the line.
 
 import csv
 import json
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -161,15 +162,34 @@ def _typed(field: str, value: Any, where: str):
     if kind is list:
         if not isinstance(value, list):
             raise UserError(f"{where}: {field} is no list")
-        return [str(item) for item in value] if field != "answers" else value
+        return [_listed(field, item, where) for item in value] if field != "answers" else value
     if kind is float:
         try:
-            return float(value)
-        except (TypeError, ValueError) as error:
+            score = float(value)
+        except (TypeError, ValueError, OverflowError) as error:
             raise UserError(f"{where}: the score {value!r} is no number") from error
-    if isinstance(value, (dict, list)) or not isinstance(value, str) and field not in ("label", "id"):
+        if not math.isfinite(score):
+            raise UserError(f"{where}: the score {value!r} is no finite number")
+        return score
+    if value is None or isinstance(value, (dict, list)) or not isinstance(value, str) and field not in ("label", "id"):
         raise UserError(f"{where}: {field} is no text but {value!r}")
-    return value if isinstance(value, str) else json.dumps(value)
+    return _whole(field, value, where) if isinstance(value, str) else json.dumps(value)
+
+
+def _listed(field: str, item: Any, where: str) -> str:
+    """One of the words, tags or choices."""
+    if isinstance(item, bool) or not isinstance(item, (str, int, float)):
+        raise UserError(f"{where}: {field} has {json.dumps(item)} where a text belongs")
+    return _whole(field, str(item), where)
+
+
+def _whole(field: str, text: str, where: str) -> str:
+    """The text; half a character, which JSON's escapes may give, "\\ud83d" alone, is refused."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise UserError(f"{where}: {field} has {text[error.start]!r}, half a character without its other half") from error
+    return text
 
 
 def _conll(config, split: str) -> Table | Prepared:
@@ -190,7 +210,7 @@ def _conll(config, split: str) -> Table | Prepared:
                     table.add({"words": words, "tags": tags}, path, first)
                 words, tags, first = [], [], number + 2
                 continue
-            cells = line.split("\t") if "\t" in line else line.split()
+            cells = line.split("\t") if "\t" in line else [cell for cell in line.split(" ") if cell]
             if len(cells) < 2 or not cells[0].strip():
                 raise UserError(f"{path}, line {number + 1}: one column, {line.strip()!r}; a line is a word and its tag")
             if not -len(cells) <= column < len(cells):
@@ -218,14 +238,23 @@ def _squad(config, split: str) -> Table | Prepared:
             raise UserError(f"{path}, line {error.lineno} is not JSON: {error.msg}") from error
         except (KeyError, TypeError) as error:
             raise UserError(f"{path} is not SQuAD's JSON, data → paragraphs → context and qas: {error} is missing") from error
+        escaped = text.isascii()  # how ids are written
         line, at = 1, 0  # of the question, which stand in the file in this order
         for context, qa, question, name in questions:
-            there = max(at, text.find(json.dumps(name), at))
-            line, at = line + text.count("\n", at, there), there
+            there = text.find(json.dumps(name, ensure_ascii=escaped), at)
+            # A miss ends the search, as it costs the rest of the file.
+            line, at = (line, len(text)) if there < 0 else (line + text.count("\n", at, there), there)
             where = f"{path}, line {line}, question {name}"
-            answers = [_answer(a, context, where) for a in ([] if qa.get("is_impossible") else qa.get("answers", ()))]
-            table.add({"id": str(name), "question": question, "context": context, "answers": answers}, path, line)
+            example = {"id": name, "question": question, "context": context}
+            example["answers"] = [] if qa.get("is_impossible") else qa.get("answers", [])
+            table.add(_squad_example(example, where), path, line)
     return table
+
+
+def _squad_example(example: dict, where: str) -> dict:
+    """The question of a file, its fields checked."""
+    example = {field: _typed(field, value, where) for field, value in example.items()}
+    return example | {"answers": [_answer(answer, example["context"], where) for answer in example["answers"]]}
 
 
 def _answer(answer: Any, context: str, where: str) -> dict:
@@ -234,6 +263,8 @@ def _answer(answer: Any, context: str, where: str) -> dict:
         text, start = answer["text"], answer["start"] if "start" in answer else answer["answer_start"]
     except (KeyError, TypeError) as error:
         raise UserError(f"{where}: an answer has a text and a start, not {answer!r}") from error
+    if not isinstance(text, str):
+        raise UserError(f"{where}: the text of an answer is {text!r}, no text")
     if not isinstance(start, int) or not 0 <= start <= len(context) - len(text):
         raise UserError(f"{where}: the answer {text!r} at {start!r} ends beyond its passage of {len(context)} characters")
     if context[start : start + len(text)] != text:
@@ -257,19 +288,19 @@ def _swag(config, split: str) -> Table | Prepared:
     endings = [f"ending{k}" for k in range(4)]
     for path in paths_of(config, split, f"{split}.csv"):
         rows = csv.DictReader(_plain(filled(path, f"config.data.{split}")), strict=True)
-        missing = sorted({"sent1", "sent2", *endings}.difference(rows.fieldnames or ()))
-        if missing:
-            raise UserError(f"{path}, line 1: SWAG's csv has a column {missing[0]!r}, this one {', '.join(rows.fieldnames)}")
         try:
+            names = rows.fieldnames or ()
+            if missing := sorted({"sent1", "sent2", *endings}.difference(names)):
+                raise UserError(f"{path}, line 1: SWAG's csv has a column {missing[0]!r}, this one {', '.join(names)}")
             for row in rows:
                 if None in row.values() or None in row:
-                    raise UserError(f"{path}, line {rows.line_num} has not {len(rows.fieldnames)} columns")
+                    raise UserError(f"{path}, line {rows.line_num} has not {len(names)} columns")
                 example = {"context": row["sent1"], "choices": [f"{row['sent2']} {row[ending]}".strip() for ending in endings]}
                 if row.get("label"):
                     example["label"] = row["label"]
                 table.add(example, path, rows.line_num)
         except csv.Error as error:
-            raise UserError(f"{path}, line {rows.line_num} is not csv: {error}") from error
+            raise UserError(f"{path}, line {rows.reader.line_num} is not csv: {error}") from error
     return table
 
 

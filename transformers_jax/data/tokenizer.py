@@ -20,6 +20,7 @@ from absl import logging
 
 from transformers_jax.data import bpe, moses, tokenizer_files, words
 from transformers_jax.data.pairs import Joined, place, truncated
+from transformers_jax.data.sentencepiece_model import SPACE
 from transformers_jax.data.tokenizer_files import SpecialIds
 from transformers_jax.errors import UserError
 from transformers_jax.writing import write_whole
@@ -51,6 +52,7 @@ class Tokenizer:
         added = {i for i, token in library.get_added_tokens_decoder().items() if token.special}
         self._dropped = frozenset(added.union(special) - {None})
         self.separators = self._separators()
+        self._spaced = self._begun_by_spaces()
 
     def __reduce__(self):
         return _restored, (self._library.to_str(), self._special, self._words)
@@ -103,11 +105,16 @@ class Tokenizer:
         return encoding.ids, places
 
     def encode_with_words(self, text: str) -> tuple[list[int], list[int]]:
-        """The ids of a text, and the number of the word that each piece belongs to; words as the tokenizer splits them."""
+        """The ids of a text, and the number of the word that each piece belongs to, 0, 1, 2 …
+
+        Words are those that the tokenizer splits. SentencePiece's need not end at spaces: a piece with `▁` in front begins
+        a word too.
+        """
         encoding = self._encoding(text)
-        words_of, last = [], -1
-        for word in encoding.word_ids:
-            last = last + 1 if word is None else word
+        words_of, last, before = [], -1, None
+        for i, word in zip(encoding.ids, encoding.word_ids, strict=True):
+            last += word is None or word != before or i in self._spaced
+            before = word
             words_of.append(last)
         return encoding.ids, words_of
 
@@ -229,6 +236,15 @@ class Tokenizer:
             if len(ids) in (3, 4) and set(ids) <= {self.bos_id, self.eos_id}:
                 return len(ids) - 2
         return 2 if self.mask_id is not None and self._library.id_to_token(self.mask_id) == "<mask>" else 1
+
+    def _begun_by_spaces(self) -> frozenset[int]:
+        """The pieces that begin with `▁`, where that is how a space is written."""
+        normalizer, splitter, text = self._library.normalizer, self._library.pre_tokenizer, "a a"
+        text = normalizer.normalize_str(text) if normalizer else text
+        parts = splitter.pre_tokenize_str(text) if splitter else [(text, None)]
+        if not any(SPACE in part for part, _ in parts):
+            return frozenset()
+        return frozenset(i for piece, i in self._library.get_vocab().items() if piece.startswith(SPACE))
 
     def _textual(self, ids: Iterable[int]) -> list[int]:
         """The ids that stand for text, checked."""

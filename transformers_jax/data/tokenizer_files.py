@@ -5,7 +5,9 @@
    without capitals is taken for a lower-cased one.
 3. `vocab.json` and `merges.txt`, the byte-level encoding of GPT-2 and RoBERTa, or where pieces end in `</w>` FlauBERT's:
    see `moses`. A `tokenizer.json` of this kind has "moses" in the `tokenizer_config.json` beside it.
-4. `spiece.model`, `tokenizer.model` or the folder's only `.model`, SentencePiece: see `sentencepiece_model`.
+4. `spiece.model`, `tokenizer.model` or the folder's only `.model`, SentencePiece: see `sentencepiece_model`. ALBERT's,
+   by `tokenizer_config.json` or the `config.json` beside it, has texts in lower case and without accents, unless
+   `do_lower_case` and `keep_accents` say otherwise.
 
 A folder is searched in this order. Special pieces are those that `tokenizer_config.json` names, else those with a usual
 name.
@@ -63,7 +65,7 @@ def read(path: Path) -> tuple[tokenizers.Tokenizer, SpecialIds, moses.Words | No
         raise UserError(f"{path}: no such file or folder to read a tokenizer from")
     config = read_config(file.parent)
     if file.suffix == ".model":
-        library, ids = sentencepiece_model.read(file)
+        library, ids = sentencepiece_model.read(file, _before_sentencepiece(file, config))
         config = {f"{role}_token": library.id_to_token(i) for role, i in ids.items() if i >= 0} | config
     elif file.suffix == ".txt" and file.name != "merges.txt":
         library = _wordpiece(file, config)
@@ -85,6 +87,12 @@ def read_config(folder: Path) -> dict:
     """The content of `tokenizer_config.json` of a folder; empty where there is none."""
     file = folder / "tokenizer_config.json"
     return _json(file) if file.is_file() else {}
+
+
+def _model_type(folder: Path) -> str:
+    """What `config.json` of a folder says that its model is; empty where it does not."""
+    file = folder / "config.json"
+    return (_json(file).get("model_type") or "") if file.is_file() else ""
 
 
 def special_ids(library: tokenizers.Tokenizer, config: dict) -> SpecialIds | None:
@@ -162,6 +170,16 @@ def _wordpiece(file: Path, config: dict) -> tokenizers.Tokenizer:
     return library
 
 
+def _before_sentencepiece(file: Path, config: dict) -> list[normalizers.Normalizer]:
+    """What the config says, or ALBERT (Lan et al. 2020) takes for granted, that happens to a text before SentencePiece."""
+    kind = f"{config.get('tokenizer_class') or ''}{_model_type(file.parent)}".lower()
+    albert = "albert" in kind or not kind and bool({"do_lower_case", "keep_accents"}.intersection(config))
+    steps = [normalizers.Replace("``", '"'), normalizers.Replace("''", '"')] if albert else []
+    if not config.get("keep_accents", not albert):
+        steps += [normalizers.NFKD(), normalizers.StripAccents()]
+    return steps + ([normalizers.Lowercase()] if config.get("do_lower_case", albert) else [])
+
+
 def _vocabulary(vocab_file: Path, merges_file: Path) -> dict[str, int]:
     for file in (vocab_file, merges_file):
         if not file.is_file():
@@ -196,8 +214,7 @@ def _byte_level(vocab_file: Path, merges_file: Path, vocabulary: dict, config: d
 
 def _moses(vocab_file: Path, merges_file: Path, vocabulary: dict, config: dict) -> tuple[tokenizers.Tokenizer, dict]:
     """FlauBERT's (Le et al. 2020), whose merges may make what is no piece; and the config with what it leaves unsaid."""
-    beside = vocab_file.with_name("config.json")
-    kind = config.get("tokenizer_class") or (_json(beside).get("model_type", "") if beside.is_file() else "")
+    kind = config.get("tokenizer_class") or _model_type(vocab_file.parent)
     if kind and "flaubert" not in kind.lower():
         raise UserError(f"{vocab_file}: pieces end in {moses.SUFFIX}: FlauBERT's are read, not those of {kind}")
     if missing := [name for name in ("<s>", "</s>", "<pad>", "<unk>", "<special1>") if name not in vocabulary]:
