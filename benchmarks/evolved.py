@@ -77,11 +77,12 @@ def compiled(name: str, data: Path, folder: Path):
     from transformers_jax.training.state import create_state
 
     config = configuration.load(f"{runs.REPOSITORY}/configs/{name}.py:multi30k")
-    arguments = [*runs.files(data.resolve()), *MODELS[name], *shared_tokenizer(folder)]
+    learned = folder / "tokenizer.json"
+    arguments = [*runs.files(data.resolve()), *MODELS[name], *(taken(learned) if learned.exists() else [])]
     configuration.overrides(config, arguments)(["benchmark", *arguments])
     jax.config.update("jax_default_prng_impl", config.prng)
     run = Experiment(config, None)
-    run.tokenizer.save(folder / "tokenizer.json")
+    run.tokenizer.save(learned)
     tx, _ = make_optimizer(config.optimizer, 1000)
     state, _ = create_state(run.model, tx, run.batch_shapes(), run.mesh, seed=0)
     step = pretraining.compiled_step(run, tx, jax.tree.map(lambda x: x.sharding, state))
@@ -94,10 +95,9 @@ def compiled(name: str, data: Path, folder: Path):
     return state, in_context, batches, parameters.count(state.params)
 
 
-def shared_tokenizer(folder: Path) -> list[str]:
-    """The flag that takes what an earlier training learned, if there was one."""
-    found = next(folder.glob("**/tokenizer.json"), None)
-    return [f"--config.tokenizer.path={found}"] if found else []
+def taken(tokenizer: Path) -> list[str]:
+    """The flag that takes the vocabulary that another training learned."""
+    return [f"--config.tokenizer.path={tokenizer}"]
 
 
 def perplexity(data: Path, folder: Path) -> dict:
@@ -110,11 +110,13 @@ def perplexity(data: Path, folder: Path) -> dict:
         f"--config.optimizer.warmup_steps={2 * steps // 5}",
     ]  # fmt: skip
     hidden = {"transformer": ["--config.model.hidden=512"], "evolved_transformer": []}
-    curves = {name: [] for name in MODELS}
+    curves, first = {name: [] for name in MODELS}, folder / f"{next(iter(MODELS))}0"  # which learns the vocabulary
     for seed in range(FLAGS.seeds):
         for name, flags_of_model in MODELS.items():
-            more = [*common, *flags_of_model, *hidden[name], f"--config.seed={seed}", *shared_tokenizer(folder)]
-            lines = runs.pretrain(name, data, folder / f"{name}{seed}", *more)
+            workdir = folder / f"{name}{seed}"
+            more = [*common, *flags_of_model, *hidden[name], f"--config.seed={seed}"]
+            more += taken(first / "tokenizer.json") if workdir != first else []
+            lines = runs.pretrain(name, data, workdir, *more)
             curves[name].append([(x["step"], round(x["perplexity"], 3)) for x in lines if x["split"] == "validation"])
             print(f"seed {seed}: {name} {curves[name][-1]}", flush=True)
     last = {name: [curve[-1][1] for curve in found] for name, found in curves.items()}

@@ -61,9 +61,10 @@ def searched(data: Path, workdir: Path) -> dict:
     if done.returncode:
         sys.exit(done.returncode)
     found = json.loads(done.stdout.splitlines()[-1])
+    methods = found.get("methods", {found["method"]: found})  # a control that found nothing is left out
     keys = "candidates trained saved failed rejected steps best_perplexity compile_share".split()
     return {
-        "searches": {name: {key: counts[key] for key in keys} for name, counts in found["methods"].items()},
+        "searches": {name: {key: counts[key] for key in keys} for name, counts in methods.items()},
         "hurdles": found["hurdles"],
         "trained_anew": {
             name: {

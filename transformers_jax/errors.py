@@ -6,3 +6,7 @@ class UserError(Exception):
 
     def __init__(self, message: str):
         super().__init__(" ".join(str(message).split()))
+
+
+class DiskError(UserError):
+    """A file that the machine does not write or read, whatever it was asked for: a full disk, a folder without rights."""

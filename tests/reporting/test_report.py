@@ -162,6 +162,12 @@ def test_lines_that_are_torn_or_came_twice(tmp_path, caplog):
     assert read_lines(folder / "no such file") == []
 
 
+def test_only_a_line_feed_ends_a_line(tmp_path, caplog):
+    samples = [{"source": "one\u2028two\u2029three\x85four\x0c"}, {"source": "five"}]
+    (tmp_path / "samples.jsonl").write_text("".join(json.dumps(s, ensure_ascii=False) + "\n" for s in samples))
+    assert read_lines(tmp_path / "samples.jsonl") == samples and not caplog.records
+
+
 def test_what_cannot_be_reported_is_said(tmp_path, monkeypatch):
     empty = tmp_path / "empty"
     empty.mkdir()

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 from transformers_jax.errors import UserError
-from transformers_jax.reporting import search
+from transformers_jax.reporting import search, search_page
 from transformers_jax.reporting.report import make_report
 from transformers_jax.search import hurdles as hurdling
+from transformers_jax.search import summary
 from transformers_jax.search.cell import count_parameters
 from transformers_jax.search.evolution import Evolution, Options
 from transformers_jax.search.genome import TRANSFORMER, InvalidGenome, fields, from_json, replace
@@ -123,6 +124,28 @@ def test_page_says_what_came_of_it(searched):
         count = sum(row["failure"] is not None and row["failure"][:11] == kind[:11] for row in rows)
         assert count > 0 and f'<td>{kind}</td><td class="number">{count}</td>' in text and reason in text
     assert "RESOURCE_EXHAUSTED: &lt;8&gt; bytes" in text and "final_seeds" in text
+
+
+def test_the_best_perplexity_stands_beside_its_own_steps(searched):
+    history = search.read_history(searched[0])
+    (best,) = summary.best(history.rows["evolution"])
+    other = next(row for row in history.rows["evolution"] if row["fitness"] and row["steps"] != best["steps"])
+    finalist = {"name": summary.trial(other), "steps": sum(SETTINGS["steps"]), "fitness": 0.0}
+    history = history._replace(finals=[finalist])
+    assert history.winner == other
+    perplexity = f"{math.exp(-best['fitness']):.4g}"
+    assert f"<b>{perplexity}</b><span>best perplexity, {best['steps']:,} steps" in search_page.heading(history)
+
+
+@pytest.mark.parametrize("low, high", [(-709.9, -690.0), (-709.9, -708.5), (-690.4, -690.1), (-800.0, -2.0), (-3.0, -2.0)])
+def test_perplexity_axis_reaches_as_far_as_floats(low, high):
+    from matplotlib.figure import Figure
+
+    axes = Figure().subplots()
+    axes.set_ylim(low, high)
+    search.perplexity_axis(axes.yaxis, low, high)
+    ticks = axes.get_yticks()
+    assert len(ticks) and all(low <= tick <= high for tick in ticks)
 
 
 def test_hurdles_failures_and_the_line_are_drawn(searched, monkeypatch):

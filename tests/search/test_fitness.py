@@ -1,6 +1,7 @@
 """One candidate's training by the project's own loop, and a whole search from the command line."""
 
 import dataclasses
+import errno
 import json
 import math
 
@@ -10,10 +11,12 @@ import pytest
 from experiments import launch
 from experiments import search as launcher
 from transformers_jax import configuration
+from transformers_jax.errors import DiskError
 from transformers_jax.experiment import Experiment, write
 from transformers_jax.search import cell, fitness, genome
 from transformers_jax.search.fitness import Job, Trainer
 from transformers_jax.search.population import Population
+from transformers_jax.training import integrity
 
 IDLE = " ; ".join(f"{i}:id | dead" for i in range(1, 6))
 CHEAP = f"encoder ×1: 0*conv1 2 relu | 0:id ; {IDLE}\ndecoder ×1: 0*enc 2 | 0:id ; {IDLE} ; 6:id | dead ; 7:id | dead"
@@ -93,7 +96,27 @@ def test_reasons_are_one_line(error, says):
     assert fitness.reason(error).startswith(says) and "\n" not in fitness.reason(error)
 
 
-def test_killed_training_goes_on_from_its_checkpoint(result, corpus, tmp_path, monkeypatch):
+def full(*_):
+    raise OSError(errno.ENOSPC, "No space left on device", "/a/file")
+
+
+def test_a_fault_of_the_machine_is_not_the_candidates(trainer, tmp_path, monkeypatch):
+    monkeypatch.setattr(fitness.Training, "prepare", full)
+    with pytest.raises(DiskError, match="^/a/file: No space left on device; "):
+        trainer(job(tmp_path))
+
+
+def test_a_checkpoint_that_cannot_be_written_is_not_the_candidates_fault(result, corpus, tmp_path, monkeypatch):
+    trainer = make(corpus, tmp_path, training__checkpoint_every=1)
+    with monkeypatch.context() as patch, pytest.raises(DiskError, match="cannot write checkpoint .*: No space left"):
+        patch.setattr(integrity, "seal", full)
+        trainer(job(tmp_path))
+    assert outcome(trainer(job(tmp_path))) == outcome(result)
+
+
+@pytest.mark.parametrize("torn, again", [(False, [4]), (True, [2, 2, 4, 4])])
+def test_killed_training_goes_on_from_its_checkpoint(result, corpus, tmp_path, monkeypatch, torn, again):
+    """Where the first stage's fitness is lost, all is trained anew."""
     trainer, step, made = make(corpus, tmp_path, training__checkpoint_every=1), fitness.Training._step, []
 
     def dies(self, state, batch):
@@ -107,7 +130,10 @@ def test_killed_training_goes_on_from_its_checkpoint(result, corpus, tmp_path, m
         trainer(job(tmp_path))
     assert made == [2, 2, 4] and json.loads((tmp_path / "candidate" / "stages.json").read_text()) == [result.stages[0]]
     made.clear()
-    assert outcome(trainer(job(tmp_path))) == outcome(result) and made == [4]
+    if torn:
+        (tmp_path / "candidate" / "stages.json").write_text("")
+    monkeypatch.setattr(fitness.Training, "_step", lambda self, *a: made.append(self.total) or step(self, *a))
+    assert outcome(trainer(job(tmp_path))) == outcome(result) and made == again
 
 
 def flags(corpus, workdir, *more):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from transformers_jax.errors import UserError
+from transformers_jax.errors import DiskError, UserError
 from transformers_jax.search.population import FILE, Population
 
 REPOSITORY = Path(__file__).resolve().parent.parent.parent
@@ -108,6 +108,15 @@ def test_what_was_written_survives_kill(tmp_path):
     with Population(tmp_path) as population:
         assert [row["state"] for row in population.rows()] == ["done", "proposed"]
         assert population.propose(**columns(2)) == 2
+
+
+def test_a_full_disk_loses_nothing_that_was_written(tmp_path):
+    with pytest.raises(DiskError, match="full; mend it and give the same command again"), Population(tmp_path) as there:
+        there._connection.execute("PRAGMA max_page_count = 40")
+        for i in range(999):
+            there.propose(**columns(i) | {"genome": "x" * 4096})
+    with Population(tmp_path) as there:
+        assert [row["id"] for row in there.rows()] == list(range(len(there.rows()))) != []
 
 
 def test_another_file_of_that_name(tmp_path):

@@ -13,10 +13,12 @@ from pathlib import Path
 import fake
 import pytest
 
-from transformers_jax.errors import UserError
+from transformers_jax import configuration
+from transformers_jax.errors import DiskError, UserError
 from transformers_jax.search import driver, genome, summary
 from transformers_jax.search.fitness import Result
 from transformers_jax.search.population import FILE, Population
+from transformers_jax.writing import locked
 
 SPENT = ("compile_seconds", "train_seconds", "worker", "deaths")
 
@@ -154,9 +156,49 @@ class Broken:
         return Result(failure="out of memory: a great deal")
 
 
-def test_all_candidates_fail(tmp_path, corpus):
-    with pytest.raises(UserError, match="no candidate of evolution could be trained; .* out of memory: a great deal"):
-        driver.search(fake.config(corpus), tmp_path, workers_wanted=0, trainer=Broken)
+@pytest.mark.parametrize("method", ["evolution", "random"])
+def test_all_candidates_fail(tmp_path, corpus, method):
+    with pytest.raises(UserError, match=f"no candidate of {method} could be trained; .* out of memory: a great deal"):
+        driver.search(fake.config(corpus, method=method), tmp_path, workers_wanted=0, trainer=Broken)
+    assert len(finished(tmp_path)) == 5  # the first population
+
+
+def test_a_control_that_finds_nothing_is_left_out(tmp_path, corpus, caplog):
+    found = fake.search(tmp_path, corpus)
+    config = fake.config(corpus, controls=("random",))
+    for _ in range(2):
+        assert driver.search(config, tmp_path, workers_wanted=0, trainer=Broken) == found
+        assert "no candidate of random could be trained" in caplog.text and "left out" in caplog.text
+        rows, _, finals = history(tmp_path)
+        assert [row["state"] for row in rows if row["method"] == "random"] == ["failed"] * 5 and len(finals) == 2
+
+
+def test_a_full_disk_ends_the_search_and_no_candidate(tmp_path, corpus, whole, monkeypatch):
+    with monkeypatch.context() as patch, pytest.raises(DiskError, match="No space left on device"):
+        train, jobs = fake.Fake.__call__, []
+
+        def fills(self, job):
+            jobs.append(job)
+            if len(jobs) == 4:
+                raise DiskError("cannot write checkpoint 3: No space left on device")
+            return train(self, job)
+
+        patch.setattr(fake.Fake, "__call__", fills)
+        fake.search(tmp_path, corpus)
+    assert history(tmp_path)[0][-1]["state"] == "proposed"
+    fake.search(tmp_path, corpus)
+    assert history(tmp_path) == history(whole[0])
+
+
+def test_workers_are_given_absolute_paths(tmp_path, corpus, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "corpus").symlink_to(corpus)
+    config, given = fake.config("corpus", population=2, children=1, steps=(4,), final_seeds=0), []
+    driver.search(config, "w", workers_wanted=0, trainer=lambda *a: given.append(a) or fake.Fake(*a))
+    ((for_workers, workdir, _),) = given
+    assert workdir == str(tmp_path / "w") and for_workers["tokenizer"]["path"] == for_workers["data"]["data_dir"] == ""
+    assert for_workers["data"]["train"] == f"{tmp_path}/corpus/train.en,{tmp_path}/corpus/train.de"
+    assert configuration.read("w").data.train == "corpus/train.en,corpus/train.de"
 
 
 # -- mistakes ----------------------------------------------------------------------------------------------------------
@@ -195,8 +237,10 @@ def test_workdir_of_another_search(whole, corpus):
 
 
 def test_two_searches_in_one_workdir(whole, corpus):
-    with driver.locked(whole[0]), pytest.raises(UserError, match="is in use by another search"):
-        fake.search(whole[0], corpus)
+    before = (whole[0] / configuration.FILE).read_bytes()
+    with locked(whole[0], "taken"), pytest.raises(UserError, match="is in use by another search"):
+        fake.search(whole[0], corpus, final_seeds=3)
+    assert (whole[0] / configuration.FILE).read_bytes() == before
 
 
 def test_band_is_kept(tmp_path, corpus):

@@ -105,7 +105,7 @@ def read_lines(path: Path) -> list[dict]:
     """
     if not path.is_file():
         return []
-    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    lines = path.read_text(encoding="utf-8", errors="replace").split("\n")  # a text may hold other separators
     objects = []
     for number, line in enumerate(lines, start=1):
         if not line.strip():

@@ -25,6 +25,8 @@ Row = dict[str, Any]
 
 HURDLE, FAILED, LINE = COLOURS["validation"], "#b00020", COLOURS["train"]
 MARKERS = ("o", "s", "^", "D")
+MOST_LOSS = 709.0
+"""Whose perplexity is the largest that a float holds, nearly."""
 MOST_CHANGES = 8
 """Fields of one mutation that the family tree names."""
 
@@ -129,6 +131,7 @@ def perplexity_axis(axis, low: float, high: float) -> None:
     """Ticks at round perplexities on an axis of fitness that reaches from low to high."""
     from matplotlib.ticker import MaxNLocator
 
+    low, high = (max(end, -MOST_LOSS) for end in (low, high))
     if high - low < 1:
         ticks = MaxNLocator(nbins=7).tick_values(math.exp(-high), math.exp(-low))
     else:

@@ -49,9 +49,10 @@ def heading(history: History) -> str:
     languages = config.get("data", {}).get("languages") or ()
     what = ["architecture search", found["method"].replace("_", " "), config.get("task", {}).get("name", "")]
     lead = " · ".join([part for part in what if part] + (["–".join(languages)] if languages else []))
+    best = summary.best(history.rows[history.methods[0]])[0]
     facts = [
         (number(found["candidates"]), f"candidates of {found['method'].replace('_', ' ')}"),
-        (number(found["best_perplexity"]), f"best perplexity, {history.winner['steps']:,} steps"),
+        (number(found["best_perplexity"]), f"best perplexity, {best['steps']:,} steps"),
         (number(found["saved"]), "trainings saved by equivalence"),
         (number(found["failed"]), "failed"),
         (f"{found['compile_share']:.0%}", "of the time spent compiling"),

@@ -5,23 +5,23 @@ The workdir of a search:
     config.json      the resolved config            search.sqlite    one row a candidate (see `population`)
     tokenizer.json   the vocabulary                 best.json        the winner, for --config.model.genome
     candidates/      checkpoints of trainings under way, where config.training.checkpoint_every keeps any
+    lock             held while it is searched in
 
 The same command goes on where a search stopped, at whatever moment: state is computed from the rows, and what was under way
 is trained first. With one worker the rows are those of a search that was not stopped.
 """
 
-import contextlib
 import dataclasses
 import functools
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
-import filelock
 import jax
 from absl import logging
 
 from transformers_jax import experiment as experiments
+from transformers_jax.data import sources
 from transformers_jax.errors import UserError
 from transformers_jax.experiment import Experiment
 from transformers_jax.search import cell, summary, workers
@@ -35,6 +35,7 @@ from transformers_jax.search.genome import Genome
 from transformers_jax.search.population import Population
 from transformers_jax.training.metrics import Progress
 from transformers_jax.training.optimizers import make_optimizer
+from transformers_jax.writing import locked
 
 CROWD = 20
 """A search at the steps of another ends at so many times the candidates, should nearly all of its own be known."""
@@ -53,15 +54,16 @@ def search(config, workdir, *, workers_wanted: int = -1, ray_address: str = "", 
     Raises:
       UserError: whatever is wrong with config, data or workdir, before anything is written; or that all candidates fail.
     """
-    config = settled(config)
+    config, workdir = settled(config), Path(workdir).absolute()
     plans = options_of(config)
     experiments.claim(config, workdir)
     run = checked(config, workdir)
     band = Band(config, run.tokenizer.vocab_size)
     searches = [Evolution(plan, config.seed, band) for plan in plans]
-    experiments.write(run)
-    with locked(Path(workdir)), Population(workdir) as population:
-        make = functools.partial(trainer, config.to_dict(), str(workdir), {n: getattr(jax.config, n) for n in SETTINGS})
+    in_use = f"--workdir={workdir} is in use by another search; wait for it or end it"
+    with locked(workdir, in_use), Population(workdir) as population:
+        experiments.write(run)
+        make = functools.partial(trainer, for_workers(config), str(workdir), {n: getattr(jax.config, n) for n in SETTINGS})
         started = workers.start(make, workers=workers_wanted, address=ray_address, cores=config.search.cores)
         with started as pool:
             budget = None
@@ -69,9 +71,10 @@ def search(config, workdir, *, workers_wanted: int = -1, ray_address: str = "", 
                 Search(evolution, population, pool, config, workdir, budget).run()
                 budget = budget or sum(row["trained_steps"] for row in population.rows(evolution.options.method))
                 summary.write_best(config, population, workdir)
+            searches = [evolution for evolution in searches if evolution.members]
             Finals(config, population, pool, searches, workdir).run()
         summary.write_best(config, population, workdir)
-        return summary.of(config, population, [plan.method for plan in plans])
+        return summary.of(config, population, [evolution.options.method for evolution in searches])
 
 
 def options_of(config) -> list[Options]:
@@ -124,6 +127,21 @@ def settled(config):
     return config
 
 
+def for_workers(config) -> dict:
+    """The config as a dict, its files by absolute paths where they are on this machine: workers run in other folders."""
+
+    def absolute(name: str) -> str:
+        return str(Path(name).absolute()) if name and Path(name).exists() else name
+
+    found = config.to_dict()
+    data, tokenizer = found["data"], found["tokenizer"]
+    tokenizer["path"], data["data_dir"] = absolute(tokenizer["path"]), absolute(data["data_dir"])
+    if data["source"] in sources.FILES and (data["source"] == "files" or not data["tfds_name"]):  # else they name splits
+        for split in "train", "validation":
+            data[split] = ",".join(absolute(name.strip()) for name in data[split].split(","))
+    return found
+
+
 class Band:
     """genome → (width unit, parameters) that bring it into config.search.parameters, or None; each is counted once."""
 
@@ -150,24 +168,6 @@ def _count(genome: Genome, unit: int, **fields) -> int:
     return cell.count_parameters(genome, unit=unit, **fields)
 
 
-@contextlib.contextmanager
-def locked(workdir: Path) -> Iterator[None]:
-    """The workdir, for one search at a time; the lock goes with the process.
-
-    Raises:
-      UserError: another process is searching in it.
-    """
-    lock = filelock.FileLock(workdir / "search.lock")
-    try:
-        lock.acquire(timeout=0)
-    except filelock.Timeout:
-        raise UserError(f"--workdir={workdir} is in use by another search; wait for it or end it") from None
-    try:
-        yield
-    finally:
-        lock.release()
-
-
 class Search:
     """One method's search, driven to its end.
 
@@ -190,7 +190,11 @@ class Search:
         self.waiting = [row for row in rows if row["finished"] is None]
 
     def run(self) -> None:
-        """Until there is nothing left to propose or to wait for."""
+        """Until there is nothing left to propose or to wait for.
+
+        Raises:
+          UserError: no candidate could be trained. With a budget, which is to say of a control, that is a warning.
+        """
         total = self.budget or self.options.total
         unit = f"{self.method} candidate" if self.budget is None else f"{self.method} step"
         with Progress(total, self._done(), unit=unit) as progress:
@@ -201,10 +205,14 @@ class Search:
                         self.pool.submit(row["id"], self._job(row))
                 if not self.pool.busy:
                     break
-                self._take(self.pool.next(), progress)
+                if (outcome := self.pool.next()) is not None:
+                    self._take(outcome, progress)
         if not self.evolution.members:
             failure = next((r["failure"] for r in self.rows.values() if r["failure"]), "nothing was measured")
-            raise UserError(f"no candidate of {self.method} could be trained; the first failed with: {failure}")
+            nothing = f"no candidate of {self.method} could be trained; the first failed with: {failure}"
+            if self.budget is None:
+                raise UserError(nothing)
+            logging.warning("%s; it is left out of the comparison", nothing)
 
     def _next(self) -> dict | None:
         """The next candidate: one that an earlier process left, else a new one; None if none is due."""
@@ -224,6 +232,8 @@ class Search:
         return self.rows[number]
 
     def _due(self, number: int) -> bool:
+        if self.evolution.ended >= self.options.population and not self.evolution.members:
+            return False
         if self.budget is None:
             return number < self.options.total
         coming = len(self.under_way) * self.options.schedule[0]

@@ -49,7 +49,8 @@ class Finals:
                     number = waiting.pop(0)
                     name, seed = wanted[number]
                     self.pool.submit(number, self._job(entries[name], name, seed))
-                outcome = self.pool.next()
+                if (outcome := self.pool.next()) is None:
+                    continue
                 name, seed = wanted[outcome.number]
                 deaths[outcome.number] += bool(outcome.death)
                 if outcome.death and deaths[outcome.number] <= self.config.search.retries:

@@ -12,6 +12,7 @@ import itertools
 import json
 import math
 import os
+import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,7 +22,7 @@ import jax
 from ml_collections import ConfigDict
 
 from transformers_jax import pretraining
-from transformers_jax.errors import UserError
+from transformers_jax.errors import DiskError, UserError
 from transformers_jax.evaluation import Scorer
 from transformers_jax.experiment import Experiment
 from transformers_jax.planning import parameters
@@ -97,12 +98,21 @@ class Trainer:
         self._trained = 0
 
     def __call__(self, job: Job) -> Result:
-        """Trains a candidate; whatever goes wrong with it is its failure."""
+        """Trains a candidate; whatever goes wrong with it is its failure.
+
+        Raises:
+          DiskError: the machine's fault, which would be that of the next candidates too.
+        """
         training = Training(self, job)
         try:
             training.prepare()
             stages = hurdling.climb(training.stage, job.steps, job.hurdles)
             return training.result(stages=tuple(stages))
+        except DiskError:
+            raise
+        except OSError as error:
+            where, why = error.filename or "a training", error.strerror or error
+            raise DiskError(f"{where}: {why}; mend it and give the same command again") from error
         except Exception as error:  # one candidate's mistake is not the search's
             return training.result(failure=reason(error))
         finally:
@@ -261,7 +271,10 @@ class Training:
         self.state = self.update = self.scorer = None
 
     def _open_checkpoints(self) -> None:
-        """Checkpoints, where the config keeps any, so that a killed evaluation goes on; no two processes on the same."""
+        """Checkpoints, where the config keeps any, so that a killed evaluation goes on; no two processes on the same.
+
+        A power failure may take the last stages' fitness and leave the checkpoint, which is past them: all is trained anew.
+        """
         if not self.options.checkpoint_every:
             self.iterator = self.trainer.batches(self.job.seed).start()
             return
@@ -269,9 +282,12 @@ class Training:
         folder.mkdir(parents=True, exist_ok=True)
         self.lock = filelock.FileLock(folder / "lock")
         self.lock.acquire()
-        if (folder / "stages.json").exists():
-            self.stages = json.loads((folder / "stages.json").read_text())
+        self.stages = measured(folder / "stages.json")
         self.checkpoints = Checkpoints(folder / "checkpoints", keep=1)
+        if max(self.checkpoints.all_steps(), default=0) > sum(self.job.steps[: len(self.stages) + 1]):
+            self.checkpoints.close()
+            shutil.rmtree(folder / "checkpoints")
+            self.stages, self.checkpoints = [], Checkpoints(folder / "checkpoints", keep=1)
         self.iterator = self.run.train_iterator()
 
     def _step(self, state, batch):
@@ -280,6 +296,14 @@ class Training:
 
     def _to_device(self, batch):
         return sharding.global_batch(batch, self.run.mesh, parallelism=self.options.parallelism)
+
+
+def measured(path: Path) -> list[float]:
+    """The fitness by stage in stages.json; [] where there is no such file, or it is torn."""
+    try:
+        return json.loads(path.read_text())
+    except (FileNotFoundError, ValueError):
+        return []
 
 
 def compiled(lowered):

@@ -37,7 +37,7 @@ import sqlite3
 from pathlib import Path
 from typing import Any
 
-from transformers_jax.errors import UserError
+from transformers_jax.errors import DiskError, UserError
 
 FILE = "search.sqlite"
 
@@ -67,6 +67,7 @@ class Population:
 
     Raises:
       UserError: the file is no such database, or cannot be opened.
+      DiskError: on leaving, where it could not be written; what was written before stays.
     """
 
     def __init__(self, workdir: str | Path):
@@ -82,8 +83,10 @@ class Population:
     def __enter__(self):
         return self
 
-    def __exit__(self, *_):
+    def __exit__(self, kind, error, traceback):
         self._connection.close()
+        if isinstance(error, sqlite3.OperationalError):
+            raise DiskError(f"{self.path}: {error}; mend it and give the same command again") from error
 
     def rows(self, method: str | None = None, order: str = "id") -> list[dict[str, Any]]:
         """The candidates, of one method or of all; order "finished" leaves out those that have not ended."""

@@ -4,7 +4,7 @@ Both are handed jobs and give back what came of them, in the order in which they
 
     with start(config, workdir, workers=2) as pool:
         while pool.free: pool.submit(number, job)
-        outcome = pool.next()
+        outcome = pool.next()  # or None: look again whether the pool is free
 
 A worker on this machine has processor cores of its own, and XLA runs one thread a core, so that two workers do not wait
 for each other; where Ray counts GPUs or TPUs, a worker has one of them. On a cluster the project is installed on every
@@ -14,6 +14,7 @@ node, and workdir and data have the same paths there.
 import os
 import signal
 import socket
+import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -23,6 +24,7 @@ from transformers_jax.errors import UserError
 
 ACCELERATORS = ("GPU", "TPU")
 POLL = 1.0  # seconds between two looks, so that signals are heard
+START = 600.0  # seconds until a worker must be there: a place found for it, its libraries loaded, the data read
 ATTEMPTS = 3  # at starting Ray: on a machine with much else to do it gives up early
 
 
@@ -119,20 +121,25 @@ class RayWorkers:
 
     def __init__(self, make: Callable[[], Callable], workers: int, address: str, cores: int):
         self._ray = _start_ray(workers, address, cores)
-        resources = self._ray.cluster_resources()
-        self._kind = next((kind for kind in ACCELERATORS if resources.get(kind)), "CPU")
-        share = 1 if self._kind in ACCELERATORS else cores
-        room = int(resources.get(self._kind, 0) // share)
+        nodes = [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
+        self._kind = next((kind for kind in ACCELERATORS if any(node.get(kind) for node in nodes)), "CPU")
+        wanted = {"CPU": cores} | ({self._kind: 1} if self._kind in ACCELERATORS else {})
+        self._wanted = " and ".join(f"{amount} {name}" for name, amount in wanted.items())
+        room = room_for(wanted, nodes)
         if workers > room or not room:
-            raise UserError(f"--workers={workers}: Ray has room for {room}, with {resources.get(self._kind, 0):g} {self._kind}")
+            there = " and ".join(f"{sum(node.get(name, 0) for node in nodes):g} {name}" for name in wanted)
+            what = f"each with {self._wanted} of one node, and {there} in all; see config.search.cores"
+            raise UserError(f"--workers={workers}: Ray has room for {room}, {what}")
         self.size = room if workers < 0 else workers
         self._make, self._cores, self._local = make, cores, not address
-        self._actors = [self._actor(slot) for slot in range(self.size)]
+        self._actors: list[Any] = [None] * self.size
         self._names = [""] * self.size
         self._running: dict[Any, tuple[int, int]] = {}  # a future → (its slot, the job's number)
-        self._idle = list(range(self.size))
+        self._coming: dict[Any, int] = {}  # a future, the name of a worker that is being made → its slot
+        self._idle: list[int] = []
         for slot in range(self.size):
-            self._greet(slot)
+            self._hire(slot)
+        self._await(self.size)
 
     def __enter__(self):
         return self
@@ -147,29 +154,36 @@ class RayWorkers:
 
     @property
     def free(self) -> bool:
-        """Whether a job can be submitted."""
+        """Whether a job can be submitted. Where none is under way it waits for a worker that is being made."""
+        if not self._running and not self._idle:
+            self._await(1)
         return bool(self._idle)
 
     def submit(self, number: int, job) -> None:
         slot = self._idle.pop(0)
         self._running[self._actors[slot].train.remote(job)] = slot, number
 
-    def next(self) -> Outcome:
-        """Waits for the next job that ends, or whose worker dies."""
+    def next(self) -> Outcome | None:
+        """Waits for the next job that ends, or whose worker dies; None if a worker that is made anew is there first."""
         done: list = []
         while not done:
-            done, _ = self._ray.wait(list(self._running), num_returns=1, timeout=POLL)
+            done, _ = self._ray.wait([*self._coming, *self._running], num_returns=1, timeout=POLL)
+        if done[0] in self._coming:
+            self._greet(done[0])
+            return None
         slot, number = self._running.pop(done[0])
-        self._idle.append(slot)
         name = self._names[slot]
         try:
-            return Outcome(number, self._ray.get(done[0]), name)
-        except self._ray.exceptions.RayTaskError:
+            result = self._ray.get(done[0])
+        except self._ray.exceptions.RayTaskError as error:
+            if isinstance(error.cause, UserError):
+                raise error.cause from error
             raise  # an error of this code, not a death
         except self._ray.exceptions.RayError as error:
-            self._actors[slot] = self._actor(slot)
-            self._greet(slot)
+            self._hire(slot)
             return Outcome(number, None, name, _first_line(error))
+        self._idle.append(slot)
+        return Outcome(number, result, name)
 
     def _actor(self, slot: int):
         options: dict[str, Any] = {"num_cpus": self._cores}
@@ -183,13 +197,42 @@ class RayWorkers:
             cores = [here[(slot * self._cores + i) % len(here)] for i in range(self._cores)]
         return self._ray.remote(Worker).options(**options).remote(self._make, cores)
 
-    def _greet(self, slot: int) -> None:
-        """Waits until a worker is there. One that cannot be made ends the search: no candidate is to blame."""
+    def _hire(self, slot: int) -> None:
+        """Has a worker made, which is idle once it has been greeted."""
+        self._actors[slot] = self._actor(slot)
+        self._coming[self._actors[slot].name.remote()] = slot
+
+    def _greet(self, greeting) -> None:
+        """A worker is there. One that cannot be made ends the search: no candidate is to blame."""
+        slot = self._coming.pop(greeting)
         try:
-            self._names[slot] = self._ray.get(self._actors[slot].name.remote())
+            self._names[slot] = self._ray.get(greeting)
         except self._ray.exceptions.RayError as error:
             raise UserError(f"worker {slot} cannot start: {_first_line(error)}; try --workers=0") from error
         logging.info("worker %d is process %s", slot, self._names[slot])
+        self._idle.append(slot)
+
+    def _await(self, count: int) -> None:
+        """Waits until so many workers are idle.
+
+        Raises:
+          UserError: they are not after START seconds.
+        """
+        until = time.monotonic() + START
+        while len(self._idle) < count:
+            there, _ = self._ray.wait(list(self._coming), num_returns=1, timeout=POLL)
+            for greeting in there:
+                self._greet(greeting)
+            if not there and time.monotonic() > until:
+                raise UserError(
+                    f"{len(self._coming)} of {self.size} workers are not there after {START / 60:g} minutes: each takes "
+                    f"{self._wanted} of one node, which another job may hold; give fewer --workers, or the same command later"
+                )
+
+
+def room_for(wanted: dict[str, int], nodes: list[dict[str, float]]) -> int:
+    """How many workers there is room for: each has all that it takes on one node."""
+    return sum(min(int(node.get(name, 0) // amount) for name, amount in wanted.items()) for node in nodes)
 
 
 def _start_ray(workers: int, address: str, cores: int):
