@@ -35,7 +35,7 @@ def main(args, config) -> None:
     given = launch.given(args, config)
     if args.dry_run:
         config = adoption.adopted(config, args.init_from, given)
-        print(*plan.lines(pretraining.make_plan(config, args.workdir)), sep="\n")
+        plan.show(pretraining.make_plan(config, args.workdir))
         return
     if not args.workdir:
         raise UserError("--workdir is missing: give the folder to train in")

@@ -130,6 +130,8 @@ def parse(values: flags.FlagValues, argv: list[str], help_text: str = "") -> tup
     if args.help:
         print(help_text, *(f"  --{name}: {args[name].help}" for name in args), sep="\n")
         sys.exit(0)
+    if "workdir" in args and "://" in (args.workdir or ""):
+        raise UserError(f"--workdir={args.workdir} is no folder: mount the bucket, and give the folder it is mounted at")
     if "workdir" not in args or "config" not in args and "init_from" in args and args.init_from and not args.workdir:
         config = ConfigDict()
     elif "config" not in args:
@@ -142,6 +144,7 @@ def parse(values: flags.FlagValues, argv: list[str], help_text: str = "") -> tup
     rest = args(argv)[1:]
     if rest:
         raise UserError(f"unexpected argument {rest[0]!r}: flags are written --name=value")
+    configuration.check(config)
     return args, config
 
 
@@ -190,6 +193,9 @@ def start_jax(args: flags.FlagValues, config: ConfigDict) -> None:
     """Compiled programs kept on disk, the generator of random numbers, and the other processes of the run.
 
     Programs are kept in $TRANSFORMERS_JAX_CACHE, or ~/.cache/transformers_jax/xla; an empty value turns that off.
+
+    Raises:
+      UserError: the flags do not say which process of which run this is, or the processes do not find each other.
     """
     import jax
 
@@ -201,9 +207,16 @@ def start_jax(args: flags.FlagValues, config: ConfigDict) -> None:
         jax.config.update("jax_compilation_cache_max_size", CACHE_BYTES)
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
     jax.config.update("jax_default_prng_impl", config.get("prng", "rbg"))
-    if args.coordinator or _cluster():
+    place = args.coordinator or os.environ.get("JAX_COORDINATOR_ADDRESS"), args.num_processes, args.process_id
+    if None in place and any(value is not None for value in (args.coordinator, *place[1:])):
+        raise UserError("--coordinator, --num_processes and --process_id go together: give all three, or none of them")
+    if None not in place or _cluster():
         jax.config.update("jax_cpu_collectives_implementation", "gloo")
-        jax.distributed.initialize(args.coordinator, args.num_processes, args.process_id)
+        try:
+            jax.distributed.initialize(*place)
+        except (ValueError, IndexError, RuntimeError) as e:
+            how = "give --coordinator=HOST:PORT, --num_processes and --process_id, the last another number for each"
+            raise UserError(f"the processes of this run do not come together ({str(e).strip()}); {how}") from e
 
 
 def _can_make(folder: str) -> bool:
@@ -215,6 +228,6 @@ def _can_make(folder: str) -> bool:
 
 
 def _cluster() -> bool:
-    """Whether the environment names several processes: Slurm, Open MPI, a TPU pod, or JAX's own variables."""
-    several = any(int(os.environ.get(name) or 1) > 1 for name in ("SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE"))
+    """Whether the environment names several processes: Slurm's srun, Open MPI, a TPU pod, or JAX's own variables."""
+    several = any(int(os.environ.get(name) or 1) > 1 for name in ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE"))
     return several or "," in os.environ.get("TPU_WORKER_HOSTNAMES", "") or "JAX_COORDINATOR_ADDRESS" in os.environ

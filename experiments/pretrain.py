@@ -18,7 +18,7 @@ def main(args, config) -> None:
     from transformers_jax.planning import plan
 
     if args.dry_run:
-        print(*plan.lines(pretraining.make_plan(config, args.workdir)), sep="\n")
+        plan.show(pretraining.make_plan(config, args.workdir))
         return
     if not args.workdir:
         raise UserError("--workdir is missing: give the folder to train in")

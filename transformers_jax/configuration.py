@@ -26,6 +26,9 @@ MAY_CHANGE = (
 )  # fmt: skip
 """Keys that may differ between a workdir and the command that resumes it: they do not say what was learned so far."""
 
+DTYPES = ("bfloat16", "float16", "float32")
+"""What models compute in, and keep their parameters in."""
+
 _OVERRIDE = re.compile(r"--?(no)?config\.([^=]*)")
 
 
@@ -88,6 +91,21 @@ def overrides(config: ConfigDict, argv: list[str]) -> flags.FlagValues:
         raise UserError(f"{wanted[0]}: {e}") from e
     delattr(values, "config")
     return values
+
+
+def check(config: ConfigDict) -> None:
+    """Checks the values that every launcher takes alike.
+
+    Raises:
+      UserError: a number below one of what there must be one of, or an unknown type of numbers.
+    """
+    training, model = config.get("training", {}), config.get("model", {})
+    for key in "accumulate", "keep_checkpoints":
+        if training.get(key, 1) < 1:
+            raise UserError(f"config.training.{key} is {training[key]}: give 1 or more")
+    for key in "dtype", "param_dtype":
+        if model.get(key, "float32") not in DTYPES:
+            raise UserError(f"config.model.{key} is {model[key]!r}; it is one of {', '.join(DTYPES)}")
 
 
 def _nearest(key: str, known) -> str | None:

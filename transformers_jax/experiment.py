@@ -5,34 +5,40 @@ The workdir of a run:
     config.json      the resolved config            metrics.jsonl    one JSON object a line
     tokenizer.json   the vocabulary                 tensorboard/     the same for TensorBoard
     checkpoints/     one folder a step              samples.jsonl    translations of the test split
-                                                    report/          pictures and a page
+    lock             held while it is trained in    report/          pictures and a page
 """
 
 import contextlib
 import functools
 import json
+import math
 import os
+import pickle
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
 
 import jax
+import numpy as np
 import optax
 from absl import logging
+from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
 from transformers_jax import configuration, models, parameters, tasks
 from transformers_jax.data import pipeline, sources
+from transformers_jax.data.assembly import layout_of
 from transformers_jax.data.learning import learn
 from transformers_jax.data.tokenizer import Tokenizer, learn_bpe
 from transformers_jax.decoding.decoder import LENGTHS, Decoder
 from transformers_jax.errors import UserError
 from transformers_jax.finetuning import schedule, trainable
+from transformers_jax.models import encoder
 from transformers_jax.search import cell
 from transformers_jax.training import sharding
-from transformers_jax.training.checkpoint import Checkpoints
+from transformers_jax.training.checkpoint import Checkpoints, any_process
 from transformers_jax.training.state import abstract_state
-from transformers_jax.writing import write_whole
+from transformers_jax.writing import locked, write_whole
 
 TOKENIZER = "tokenizer.json"
 SAMPLES = "samples.jsonl"
@@ -68,7 +74,10 @@ class Experiment:
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
-        """The workdir's; or config.tokenizer.path; or learned from the training corpus, all languages jointly."""
+        """The workdir's; or config.tokenizer.path; or learned from the training corpus, all languages jointly.
+
+        What is learned may differ from process to process: all take that of the first.
+        """
         if self.workdir and (self.workdir / TOKENIZER).exists():
             return Tokenizer.load(self.workdir / TOKENIZER)
         options = self.config.tokenizer
@@ -76,8 +85,10 @@ class Experiment:
             return Tokenizer.load(options.path)
         lines = _lines(self.source("train"))
         if options.kind == "bpe":
-            return learn_bpe(lines, options.vocab_size)
-        return learn(options.kind, lines, options.vocab_size, lowercase=options.get("lowercase", False))
+            learned = learn_bpe(lines, options.vocab_size)
+        else:
+            learned = learn(options.kind, lines, options.vocab_size, lowercase=options.get("lowercase", False))
+        return _of_first(learned)
 
     @cached_property
     def task(self):
@@ -89,7 +100,11 @@ class Experiment:
         follows = getattr(self.task, "model_fields", dict)()  # from the task: a head, and how many labels it has
         model = build(dict(self.config.model) | follows, self.tokenizer.vocab_size)
         wrap = getattr(self.task, "wrap", None)  # a task may need more around it: a classifier of pairs, a teacher
-        return wrap(model) if wrap else model
+        model = wrap(model) if wrap else model
+        if self.training:
+            check_lengths(self.config, self.task, model)
+            check_shares(self.task, model)
+        return model
 
     @property
     def trainable(self) -> tuple[str, ...]:
@@ -110,17 +125,22 @@ class Experiment:
         """Whether the config names such a split; files are given one by one, other sources have all."""
         return sources.has(self.config.data, split)
 
+    @property
+    def parts(self) -> int:
+        """Parts that the rows of a batch are divided into: devices that split them, times microbatches."""
+        return math.prod(self.mesh.shape[axis] for axis in sharding.ROWS) * self.config.training.accumulate
+
     def train_iterator(self):
         """Endless batches of this process, with `get_state` and `set_state`."""
         index, count = sharding.data_shard(self.mesh)
         examples = self.examples("train")
-        place = {"process_index": index, "process_count": count}
+        place = {"process_index": index, "process_count": count, "parts": self.parts}
         return pipeline.train_iterator(examples, self.task, self.config.data, seed=self.config.seed, **place)
 
     def eval_batches(self, split: str):
         """Batches of this process that cover a split exactly once."""
         index, count = sharding.data_shard(self.mesh)
-        place = {"process_index": index, "process_count": count}
+        place = {"process_index": index, "process_count": count, "parts": self.parts}
         return pipeline.eval_batches(self.examples(split), self.task, self.config.data, **place)
 
     def checkpoints(self) -> Checkpoints:
@@ -129,11 +149,13 @@ class Experiment:
     def decoder(self, params=None, **changes) -> Decoder:
         """The decoder that config.decoding describes; `changes` replace its keys."""
         options = dict(self.config.decoding) | changes
-        lengths = LENGTHS
+        lengths, trained = LENGTHS, max(pipeline.shapes_of(self.config.data, layout_of(self.task), 1)[1])
         if self.config.model.get("positions") == "learned":  # no further than the rows that were learned
             longest = self.config.model.max_length
             lengths = (*(n for n in LENGTHS if n < longest), longest)
             options.setdefault("max_length", longest)
+        elif trained > LENGTHS[-1]:
+            lengths = (*LENGTHS, *range(LENGTHS[-1] + 128, trained, 128), trained)
         t = self.tokenizer
         special = {"bos_id": t.bos_id, "eos_id": t.eos_id, "pad_id": t.pad_id}
         try:
@@ -166,7 +188,8 @@ class Experiment:
     def batch_shapes(self) -> dict[str, jax.ShapeDtypeStruct]:
         """The fields of a global training batch; with buckets those of the widest."""
         _, count = sharding.data_shard(self.mesh)
-        shapes, rows = pipeline.batch_shapes(self.config.data, self.task, count), sharding.row_sharding(self.mesh)
+        shapes = pipeline.batch_shapes(self.config.data, self.task, count, self.parts)
+        rows = sharding.row_sharding(self.mesh)
         return {name: jax.ShapeDtypeStruct(*shape, sharding=rows) for name, shape in shapes.items()}
 
     def step_shapes(self) -> dict[str, jax.ShapeDtypeStruct]:
@@ -213,14 +236,32 @@ def claim(config: ConfigDict, workdir: str | os.PathLike) -> None:
         raise UserError(f"--workdir={workdir} has checkpoints but no {configuration.FILE}; give an empty folder")
 
 
+@contextlib.contextmanager
+def written(experiment: Experiment) -> Iterator[None]:
+    """The workdir, with what `write` writes, for these processes alone: the first holds a lock, which goes with it.
+
+    Raises:
+      UserError: another process trains in it, or it cannot be made or written.
+    """
+    workdir, refused = experiment.workdir, None
+    with contextlib.ExitStack() as held:
+        if jax.process_index() == 0:
+            try:
+                held.enter_context(locked(workdir, "another process trains in it; wait for it or end it"))
+            except UserError as error:
+                refused = error
+        if any_process(refused is not None):
+            raise UserError(f"--workdir={workdir}: {refused or 'process 0 cannot have it'}") from refused
+        write(experiment)
+        yield
+
+
 def write(experiment: Experiment) -> None:
-    """Writes config.json and tokenizer.json, in the first process; the others wait, and read the same tokenizer.
+    """Writes config.json and tokenizer.json, in the first process; the others wait.
 
     Raises:
       UserError: the workdir cannot be made or written.
     """
-    from jax.experimental import multihost_utils
-
     tokenizer = experiment.tokenizer
     if jax.process_index() == 0:
         try:
@@ -238,6 +279,59 @@ def write_samples(experiment: Experiment, samples: list[dict]) -> None:
     """Writes samples.jsonl, whole or not at all."""
     lines = (json.dumps(sample, ensure_ascii=False) + "\n" for sample in samples)
     write_whole(experiment.workdir / SAMPLES, "".join(lines))
+
+
+def check_lengths(config: ConfigDict, task, model) -> None:
+    """Checks that no training example is longer than a model has learned positions: there it would be NaN.
+
+    Raises:
+      UserError: names the key that lets longer ones through.
+    """
+    shapes, _ = pipeline.shapes_of(config.data, layout_of(task), 1)
+    rows = "boundaries" if config.data.batching == "buckets" and config.data.get("tokens_per_batch", 0) else "lengths"
+    longest = {
+        "task.max_length": config.task.get("max_length", 0),
+        "data.max_length": config.data.get("max_length", 0),
+        f"data.{rows}": max(shapes[-1].lengths),
+    }
+    key = min((key for key in longest if longest[key]), key=longest.get)
+    for fields in _configs(model):
+        if isinstance(fields, encoder.Config) or getattr(fields, "positions", "") == "learned":
+            places = fields.max_length - getattr(fields, "position_offset", 0)
+            if longest[key] > places:
+                raise UserError(
+                    f"config.{key} lets examples of {longest[key]} pieces through, and the model has {places} learned "
+                    f"positions (config.model.max_length): give at most {places}, or take a model with more"
+                )
+
+
+def check_shares(task, model) -> None:
+    """Checks that a masked language model predicts as many positions as its task masks.
+
+    Raises:
+      UserError: names both keys.
+    """
+    masking = getattr(getattr(task, "task", task), "masking", None)  # a distillation has a task inside
+    for fields in _configs(model):
+        if masking and hasattr(fields, "masked_share") and masking.share > fields.masked_share:
+            raise UserError(
+                f"config.task.share={masking.share} masks more than config.model.masked_share={fields.masked_share}, the "
+                "share of a row that the model predicts at most: raise the latter above the former"
+            )
+
+
+def _configs(model) -> list:
+    """The config of a model, and of its teacher if it has one."""
+    return [part.config for part in (model, getattr(model, "teacher", None)) if part is not None]
+
+
+def _of_first(value):
+    """The first process's value in all of them; all call it together."""
+    if jax.process_count() == 1:
+        return value
+    content = np.frombuffer(pickle.dumps(value), np.uint8)
+    size = int(multihost_utils.broadcast_one_to_all(np.int32(content.size)))
+    return pickle.loads(multihost_utils.broadcast_one_to_all(np.resize(content, size)).tobytes())
 
 
 def _lines(source) -> Iterator[str]:

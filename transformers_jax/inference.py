@@ -56,21 +56,22 @@ class Loaded(NamedTuple):
         """
         if not hasattr(self.model, "encode") or not hasattr(self.model.config, "head"):
             raise UserError(f"{self.folder} holds no encoder, as BERT is one")
-        return Predictor(_Body(self.model), task, self.variables, self.mesh, longest=self.longest())
+        return Predictor(Body(self.model), task, self.variables, self.mesh, longest=self.longest())
 
     def longest(self) -> int:
         """Pieces that the model reads at most."""
         return self.model.config.max_length - getattr(self.model.config, "position_offset", 0)
 
 
-class _Body:
-    """An encoder without its head."""
+class Body:
+    """An encoder without its head; `mutable` is Flax's."""
 
     def __init__(self, model):
         self.model = model
 
-    def apply(self, variables: dict, batch: dict, *, deterministic: bool) -> Encoded:
-        return Encoded(self.model.apply(variables, batch, deterministic, method="encode"))
+    def apply(self, variables: dict, batch: dict, *, deterministic: bool, mutable: Any = False):
+        found = self.model.apply(variables, batch, deterministic, method="encode", mutable=mutable)
+        return (Encoded(found[0]), found[1]) if mutable else Encoded(found)
 
 
 def trained(run: Experiment, *, average: int | None = None, step: int | None = None) -> Loaded:

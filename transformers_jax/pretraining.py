@@ -53,14 +53,13 @@ def pretrain(config, workdir, *, began: float | None = None) -> None:
     tx, schedule = make_optimizer(config.optimizer, options.steps)
     abstract = abstract_state(run.model, tx, shapes, mesh, trainable=run.trainable)
     update = compiled_step(run, tx, jax.tree.map(lambda x: x.sharding, abstract))
-    experiments.write(run)
     operations = flops.of_jaxpr(traced_step(run, tx, update, abstract))
     peak = matmul_peak(config.model.dtype) * mesh.size
-    laps("model")
-    logging.info("%s parameters; start: %s", f"{sizes.count(abstract.model_params):,}", laps)
-
     scorer = Scorer(run)
-    with MetricsWriter(workdir) as writer, run.checkpoints() as checkpoints:
+    laps("model")
+
+    with experiments.written(run), MetricsWriter(workdir) as writer, run.checkpoints() as checkpoints:
+        logging.info("%s parameters; start: %s", f"{sizes.count(abstract.model_params):,}", laps)
         state = abstract  # what the checkpoint has, or else is made
         if not checkpoints.all_steps():
             state = first_state(run, tx)
@@ -179,8 +178,6 @@ def make_plan(config, workdir=None) -> plan.Plan:
     tx, _ = make_optimizer(config.optimizer, config.training.steps)
     state = abstract_state(run.model, tx, run.batch_shapes(), run.mesh, trainable=run.trainable)
     update = compiled_step(run, tx, jax.tree.map(lambda x: x.sharding, state))
-    jaxpr = traced_step(run, tx, update, state)
+    jaxpr, peak = traced_step(run, tx, update, state), matmul_peak(config.model.dtype)
     with in_context(run):
-        return plan.make(
-            update, jaxpr, state, run.step_shapes(), run.mesh, steps=config.training.steps, dtype=config.model.dtype
-        )
+        return plan.make(update, jaxpr, state, run.step_shapes(), run.mesh, steps=config.training.steps, peak=peak)

@@ -13,12 +13,13 @@ from launching import REPOSITORY, call, command, content, fails, finish, metrics
 from experiments import evaluate, pretrain, report, translate
 from experiments import lines as line_blocks
 from transformers_jax import configuration
+from transformers_jax.writing import locked
 
 # -- a run -------------------------------------------------------------------------------------------------------------
 
 
 def test_run_leaves_its_workdir(run):
-    assert {"config.json", "tokenizer.json", "metrics.jsonl", "tensorboard", "checkpoints", "samples.jsonl"} == {
+    assert {"config.json", "tokenizer.json", "metrics.jsonl", "tensorboard", "checkpoints", "samples.jsonl", "lock"} == {
         f.name for f in run.iterdir()
     }
     lines = metrics(run)
@@ -42,7 +43,9 @@ def test_finished_run_does_nothing(run, corpus, capfd):
 
 
 def test_evaluate(run, capfd):
-    code, out, err = call(evaluate, capfd, f"--workdir={run}", "--config.decoding.beam_size=3", "--average=2", "--samples=3")
+    with locked(run, ""):  # while it is trained in
+        flags = ["--config.decoding.beam_size=3", "--average=2", "--samples=3"]
+        code, out, err = call(evaluate, capfd, f"--workdir={run}", *flags)
     scores = json.loads(out.splitlines()[-1])
     assert code == 0 and scores["split"] == "test" and scores["sentences"] == 12, err
     assert [line.split()[0] for line in out.splitlines()[:-1] if line] == ["source", "reference", "translation"] * 3

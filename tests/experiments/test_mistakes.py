@@ -2,10 +2,12 @@
 
 import shutil
 
+import jax
 import pytest
 from launching import command, content, fails, metrics
 
-from experiments import evaluate, pretrain, report, translate
+from experiments import embed, evaluate, pretrain, report, translate
+from transformers_jax.writing import locked
 
 
 def pretraining(tmp_path, corpus, *more):
@@ -37,6 +39,10 @@ def pretraining(tmp_path, corpus, *more):
         ("--config.data.train=a.en", ["config.data.train", "give two"]),
         ("--config.data.validation=a.en,b.de", ["config.data.validation", "a.en"]),
         ("--config.data.max_length=1", ["config.data.max_length"]),
+        ("--config.training.accumulate=0", ["config.training.accumulate is 0", "1 or more"]),
+        ("--config.training.keep_checkpoints=0", ["config.training.keep_checkpoints is 0", "1 or more"]),
+        ("--config.model.dtype=bf16", ["config.model.dtype is 'bf16'", "bfloat16, float16, float32"]),
+        ("--config.model.param_dtype=double", ["config.model.param_dtype is 'double'", "float32"]),
     ],
 )
 def test_flags_and_keys(tmp_path, corpus, capfd, flag, says):
@@ -52,6 +58,44 @@ def test_missing_flags(capfd, launcher):
     else:
         fails(launcher, capfd, says=["--workdir is missing"])
         fails(launcher, capfd, "--workdir=nowhere", says=["--workdir=nowhere", "holds no run"])
+
+
+@pytest.mark.parametrize("launcher", [pretrain, evaluate])
+def test_workdir_in_a_bucket(tmp_path, capfd, monkeypatch, launcher):
+    monkeypatch.chdir(tmp_path)
+    config = ["--config=configs/transformer.py:tiny"] if launcher is pretrain else []
+    fails(launcher, capfd, *config, "--workdir=gs://mine/run", says=["--workdir=gs://mine/run", "mount the bucket"])
+    assert not any(tmp_path.iterdir())
+
+
+PLACES = ["--coordinator=localhost:1", "--num_processes=2", "--process_id=0"]
+
+
+@pytest.mark.parametrize("places", [PLACES[:1], PLACES[1:], PLACES[::2]])
+def test_a_process_without_its_place(capfd, monkeypatch, places):
+    monkeypatch.setattr(jax.distributed, "initialize", lambda *_: pytest.fail("must not be called"))
+    fails(embed, capfd, *places, says=["--coordinator, --num_processes and --process_id go together"])
+
+
+def test_processes_that_do_not_come_together(capfd, monkeypatch):
+    """Three flags, and those of Slurm's srun, are taken; an sbatch without srun is one process."""
+    seen, before = [], jax.config.jax_cpu_collectives_implementation
+
+    def refuse(*place):
+        seen.append(place)
+        raise ValueError("coordinator_address should be defined.")
+
+    monkeypatch.setattr(jax.distributed, "initialize", refuse)
+    says = ["do not come together", "coordinator_address should be defined", "--coordinator=HOST:PORT"]
+    try:
+        fails(embed, capfd, *PLACES, says=says)
+        monkeypatch.setenv("SLURM_NTASKS", "2")
+        fails(embed, capfd, says=["--init_from is missing"])
+        monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "2")
+        fails(embed, capfd, says=says)
+    finally:
+        jax.config.update("jax_cpu_collectives_implementation", before)
+    assert seen == [("localhost:1", 2, 0), (None, None, None)]
 
 
 def write(folder, **files):
@@ -84,6 +128,12 @@ def test_workdir_cannot_be_written(tmp_path, corpus, capfd):
     fails(pretrain, capfd, *command(file / "below", corpus)[2:], says=[f"--workdir={file}/below", "Not a directory"])
     fails(pretrain, capfd, *command("/proc/there", corpus)[2:], says=["--workdir=/proc/there"])
     assert file.read_text() == "mine"
+
+
+def test_workdir_that_another_process_trains_in(tmp_path, corpus, capfd):
+    with locked(tmp_path / "w", ""):
+        fails(pretrain, capfd, *pretraining(tmp_path, corpus), says=[f"--workdir={tmp_path}/w", "another process trains in it"])
+        assert [f.name for f in (tmp_path / "w").iterdir()] == ["lock"]
 
 
 def test_loss_that_is_not_finite(tmp_path, corpus, capfd):

@@ -29,7 +29,7 @@ def made():
     shardings = jax.tree.map(lambda x: x.sharding, shapes)
     train = step.compile_step(step.make_train_step(model, task, tx, seed=0), mesh, shardings, batch)
     jaxpr = jax.make_jaxpr(train)(shapes, batch)
-    found = plan.make(train, jaxpr, shapes, batch, mesh, steps=100, dtype="float32")
+    found = plan.make(train, jaxpr, shapes, batch, mesh, steps=100, peak=1e9)
     return found, model, shapes, batch
 
 
@@ -56,6 +56,14 @@ def test_words(made):
         assert f"\n{word}" in f"\n{text}"
     assert "embedding" in text and "data 1 × fsdp 1 × tensor 1" in text
     assert [plan.readable(n) for n in (3 * 2**30, 2**20 * 5 // 2, 512)] == ["3 GiB", "2.5 MiB", "0.5 KiB"]
+
+
+def test_the_first_process_says_it(made, capsys, monkeypatch):
+    plan.show(made[0])
+    assert capsys.readouterr().out.splitlines() == plan.lines(made[0])
+    monkeypatch.setattr(jax, "process_index", lambda: 1)
+    plan.show(made[0])
+    assert capsys.readouterr().out == ""
 
 
 def test_attention_kernel_is_read_from_the_program():

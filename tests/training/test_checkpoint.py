@@ -1,6 +1,8 @@
 """Checkpoints: nothing that was saved is lost or comes back changed."""
 
+import errno
 import logging
+import os
 import shutil
 import signal
 import socket
@@ -14,7 +16,7 @@ import orbax.checkpoint as ocp
 import pytest
 from tiny_checkpoints import finish, make_state, same, start
 
-from transformers_jax.errors import UserError
+from transformers_jax.errors import DiskError, UserError
 from transformers_jax.training import integrity
 from transformers_jax.training.checkpoint import Checkpoints
 
@@ -295,6 +297,47 @@ def test_average_of_the_last(tmp_path, caplog):
 # The disk and the process
 
 
+@pytest.mark.parametrize("code", [errno.EMFILE, errno.ESTALE, errno.EIO, errno.EACCES])
+@pytest.mark.parametrize("part", ["files", "record", "arrays"])
+def test_what_the_machine_cannot_read_is_not_damaged(tmp_path, monkeypatch, part, code):
+    save(tmp_path, 1, 2, keep=2)
+    before = tree_of(tmp_path)
+
+    def refused(*_, **__):
+        if part == "arrays":  # as TensorStore says it
+            raise ValueError(f"NOT_FOUND: Error opening {tmp_path}/2/state/d/1: [OS error {code}: {os.strerror(code)}]")
+        raise OSError(code, os.strerror(code), f"{tmp_path}/2/there")
+
+    where = {"files": (integrity, "verify"), "record": (integrity, "read_json"), "arrays": (ocp.CheckpointManager, "restore")}
+    with Checkpoints(tmp_path, keep=2) as checkpoints:
+        with monkeypatch.context() as patch:
+            patch.setattr(*where[part], refused)
+            for read in (lambda: checkpoints.restore_latest(make_state()), checkpoints.restore_params):
+                with pytest.raises(DiskError, match=rf"cannot read {tmp_path}/2(/there)?: {os.strerror(code)}$"):
+                    read()
+        assert checkpoints.restore_latest(make_state())[0] == 2  # it can be read again
+        checkpoints.save(3, make_state(3))
+        checkpoints.wait()
+        assert checkpoints.all_steps() == [2, 3]
+    assert {name: text for name, text in tree_of(tmp_path).items() if name[0] == "2"} == {
+        name: text for name, text in before.items() if name[0] == "2"
+    }
+
+
+@pytest.mark.parametrize("code", [errno.ENOENT, errno.ENOTDIR, errno.EISDIR])
+def test_a_file_that_is_not_there_or_no_file_is_damage(tmp_path, monkeypatch, caplog, code):
+    save(tmp_path, 1, 2)
+
+    def missing(folder):
+        if folder.name == "2":
+            raise OSError(code, os.strerror(code), f"{folder}/there")
+
+    monkeypatch.setattr(integrity, "verify", missing)
+    with Checkpoints(tmp_path) as checkpoints:
+        assert checkpoints.restore_latest(make_state())[0] == 1
+    assert f"{tmp_path / '2'} is damaged and passed over" in caplog.text
+
+
 def test_a_full_disk_while_writing_keeps_the_older_ones(tmp_path, monkeypatch):
     save(tmp_path, 1)
 
@@ -361,6 +404,7 @@ def test_each_process_keeps_its_own_extra(scripts):
     for i, report in enumerate(reports):
         assert report["extra"] == {"position": i} and report["step"] == 1 and report["sum"] == 28.0
         assert report["fallback"] == 1  # what is damaged for one process is passed over by both
+        assert report["refused"].startswith(f"cannot read {directory}/2")  # and what one cannot read, by neither
     with Checkpoints(directory) as checkpoints:
         with pytest.raises(UserError, match="holds the data positions of 2 processes"):
             checkpoints.restore_latest({"params": {"a": jnp.arange(8.0)}})

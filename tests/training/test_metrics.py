@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from transformers_jax.training import metrics
 from transformers_jax.training.metrics import TIMING_KEYS, MetricsWriter, Progress, means
 
 
@@ -87,6 +88,29 @@ def test_tensorboard_has_the_numbers_and_hides_what_was_truncated(tmp_path):
         writer.write(1, "train", {"loss": 2.5})
     events = [p.read_bytes() for p in sorted((tmp_path / "tensorboard").iterdir())]
     assert len(events) == 2 and all(b"train/loss" in e and b"no number" not in e for e in events)
+
+
+@pytest.mark.parametrize("moment", ["while it is written", "when it is closed"])
+def test_a_full_disk_takes_tensorboard_away_and_nothing_else(tmp_path, monkeypatch, caplog, moment):
+    from tensorboardX.record_writer import RecordWriter
+
+    monkeypatch.setattr(metrics, "_event_file", lambda folder: RecordWriter("/dev/full"))
+    if moment == "when it is closed":
+        monkeypatch.setattr(metrics, "FLUSH_SECONDS", math.inf)
+    with MetricsWriter(tmp_path) as writer:
+        for step in range(1, 31):
+            writer.write(step, "train", {"loss": 1.0, "accuracy": 0.5})
+    assert [line["step"] for line in lines(tmp_path)] == list(range(1, 31))
+    (said,) = [record.getMessage() for record in caplog.records]
+    assert f"{tmp_path}/tensorboard cannot be written" in said and "No space left on device" in said
+
+
+def test_a_tensorboard_that_is_no_folder(tmp_path, caplog):
+    (tmp_path / "tensorboard").write_text("mine")
+    with MetricsWriter(tmp_path) as writer:
+        writer.write(1, "train", {"loss": 1.0})
+        writer.write(2, "train", {"loss": 1.0})
+    assert len(lines(tmp_path)) == 2 and len(caplog.records) == 1 and "File exists" in caplog.text
 
 
 def test_other_processes_write_nothing(tmp_path, monkeypatch):

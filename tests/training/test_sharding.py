@@ -1,5 +1,6 @@
 """Mesh, rules, and placing batches. What needs eight devices or two processes is in test_step.py."""
 
+import dataclasses
 import types
 
 import flax.linen as nn
@@ -13,6 +14,8 @@ from ml_collections import ConfigDict
 from tiny_training import ADAM, STEPS, TinyModel, boxed, make_batch, one_device
 
 from transformers_jax import parameters
+from transformers_jax.data import pipeline
+from transformers_jax.data.assembly import layout_of
 from transformers_jax.errors import UserError
 from transformers_jax.training import sharding
 from transformers_jax.training.optimizers import make_optimizer
@@ -77,6 +80,33 @@ def test_one_axis_takes_what_is_left(config, count, shape, monkeypatch):
 def test_a_mesh_that_does_not_fit_is_an_error(config, message, monkeypatch):
     with pytest.raises(UserError, match=message):
         sized(config, 8, monkeypatch)
+
+
+@dataclasses.dataclass(frozen=True)
+class Device:
+    process_index: int
+    id: int
+
+
+def test_devices_of_a_process_stand_side_by_side(monkeypatch):
+    """As in a v5e-16, whose hosts have squares of a grid that jax.make_mesh walks through row by row."""
+    devices = [Device(2 * (y // 2) + x // 2, 4 * y + x) for y in range(4) for x in range(4)]
+    assert [d.process_index for d in devices[:4]] == [0, 0, 1, 1]
+    monkeypatch.setattr(jax, "process_count", lambda: 4)
+    monkeypatch.setattr(sharding, "Mesh", lambda devices, axes, axis_types: devices)
+    placed = sharding.make_mesh({"fsdp": 2}, devices)
+    assert placed.shape == (8, 2, 1) and [d.process_index for d in placed.flat] == [i // 4 for i in range(16)]
+    assert [d.id for d in placed.flat[:4]] == [0, 1, 4, 5]
+
+
+@pytest.mark.parametrize("error", [ValueError, NotImplementedError])
+def test_where_jax_has_no_order_for_the_devices_theirs_is_taken(error, monkeypatch):
+    def refuse(*_, **__):
+        raise error("`jax.make_mesh` does not support multi-slice topologies")
+
+    monkeypatch.setattr(jax, "make_mesh", refuse)
+    mesh = sharding.make_mesh({}, jax.devices()[:1])
+    assert dict(mesh.shape) == {"data": 1, "fsdp": 1, "tensor": 1} and mesh.axis_types == one_device().axis_types
 
 
 # The rules
@@ -235,14 +265,45 @@ def test_a_global_batch_is_the_batch():
 )
 def test_processes_share_out_the_rows(shape, shares, monkeypatch):
     """Two processes of two devices each; the mesh is a stand-in that knows which rows a process's devices hold."""
-    ways = shape[0] * shape[1]
-    for process, share in enumerate(shares):
-        mine = {device // shape[2] for device in (2 * process, 2 * process + 1)}
-        held = {block: (slice(block, block + 1),) for block in mine}
-        rows = types.SimpleNamespace(addressable_devices_indices_map=lambda size, held=held: held)
-        monkeypatch.setattr(sharding, "row_sharding", lambda mesh, rows=rows: rows)
-        mesh = types.SimpleNamespace(shape=dict(zip(sharding.AXES, shape, strict=True)))
-        assert sharding.data_shard.__wrapped__(mesh) == share, ways
+    assert [share_of(process, shape, (0, 0, 1, 1), monkeypatch) for process in (0, 1)] == shares
+
+
+def share_of(process, shape, processes, monkeypatch):
+    """What a process reads, where the devices of a mesh belong to such processes."""
+    held = {Device(p, n): (slice(n // shape[2], n // shape[2] + 1),) for n, p in enumerate(processes)}
+    rows = types.SimpleNamespace(devices_indices_map=lambda size: held)
+    monkeypatch.setattr(sharding, "row_sharding", lambda mesh: rows)
+    monkeypatch.setattr(jax, "process_index", lambda: process)
+    mesh = types.SimpleNamespace(shape=dict(zip(sharding.AXES, shape, strict=True)))
+    return sharding.data_shard.__wrapped__(mesh)
+
+
+@pytest.mark.parametrize(
+    ("shape", "processes", "bad"),
+    [
+        ((4, 1, 1), (0, 1, 0, 1), "process 0 of 2 would hold 2 of 4 parts, from number 0"),  # not side by side
+        ((4, 1, 1), (0, 1, 1, 0), "process 0 of 2"),
+        ((1, 3, 2), (0, 0, 0, 1, 1, 1), "fsdp=3 .*process 1 of 2 would hold 2 of 3 parts, from number 1"),
+        ((3, 1, 1), (0, 0, 1), "process [01] of 2 would hold"),  # not as many
+    ],
+)
+def test_processes_that_would_not_share_out_the_rows_are_an_error(shape, processes, bad, monkeypatch):
+    for process in set(processes):
+        with pytest.raises(UserError, match=f"config.mesh data=.*{bad}.*a multiple or a divisor of the number of processes"):
+            share_of(process, shape, processes, monkeypatch)
+
+
+@pytest.mark.parametrize("parts", [1, 2, 4, 8, 3, 16, 48])
+def test_rows_of_every_bucket_divide_over_devices_and_microbatches(parts):
+    keys = ConfigDict(dict(batching="buckets", tokens_per_batch=25_000, boundaries=(16, 24, 32, 48, 64, 96, 128)))
+    layout = layout_of(types.SimpleNamespace(streams={"source": ("source",), "target": ("target_inputs", "targets")}))
+    rows = [shape.rows for shape in pipeline.shapes_of(keys, layout, 2, parts)[0]]
+    assert all(count % parts == 0 and count % 8 == 0 for count in rows)
+    if 8 % parts == 0:  # nothing changes
+        assert rows == [25_000 // width // 8 * 8 for width in keys.boundaries]
+    with pytest.raises(UserError, match="tokens_per_batch=1000: 8 rows of 128 need 1024"):
+        keys.tokens_per_batch = 1000
+        pipeline.shapes_of(keys, layout, 1)
 
 
 # Activations

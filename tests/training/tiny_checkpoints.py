@@ -3,6 +3,7 @@
 `python tiny_checkpoints.py NAME DIRECTORY …` prints one line of JSON.
 """
 
+import errno
 import json
 import os
 import shutil
@@ -157,7 +158,13 @@ def process(directory, index, port):
         if index == "1":
             integrity.read_json = lambda path: read(path if "/1/" in str(path) else path / "missing")
         fallback = checkpoints.restore_latest(state)[0]
-    return {"step": step, "extra": extra, "sum": total, "fallback": fallback}
+        if index == "1":
+            integrity.read_json = lambda path: (_ for _ in ()).throw(OSError(errno.EMFILE, "Too many open files", str(path)))
+        try:
+            refused = checkpoints.restore_latest(state)[0]
+        except UserError as error:
+            refused = str(error)
+    return {"step": step, "extra": extra, "sum": total, "fallback": fallback, "refused": refused}
 
 
 if __name__ == "__main__":

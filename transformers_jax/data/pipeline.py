@@ -13,7 +13,7 @@ Keys of config.data that are read here:
   tokens_per_batch: buckets: positions of one stream in a batch, over all processes; rows are so many over the width.
     0: batch_size rows of every width.
   boundaries: buckets: widths of the rows, (16, 24, 32, 64) say; each is one shape that the step is compiled for.
-  rows_multiple: buckets: rows of a batch are a multiple of this (8).
+  rows_multiple: buckets: rows of a batch are a multiple of this (8), and of the parts that a batch is divided into.
   max_length: longer examples are dropped in training and cut in evaluation; at most, and by default, what a row holds.
   window: examples that are planned together; more fill rows better (4,096; buckets: 16,384).
   cache: keeps encoded examples in memory, about 0.6 kB a sentence pair, in each worker.
@@ -54,6 +54,7 @@ def train_iterator(
     seed: int,
     process_index: int = 0,
     process_count: int = 1,
+    parts: int = 1,
 ) -> grain.DatasetIterator:
     """Endless training batches of this process.
 
@@ -66,6 +67,7 @@ def train_iterator(
         other attributes see `assembly`.
       config: config.data, see above.
       seed: of the shuffling, and of what the task augments.
+      parts: that the rows of a batch are divided into, over devices and microbatches; those of each bucket's are a multiple.
 
     Returns:
       An iterator of numpy batches, with static shapes; `get_state()` is a dict of two integers, from which `set_state`
@@ -75,7 +77,7 @@ def train_iterator(
       UserError: a key that does not fit; no example is left. In `next`: none is short enough.
     """
     layout = layout_of(task)
-    shapes, limits = shapes_of(config, layout, process_count)
+    shapes, limits = shapes_of(config, layout, process_count, parts)
     buckets = config.batching == "buckets"
     shard = range(len(source)) if buckets else range(process_index, len(source), process_count)
     if not shard:
@@ -133,6 +135,7 @@ def eval_batches(
     *,
     process_index: int = 0,
     process_count: int = 1,
+    parts: int = 1,
 ) -> EvalBatches:
     """Batches that cover every example exactly once, to be iterated as often as wanted. All have one shape: that of a
     training batch, with buckets that of the widest; or, one example a row, of the narrowest that holds all.
@@ -141,15 +144,15 @@ def eval_batches(
     """
     if not len(source):
         raise UserError("there are no examples to evaluate: see config.data.validation and config.data.test")
-    shapes, limits = shapes_of(config, layout_of(task), process_count)
+    shapes, limits = shapes_of(config, layout_of(task), process_count, parts)
     examples = Encoded(source, task, config.get("cache", False))
     return EvalBatches(examples, shapes, limits, process_index, process_count)
 
 
-def batch_shapes(config, task: Any, process_count: int = 1) -> dict[str, tuple[tuple[int, ...], type]]:
+def batch_shapes(config, task: Any, process_count: int = 1, parts: int = 1) -> dict[str, tuple[tuple[int, ...], type]]:
     """(shape, dtype) of each field of a global training batch by name; with buckets those of the widest."""
     layout = layout_of(task)
-    shapes, _ = shapes_of(config, layout, process_count)
+    shapes, _ = shapes_of(config, layout, process_count, parts)
     return assembly.shapes_of_fields(layout, shapes[-1])
 
 
@@ -271,7 +274,7 @@ class _PlannedIterator(grain.DatasetIterator):
         self.upcoming = self.planned = None
 
 
-def shapes_of(config, layout: Layout, process_count: int) -> tuple[list[Shape], tuple[int, ...]]:
+def shapes_of(config, layout: Layout, process_count: int, parts: int = 1) -> tuple[list[Shape], tuple[int, ...]]:
     """The shapes of batches, narrowest first, and the longest examples that are let through, by stream."""
     streams = layout.streams
     if config.batching == "packing" and layout.one_a_row:
@@ -283,7 +286,7 @@ def shapes_of(config, layout: Layout, process_count: int) -> tuple[list[Shape], 
         raise UserError(f"config.data.batch_size={config.get('batch_size', 0)} does not divide by {process_count} processes")
     if config.batching == "buckets":
         widths = _widths(config, streams, tokens)
-        multiple = math.lcm(config.get("rows_multiple", ROWS_MULTIPLE), process_count)
+        multiple = math.lcm(config.get("rows_multiple", ROWS_MULTIPLE), process_count, parts)
         rows = [tokens // width // multiple * multiple if tokens else config.batch_size for width in widths]
         shapes = [Shape(count, (width,) * len(streams)) for count, width in zip(rows, widths, strict=True)]
         if not rows[-1]:

@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 import jax
 
 from transformers_jax.planning import flops, memory, parameters
-from transformers_jax.planning.peak import matmul_peak
 
 
 class Plan(NamedTuple):
@@ -46,7 +45,7 @@ class Plan(NamedTuple):
         return self.steps * self.operations / self.peak / 3600
 
 
-def make(step, jaxpr, state: Any, batch: dict, mesh, *, steps: int, dtype: str) -> Plan:
+def make(step, jaxpr, state: Any, batch: dict, mesh, *, steps: int, peak: float) -> Plan:
     """Compiles a step without running it, and counts.
 
     Args:
@@ -56,23 +55,22 @@ def make(step, jaxpr, state: Any, batch: dict, mesh, *, steps: int, dtype: str) 
       batch: the fields as `jax.ShapeDtypeStruct`s with their shardings.
       mesh: the mesh of devices.
       steps: of the whole run.
-      dtype: what the model computes in; the peak is measured in it.
+      peak: operations per second of a device, as `peak.matmul_peak` measures them, in what the model computes in.
     """
     start = time.perf_counter()
     compiled = step.lower(state, batch).compile()
     seconds = time.perf_counter() - start
-    device = mesh.devices.flat[0]
     return Plan(
         parameters=parameters.by_module(state.model_params),
         operations=flops.of_jaxpr(jaxpr),
         positions=batch["targets" if "targets" in batch else "tokens"].size,
         memory=memory.of_step(compiled, state, batch),
-        limit=memory.available(device),
+        limit=memory.available(jax.local_devices()[0]),
         mesh=dict(mesh.shape),
         attention=_attention(flops.primitives(jaxpr)),
         compile_seconds=seconds,
         steps=steps,
-        peak=matmul_peak(dtype, device=device),
+        peak=peak,
     )
 
 
@@ -102,6 +100,12 @@ def lines(plan: Plan) -> list[str]:
         f"peak            {plan.peak / 1e9:,.0f} GFLOP/s in a large matrix product on one device",
         f"device hours    {plan.device_hours:.3g} at that peak for {plan.steps:,} steps: no run is faster",
     ]
+
+
+def show(plan: Plan) -> None:
+    """Prints the plan, in the first process."""
+    if jax.process_index() == 0:
+        print(*lines(plan), sep="\n")
 
 
 def readable(size: int) -> str:

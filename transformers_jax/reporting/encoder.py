@@ -12,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from transformers_jax.errors import UserError
+from transformers_jax.inference import Body
 from transformers_jax.reporting.attention import Attention, attention_weights
 from transformers_jax.reporting.style import COLOURS, GREY, INK, figure
 
@@ -64,7 +65,7 @@ def attention_example(run, *, layer: int = -1) -> Attention:
     batch = _row(np.asarray(fields.ids, np.int32))
     model = run.trained(average=run.config.training.average_checkpoints)
     pieces = [run.tokenizer.piece(i) for i in fields.ids]
-    return heads_of(_Body(run.model), model["params"], batch, pieces, layer=layer, model_state=model["model_state"])
+    return heads_of(Body(run.model), model["params"], batch, pieces, layer=layer, model_state=model["model_state"])
 
 
 def word_example(run, word: str = "", texts: Sequence[str] | None = None) -> WordVectors:
@@ -105,16 +106,6 @@ def texts_of(run) -> Iterator[str]:
         yield " ".join(example["words"]) if "words" in example else next(
             (example[name] for name in ("text", "first", "context") if name in example), ""
         )
-
-
-class _Body:
-    """An encoder without its head, as `attention_weights` applies it."""
-
-    def __init__(self, model):
-        self.model = model
-
-    def apply(self, variables, batch, *, deterministic: bool, mutable):
-        return self.model.apply(variables, batch, deterministic, method="encode", mutable=mutable)
 
 
 def _row(ids: np.ndarray) -> dict:

@@ -29,7 +29,7 @@ from etils import epath
 from flax import traverse_util
 from jax.experimental import multihost_utils
 
-from transformers_jax.errors import UserError
+from transformers_jax.errors import DiskError, UserError
 from transformers_jax.training import integrity
 from transformers_jax.training.integrity import Damaged, Leaves
 
@@ -89,7 +89,7 @@ class Checkpoints:
           config: JSON values, the same in all processes.
 
         Raises:
-          UserError: this save or the one before could not be written (disk full, no permission); older ones stay.
+          DiskError: this save or the one before could not be written (disk full, no permission); older ones stay.
         """
         self.wait()
         try:
@@ -110,7 +110,7 @@ class Checkpoints:
             self._failed(step, error)
 
     def wait(self) -> None:
-        """Waits for the save under way; raises UserError if it could not be written."""
+        """Waits for the save under way; raises DiskError if it could not be written."""
         if self._saving is not None:
             try:
                 self._manager.wait_until_finished()
@@ -159,7 +159,7 @@ class Checkpoints:
         integrity.seal(folder)
 
     def _failed(self, step: int, error: Exception):
-        """Raises a UserError where the disk is to blame, and removes the unfinished folder; else raises the error."""
+        """Raises a DiskError where the disk is to blame, and removes the unfinished folder; else raises the error."""
         self._saving = None
         reason = integrity.disk_error(error)
         if reason is None:
@@ -170,7 +170,7 @@ class Checkpoints:
                 self._remove_leftovers()
             self._manager.reload()
             kept = ", ".join(map(str, self._manager.all_steps())) or kept
-        raise UserError(f"cannot write checkpoint {self.directory / str(step)}: {reason}; kept: {kept}") from error
+        raise DiskError(f"cannot write checkpoint {self.directory / str(step)}: {reason}; kept: {kept}") from error
 
     # Reading
 
@@ -191,6 +191,7 @@ class Checkpoints:
 
         Raises:
           UserError: the checkpoint is of another model, another number of processes wrote it, or all are damaged.
+          DiskError: the machine cannot read a checkpoint, which may be whole: none is passed over for that.
         """
         leaves = integrity.flatten(abstract_state)
         for step, (arrays, record) in self._newest(lambda step: self._read(step, leaves)):
@@ -214,6 +215,7 @@ class Checkpoints:
 
         Raises:
           UserError: no such checkpoint, or it is damaged, or of another model.
+          DiskError: the machine cannot read it.
         """
         return self._fields(1, step, abstract)
 
@@ -229,7 +231,8 @@ class Checkpoints:
         """The config beside a checkpoint, the newest readable one by default; None when there is no checkpoint."""
 
         def read(step):
-            return _together(lambda: integrity.read_json(self.directory / str(step) / "config" / "metadata"))
+            folder = self.directory / str(step)
+            return _together(folder, lambda: integrity.read_json(folder / "config" / "metadata"))
 
         return next((config for _, config in self._newest(read, step)), None)
 
@@ -281,8 +284,8 @@ class Checkpoints:
         leaves: what to restore to, None for numpy. fields: read no leaf but those below them.
         """
         folder = self.directory / str(step)
-        record = _together(lambda: integrity.verify(folder) or _record(folder))
-        metadata = _together(lambda: self._manager.item_metadata(step)["state"].tree)
+        record = _together(folder, lambda: integrity.verify(folder) or _record(folder))
+        metadata = _together(folder, lambda: self._manager.item_metadata(step)["state"].tree)
         saved = {name: x for name, x in traverse_util.flatten_dict(metadata).items() if not fields or name[0] in fields}
         if leaves is None:
             leaves = {name: np.empty(x.shape, x.dtype) for name, x in saved.items()}
@@ -292,10 +295,10 @@ class Checkpoints:
         wanted = ocp.args.PyTreeRestore(
             item, restore_args=ocp.checkpoint_utils.construct_restore_args(item), partial_restore=bool(fields)
         )
-        restored = _together(lambda: self._manager.restore(step, args=ocp.args.Composite(state=wanted))["state"])
+        restored = _together(folder, lambda: self._manager.restore(step, args=ocp.args.Composite(state=wanted))["state"])
         arrays = traverse_util.flatten_dict(restored)
         changed = [name for name, value in integrity.sums(arrays).items() if record["sums"].get(name) != value]
-        _together(lambda: _no(changed))
+        _together(folder, lambda: _no(changed))
         return arrays, record
 
 
@@ -314,18 +317,26 @@ def quiet() -> None:
     before, sys.unraisablehook = sys.unraisablehook, unraisable
 
 
-def _together(read):
-    """read(), where whatever it raises means a damaged file: Damaged in all processes, when it is so for one.
+def _together(folder: epath.Path, read):
+    """read(), where what it raises means a damaged file: Damaged in all processes, when it is so for one.
 
     They agree after each part of a reading, because Orbax lets them wait for one another within a part.
+
+    Raises:
+      DiskError: the machine of some process cannot read what is below `folder`, which may be whole.
     """
-    result, reason = None, ""
+    result, reason, refused = None, "", ""
     try:
         result = read()
     except (MemoryError, jax.errors.JaxRuntimeError):  # the machine's fault, not the file's
         raise
     except Exception as error:
-        reason = str(error).partition("\n")[0][:200] or type(error).__name__
+        if found := integrity.reading_error(error):
+            refused = f"cannot read {found.filename or folder}: {found.strerror}"
+        else:
+            reason = str(error).partition("\n")[0][:200] or type(error).__name__
+    if any_process(bool(refused)):
+        raise DiskError(refused or f"cannot read {folder}: another process is refused")
     if any_process(bool(reason)):
         raise Damaged(reason or "for another process")
     return result

@@ -123,7 +123,7 @@ def read_json(path: epath.Path):
     """The value in a JSON file; Damaged when it is missing or torn."""
     try:
         return json.loads(path.read_text())
-    except (OSError, ValueError) as error:
+    except (FileNotFoundError, ValueError) as error:
         raise Damaged(f"{path.name} cannot be read") from error
 
 
@@ -135,5 +135,17 @@ def disk_error(error: BaseException | None) -> str | None:
         for code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO):
             if os.strerror(code) in str(error):
                 return os.strerror(code)
+        error = error.__cause__ or error.__context__
+    return None
+
+
+def reading_error(error: BaseException | None) -> OSError | None:
+    """Why the machine could not read a file that may well be whole; None where the file itself is to blame."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno and error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.EISDIR):
+            return error
+        for code in (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ESTALE, errno.EACCES, errno.EPERM, errno.EIO):
+            if os.strerror(code) in str(error):
+                return OSError(code, os.strerror(code))
         error = error.__cause__ or error.__context__
     return None

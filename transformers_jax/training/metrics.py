@@ -5,9 +5,11 @@ usual names. But for TIMING_KEYS a line is a function of the run: one that was k
 as one that was not.
 """
 
+import contextlib
 import json
 import math
 import os
+import socket
 import sys
 import time
 from pathlib import Path
@@ -26,6 +28,9 @@ resumptions. first_step_seconds: until the first step of a process was done, com
 the line's evaluation. flops: floating point operations since step 0, as planned. share_of_peak: of what the devices could
 do in the time of `tokens_per_second`.
 """
+
+FLUSH_SECONDS = 60
+"""TensorBoard's file is brought to the disk so often: that takes long where the disk is far away."""
 
 
 def means(sums: dict[str, float], weight: str = "weight") -> dict[str, float]:
@@ -57,6 +62,7 @@ class MetricsWriter:
         self.path = Path(workdir) / "metrics.jsonl"
         self._lines: set[tuple[int, str]] = set()
         self._file = self._events = None
+        self._flushed = -math.inf  # when the events were last on the disk
         self._first = jax.process_index() == 0
         self._tensorboard = tensorboard
         self._purge = None
@@ -72,10 +78,8 @@ class MetricsWriter:
         self._file.write(json.dumps({"step": step, "split": split, **values}) + "\n")
         self._file.flush()
         self._lines.add((step, split))
-        if self._tensorboard:
-            for name, value in values.items():
-                if isinstance(value, (int, float)):
-                    self._board().add_scalar(f"{split}/{name}", value, step)
+        if numbers := {f"{split}/{name}": value for name, value in values.items() if isinstance(value, (int, float))}:
+            self._on_board(lambda: self._show(step, numbers))
 
     def has(self, step: int, split: str) -> bool:
         """Whether there is a line of this step and split; True in all processes but the first."""
@@ -91,8 +95,7 @@ class MetricsWriter:
         """Closes the files."""
         if self._file:
             self._file.close()
-        if self._events:
-            self._events.close()
+        self._on_board(lambda: self._events and self._events.close())
 
     def __enter__(self):
         return self
@@ -120,15 +123,45 @@ class MetricsWriter:
             write_whole(self.path, "".join(kept))
         self._file = open(self.path, "a")
 
-    def _board(self):
-        if self._events is None:
-            from tensorboardX import SummaryWriter
+    def _on_board(self, write) -> None:
+        """write() to TensorBoard's file; once it cannot be written there is a warning, and no more of it."""
+        if not self._tensorboard:
+            return
+        try:
+            write()
+        except OSError as error:
+            self._tensorboard = False
+            logging.warning("%s cannot be written (%s): the run goes on without", self.path.parent / "tensorboard", error)
+            if self._events:
+                with contextlib.suppress(OSError):
+                    self._events.close()
 
-            # A file of its own, though an earlier process may have begun in the same second; what that wrote of later
-            # steps is hidden by `purge_step`.
-            folder, suffix = str(self.path.parent / "tensorboard"), f".{time.time_ns()}"
-            self._events = SummaryWriter(folder, purge_step=self._purge, filename_suffix=suffix)
-        return self._events
+    def _show(self, step: int, numbers: dict) -> None:
+        """Numbers by tag, for TensorBoard. They are written here and now: the thread of tensorboardX's SummaryWriter ends with
+        the first error, and the run would wait for it."""
+        from tensorboardX.proto.event_pb2 import Event, SessionLog
+        from tensorboardX.summary import scalar
+
+        events = [Event(step=step, summary=scalar(tag, value)) for tag, value in numbers.items()]
+        if self._events is None:
+            self._events = _event_file(self.path.parent / "tensorboard")
+            if self._purge is not None:  # what an earlier process wrote of later steps is hidden
+                events.insert(0, Event(step=self._purge, session_log=SessionLog(status=SessionLog.START)))
+            events.insert(0, Event(file_version="brain.Event:2"))
+        for event in events:
+            event.wall_time = time.time()
+            self._events.write(event.SerializeToString())
+        if time.monotonic() - self._flushed > FLUSH_SECONDS:
+            self._events.flush()
+            self._flushed = time.monotonic()
+
+
+def _event_file(folder: Path):
+    """A file of TensorBoard's of its own, though an earlier process may have begun one in the same second."""
+    from tensorboardX.record_writer import RecordWriter
+
+    folder.mkdir(parents=True, exist_ok=True)
+    return RecordWriter(str(folder / f"events.out.tfevents.{int(time.time())}.{socket.gethostname()}.{time.time_ns()}"))
 
 
 def _plain(value):

@@ -70,8 +70,21 @@ def make_mesh(config: Mapping, devices: list | None = None) -> Mesh:
             f"config.mesh {shown} does not fit {len(devices)} device(s): the product must be {len(devices)}; "
             f"set one axis to -1 and the others to divisors of {len(devices)}"
         )
-    shape = tuple(sizes[axis] for axis in AXES)
-    return jax.make_mesh(shape, AXES, devices=devices, axis_types=(AxisType.Auto,) * len(AXES))
+    return _placed(tuple(sizes[axis] for axis in AXES), devices)
+
+
+def _placed(shape: tuple[int, ...], devices: list) -> Mesh:
+    """The mesh of a shape. One process leaves the order of devices to JAX, which knows the interconnect; of several each
+    has its devices side by side, so that the rows it reads are side by side in a batch (see `data_shard`)."""
+    types = (AxisType.Auto,) * len(AXES)
+    if jax.process_count() == 1:
+        try:
+            return jax.make_mesh(shape, AXES, devices=devices, axis_types=types)
+        except (ValueError, NotImplementedError, AssertionError) as error:  # several slices, say
+            logging.info("the mesh has its devices in plain order: %s", error)
+    else:
+        devices = sorted(devices, key=lambda device: (device.process_index, device.id))
+    return Mesh(np.array(devices).reshape(shape), AXES, axis_types=types)
 
 
 def logical_axes(params: Any, overrides: Overrides = ()) -> dict[str, tuple[str | None, ...]]:
@@ -172,11 +185,24 @@ def data_shard(mesh: Mesh) -> tuple[int, int]:
     """(index, count): this process reads the index-th of `count` equal shares of each global batch.
 
     Processes whose devices hold the same rows, because `tensor` reaches across them, have the same index.
+
+    Raises:
+      UserError: the rows of some process are no such share.
     """
     ways = math.prod(mesh.shape[axis] for axis in ROWS)
-    held = row_sharding(mesh).addressable_devices_indices_map((ways,)).values()
-    blocks = {rows[0].start or 0 for rows in held}
-    return min(blocks) // len(blocks), ways // len(blocks)
+    held: dict[int, set[int]] = {}  # process → the parts, of as many as there are ways, that its devices hold
+    for device, (rows,) in row_sharding(mesh).devices_indices_map((ways,)).items():
+        held.setdefault(device.process_index, set()).add(rows.start or 0)
+    size = len(held[jax.process_index()])
+    for process, parts in sorted(held.items()):
+        first = min(parts)
+        if first % size or parts != set(range(first, first + size)):
+            raise UserError(
+                f"config.mesh data={mesh.shape['data']} × fsdp={mesh.shape['fsdp']} does not share out the rows of a batch "
+                f"evenly: process {process} of {len(held)} would hold {len(parts)} of {ways} parts, from number {first}; let "
+                f"data × fsdp be a multiple or a divisor of the number of processes"
+            )
+    return min(held[jax.process_index()]) // size, ways // size
 
 
 @contextlib.contextmanager
