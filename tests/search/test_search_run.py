@@ -299,7 +299,7 @@ def alive(pid):
 
 def test_workers_and_their_driver_are_killed_and_ended(tmp_path, corpus):
     pytest.importorskip("ray")
-    with start(tmp_path, corpus, 2, 0.4) as process:
+    with start(tmp_path, corpus, 2, 2) as process:
         pids = []
         for line in process.stderr:
             if found := re.search(r"worker \d is process \S+:(\d+)", line):
