@@ -211,7 +211,7 @@ def test_attention_pictures_of_any_size(tmp_path, heads, rows, columns):
 def test_panels_fill_their_rows_and_labels_stay_short():
     assert [panels_beside(heads, 20) for heads in (1, 2, 4, 6, 8, 12, 16)] == [1, 2, 4, 3, 4, 4, 4]
     assert panels_beside(16, 100) == 2
-    assert shorten("Donaudampfschifffahrt") == "Donaudampfsch…" and shorten("a\nb") == "a\\nb" and shorten("ü▁") == "ü▁"
+    assert shorten("Donaudampfschifffahrt") == "Donaudampfsch…" and shorten("a\nb") == "a\\nb" and shorten("ü▁￭") == "ü▁▪"
 
 
 def test_running_mean_keeps_a_line_and_its_ends():

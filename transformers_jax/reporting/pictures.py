@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from transformers_jax.data import words
 from transformers_jax.layers.positions import STYLES, frequencies, sinusoidal
 from transformers_jax.reporting.attention import Attention
 from transformers_jax.reporting.style import COLOURS, GREY, figure
@@ -73,7 +74,8 @@ def label_pieces(axis, tokens: list[str], inches: float, shown: bool, rotation: 
 
 
 def shorten(piece: str) -> str:
-    """At most LONGEST_LABEL characters, none of which breaks the line."""
+    """At most LONGEST_LABEL characters, none of which breaks the line; the font has no JOIN."""
+    piece = piece.replace(words.JOIN, "▪")
     piece = piece.encode("unicode_escape").decode() if not piece.isprintable() else piece
     return piece if len(piece) <= LONGEST_LABEL else piece[: LONGEST_LABEL - 1] + "…"
 
