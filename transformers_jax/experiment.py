@@ -297,7 +297,7 @@ def check_lengths(config: ConfigDict, task, model) -> None:
     key = min((key for key in longest if longest[key]), key=longest.get)
     for fields in _configs(model):
         if isinstance(fields, encoder.Config) or getattr(fields, "positions", "") == "learned":
-            places = fields.max_length - getattr(fields, "position_offset", 0)
+            places = encoder.longest(fields)
             if longest[key] > places:
                 raise UserError(
                     f"config.{key} lets examples of {longest[key]} pieces through, and the model has {places} learned "

@@ -18,6 +18,7 @@ from transformers_jax.data.tokenizer import Tokenizer
 from transformers_jax.errors import UserError
 from transformers_jax.experiment import Experiment
 from transformers_jax.interchange import huggingface, initial
+from transformers_jax.models import encoder
 from transformers_jax.models.output import Encoded
 from transformers_jax.training import sharding
 from transformers_jax.training.step import compile_eval_step, make_predict_step
@@ -60,7 +61,7 @@ class Loaded(NamedTuple):
 
     def longest(self) -> int:
         """Pieces that the model reads at most."""
-        return self.model.config.max_length - getattr(self.model.config, "position_offset", 0)
+        return encoder.longest(self.model.config)
 
 
 class Body:

@@ -12,6 +12,7 @@ from transformers_jax import configuration, models, parameters, tasks
 from transformers_jax.data.tokenizer import Tokenizer
 from transformers_jax.errors import UserError
 from transformers_jax.interchange import huggingface, initial, layers, recipe, tokenizers
+from transformers_jax.models import encoder
 from transformers_jax.training.checkpoint import Checkpoints
 
 VARIANTS = {
@@ -51,7 +52,7 @@ def _to_workdir(folder: Path, workdir: Path, config_of: Callable[[str], ConfigDi
     config = config_of(VARIANTS[fields["head"]]).copy_and_resolve_references()
     with config.unlocked():
         config.model = ConfigDict(fields)
-        _describe_task(config, folder, fields)
+        _describe_task(config, folder)
     workdir.mkdir(parents=True, exist_ok=True)
     configuration.save(config, workdir)
     for name in tokenizers.FILES:
@@ -66,10 +67,10 @@ def _to_workdir(folder: Path, workdir: Path, config_of: Callable[[str], ConfigDi
     return f"{count(params)} parameters in {workdir}, a workdir"
 
 
-def _describe_task(config: ConfigDict, folder: Path, fields: dict) -> None:
+def _describe_task(config: ConfigDict, folder: Path) -> None:
     """Sets what a folder of `transformers` says about its task: the length of texts, their vectors, the labels."""
-    described, task, head = huggingface.read_config(folder), config.task, fields["head"]
-    longest = fields["max_length"] - fields.get("position_offset", 0)
+    described, task, head = huggingface.read_config(folder), config.task, config.model.head
+    longest = encoder.longest(config.model)
     if head == "none":
         task.pooling, task.normalise, read = recipe.read(folder)
         task.max_length = config.data.lengths.tokens = min(read or longest, longest)

@@ -20,6 +20,7 @@ from transformers_jax import models, parameters
 from transformers_jax.data.tokenizer import Tokenizer
 from transformers_jax.errors import UserError
 from transformers_jax.interchange import layers, tokenizers, weights
+from transformers_jax.models import encoder
 from transformers_jax.models.name_map import VERBS, Ignore, NameMap, Row, Shape, regex
 
 CONFIG = "config.json"
@@ -113,8 +114,7 @@ def save(
     weights.write(path, ((theirs, _write(row, [leaves[n] for n in ours])) for row, theirs, ours in plan), shard_bytes)
     (path / CONFIG).write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
     if tokenizer:
-        longest = config.max_length - getattr(config, "position_offset", 0)
-        tokenizers.write(path, tokenizer, longest=longest, pair_types=config.token_types > 1)
+        tokenizers.write(path, tokenizer, longest=encoder.longest(config), pair_types=config.token_types > 1)
 
 
 # config.json

@@ -87,6 +87,11 @@ class Config:
         return {"stddev": self.stddev, "dtype": self.dtype, "param_dtype": self.param_dtype}
 
 
+def longest(config) -> int:
+    """Pieces that a model with learned positions reads at most: rows of the table, but those that are never looked up."""
+    return config.max_length - getattr(config, "position_offset", 0)
+
+
 class Encoder(nn.Module):
     """From a batch to its head's output. An architecture gives `setup`, `states`, `table` and what differs of the rest.
 

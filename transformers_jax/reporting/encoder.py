@@ -13,6 +13,7 @@ import numpy as np
 
 from transformers_jax.errors import UserError
 from transformers_jax.inference import Body
+from transformers_jax.models import encoder
 from transformers_jax.reporting.attention import Attention, attention_weights
 from transformers_jax.reporting.style import COLOURS, GREY, INK, figure
 
@@ -82,7 +83,7 @@ def word_example(run, word: str = "", texts: Sequence[str] | None = None) -> Wor
     texts = list(texts_of(run) if texts is None else texts)
     word = word or telling_word(texts)
     model = run.trained(average=run.config.training.average_checkpoints)
-    longest = run.model.config.max_length - getattr(run.model.config, "position_offset", 0)
+    longest = encoder.longest(run.model.config)
 
     def states(sentences: list[str]):
         hidden, places = [], []
