@@ -205,7 +205,7 @@ print("same")
 
 
 def test_two_devices_find_the_same():
-    flags = "--xla_force_host_platform_device_count=2"
+    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=2"
     here = Path(__file__).resolve().parent
     environment = os.environ | {"XLA_FLAGS": flags, "PYTHONPATH": f"{here}:{here.parent.parent}", "JAX_PLATFORMS": "cpu"}
     run = subprocess.run([sys.executable, "-c", TWO_DEVICES], env=environment, capture_output=True, text=True, timeout=300)

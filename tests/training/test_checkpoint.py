@@ -52,7 +52,7 @@ def scripts(tmp_path_factory):
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
-    eight = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
+    eight = {"XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"}
     started = {moment: begin("killed", (moment,)) for moment in MOMENTS}
     started["meshes"] = begin("meshes", (), environment=eight)
     started["process"] = begin("process", (0, port), (1, port))
