@@ -100,6 +100,14 @@ def full(*_):
     raise OSError(errno.ENOSPC, "No space left on device", "/a/file")
 
 
+def test_options_that_xla_does_not_know_are_left_out(monkeypatch):
+    assert fitness.compiler_options(1) == {"xla_backend_optimization_level": 1, **fitness.SOONER}
+    monkeypatch.setattr(fitness, "SOONER", {"xla_cpu_no_such_option": True})
+    fitness._sooner.cache_clear()
+    assert fitness.compiler_options(1) == {"xla_backend_optimization_level": 1}
+    fitness._sooner.cache_clear()
+
+
 def test_a_fault_of_the_machine_is_not_the_candidates(trainer, tmp_path, monkeypatch):
     monkeypatch.setattr(fitness.Training, "prepare", full)
     with pytest.raises(DiskError, match="^/a/file: No space left on device; "):
@@ -114,9 +122,9 @@ def test_a_checkpoint_that_cannot_be_written_is_not_the_candidates_fault(result,
     assert outcome(trainer(job(tmp_path))) == outcome(result)
 
 
-@pytest.mark.parametrize("torn, again", [(False, [4]), (True, [2, 2, 4, 4])])
-def test_killed_training_goes_on_from_its_checkpoint(result, corpus, tmp_path, monkeypatch, torn, again):
-    """Where the first stage's fitness is lost, all is trained anew."""
+@pytest.mark.parametrize("damaged, again", [("", [4]), ("stages.json", [2, 2, 4, 4]), ("checkpoints", [4, 4, 4, 4])])
+def test_killed_training_goes_on_from_its_checkpoint(result, corpus, tmp_path, monkeypatch, damaged, again):
+    """Where the first stage's fitness is lost, or the checkpoint cannot be read, all is trained anew."""
     trainer, step, made = make(corpus, tmp_path, training__checkpoint_every=1), fitness.Training._step, []
 
     def dies(self, state, batch):
@@ -130,8 +138,9 @@ def test_killed_training_goes_on_from_its_checkpoint(result, corpus, tmp_path, m
         trainer(job(tmp_path))
     assert made == [2, 2, 4] and json.loads((tmp_path / "candidate" / "stages.json").read_text()) == [result.stages[0]]
     made.clear()
-    if torn:
-        (tmp_path / "candidate" / "stages.json").write_text("")
+    for file in (tmp_path / "candidate").rglob("*"):
+        if damaged and file.is_file() and damaged in file.parts:
+            file.write_text("")
     monkeypatch.setattr(fitness.Training, "_step", lambda self, *a: made.append(self.total) or step(self, *a))
     assert outcome(trainer(job(tmp_path))) == outcome(result) and made == again
 

@@ -39,6 +39,10 @@ INFERENCE = ("params", "frozen", "model_state")
 _TEMPORARY = ".orbax-checkpoint-tmp"
 
 
+class AllDamaged(UserError):
+    """A folder's checkpoints cannot be read back, not one of them."""
+
+
 class Checkpoints:
     """The checkpoints of one run; a context manager that waits for the last save.
 
@@ -190,7 +194,7 @@ class Checkpoints:
           (step, state, extra of this process), or None when there is no checkpoint.
 
         Raises:
-          UserError: the checkpoint is of another model, another number of processes wrote it, or all are damaged.
+          UserError: the checkpoint is of another model, or another number of processes wrote it; AllDamaged.
           DiskError: the machine cannot read a checkpoint, which may be whole: none is passed over for that.
         """
         leaves = integrity.flatten(abstract_state)
@@ -276,7 +280,7 @@ class Checkpoints:
                 whole = True
                 yield candidate, result
         if steps and not whole:
-            raise UserError(f"all {len(steps)} checkpoints in {self.directory} are damaged; remove it to start anew")
+            raise AllDamaged(f"all {len(steps)} checkpoints in {self.directory} are damaged; remove it to start anew")
 
     def _read(self, step: int, leaves: Leaves | None, fields: tuple[str, ...] = ()) -> tuple[Leaves, dict]:
         """(arrays, record of this process) of one checkpoint, after all checks.

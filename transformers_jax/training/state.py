@@ -67,6 +67,7 @@ def create_state(
     trainable: parameters.Patterns = ".",
     rules: sharding.Rules = sharding.RULES,
     overrides: sharding.Overrides = (),
+    compiler_options: dict | None = None,
 ) -> tuple[TrainState, TrainState]:
     """A fresh state, each array made on the devices that keep it: no device ever holds the whole.
 
@@ -77,6 +78,7 @@ def create_state(
       seed: of the initial parameters.
       trainable: patterns over parameter names; what none matches is frozen.
       rules, overrides: see `sharding`.
+      compiler_options: of the program that makes it, see `jax.jit`.
 
     Returns:
       The state, and the tree of its shardings.
@@ -86,7 +88,8 @@ def create_state(
     """
     initialise = _initialise(model, tx, batch, trainable)
     _, shardings = _trace(initialise, mesh, rules, overrides)
-    return jax.jit(lambda key: initialise(key)[0], out_shardings=shardings)(jax.random.key(seed)), shardings
+    make = jax.jit(lambda key: initialise(key)[0], out_shardings=shardings, compiler_options=compiler_options)
+    return make(jax.random.key(seed)), shardings
 
 
 def _initialise(model, tx, batch, trainable) -> Callable[[jax.Array], tuple[TrainState, Any]]:
