@@ -129,6 +129,11 @@ def test_masked_language_model_predicts_the_masked_positions_only():
     assert positions.tolist() == [[2, 5, 0], [0, 3, 7]]
     np.testing.assert_allclose(got, np.asarray(masked.gather(every, positions)), atol=1e-5)
 
+    model, _ = build("bert", "masked_lm", masked_share=1.0)  # where all are predicted, they stay in their order
+    got = logits(apply(model, params, batch | {"weights": weights}))
+    np.testing.assert_allclose(got, every, atol=1e-5)
+    assert masked.aligned(LENGTH, weights, weights)[0] is weights
+
 
 def test_groups_of_rows_are_kept_together():
     model, params = build("bert")
@@ -149,6 +154,8 @@ def test_dropout_is_off_by_default_and_differs_by_key():
 
     np.testing.assert_array_equal(run(0), run(0))
     assert np.abs(run(0) - run(1)).max() > 1e-3
+    without, _ = build("bert", "sequence", dropout=0.0, attention_dropout=0.0, classifier_dropout=0.0)
+    np.testing.assert_array_equal(apply(model, params, batch).logits, apply(without, params, batch).logits)
 
 
 class Doubled(nn.Module):

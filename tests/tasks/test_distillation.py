@@ -173,8 +173,11 @@ def test_mistakes_are_named(teacher, tmp_path):
         Task(tokenizer(), teacher="")
     with pytest.raises(UserError, match="config.task.temperature=0"):
         Task(tokenizer(), teacher="x", temperature=0)
-    with pytest.raises(UserError, match="config.task.of='nothing': there is no such task"):
-        Task(tokenizer(), teacher="x", of="nothing")
+    for name in "nothing", "bert_pretraining", "metrics":
+        with pytest.raises(UserError, match=f"config.task.of='{name}' is not one of masked_lm"):
+            Task(tokenizer(), teacher="x", of=name)
+    with pytest.raises(UserError, match="its positions begin at row 0, the student's at 2"):
+        Task(tokenizer(), teacher=teacher[0], layers=(0,)).wrap(build(1, position_offset=2))
     with pytest.raises(UserError, match="its width is 16, the student's 8"):
         Task(tokenizer(), teacher=teacher[0]).wrap(build(2, width=8))
     with pytest.raises(UserError, match="no such folder"):

@@ -42,7 +42,10 @@ def test_loss_and_scores():
     assert scores == {"loss": 0.5, "accuracy": 0.5, "examples": 2}
     assert samples[0]["prediction"] == "1" and samples[0]["choice"] == "in Paris"
     assert samples[0]["probabilities"] == [round(float(p), 4) for p in np.exp(log_p[0])]
-    assert task.score([{"context": "a", "choices": ["b", "c", "d"]}], {"probabilities": np.ones([1, 3])}) == {}
+    unknown = {"context": "a", "choices": ["b", "c", "d"]}
+    assert task.score([unknown], {"probabilities": np.ones([1, 3])}) == {}
+    again = task.loss(Scores(jnp.asarray(logits)), batch_of(task, [*EXAMPLES, unknown]), train=True)
+    assert float(again[0]) == pytest.approx(float(loss)) and float(again[1]) == 2
 
 
 def test_mistakes_are_named():

@@ -1,5 +1,6 @@
 """Labels and numbers for texts and pairs."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -96,7 +97,19 @@ def test_unlabelled_examples_are_predicted_and_not_scored():
     found = {"probabilities": np.array([[0.1, 0.9], [0.9, 0.1], [0.1, 0.9], [0.5, 0.5]])}
     assert task.score(examples, found) == {"accuracy": 1.0, "examples": 3}
     assert task.score(examples[3:], {"probabilities": np.array([[0.5, 0.5]])}) == {}
-    assert len(task.samples(examples, found)) == 4 and task.encode(examples[3])["label"] == 0
+    assert len(task.samples(examples, found)) == 4
+
+    logits = jnp.asarray(np.random.default_rng(0).normal(size=[4, 2]))
+    known, every = (task.loss(Scores(logits), batch_of(task, x, rows=4), train=True) for x in (EXAMPLES, examples))
+    assert float(every[0]) == pytest.approx(float(known[0])) and float(every[1]) == 3
+    assert float(every[2]["correct"]) == float(known[2]["correct"])
+
+    task, found = Task(tokenizer()), Scores(jnp.asarray([[3.0], [1.0], [0.0], [99.0]]))
+    batch = batch_of(task, [*PAIRS, {"first": "a king"}])
+    loss, weight, _ = task.loss(found, batch, train=True)
+    assert float(loss) == pytest.approx(4.25) and float(weight) == 3
+    gradient = jax.grad(lambda x: task.loss(Scores(x), batch, train=True)[0])(found.logits)
+    assert gradient[:, 0].tolist() == [-1, 0, -4, 0]
 
 
 def test_mistakes_are_named():

@@ -54,6 +54,9 @@ def test_regression(batch):
     assert float(loss) == pytest.approx(wanted, rel=1e-4) and float(weight) == 3
     found = task.predict(Encoded(jnp.asarray(hidden)), batch)
     assert np.allclose(found["cosine"], cosines, atol=1e-6)
+    unknown = batch_of(task, [*PAIRS, {"first": "a king", "second": "a queen"}])
+    again = task.loss(Encoded(jnp.asarray(hidden)), unknown, train=True)
+    assert float(again[0]) == pytest.approx(wanted, rel=1e-4) and float(again[1]) == 3
 
 
 def test_multiple_negatives(batch):

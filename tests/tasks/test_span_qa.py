@@ -133,7 +133,20 @@ def test_questions_without_answers():
     assert samples[0]["no_answer_score"] <= scores["best_threshold"] < samples[2]["no_answer_score"]
     strict = Task(tokenizer(), max_length=LENGTH, stride=20, no_answers=True, threshold=-100.0)
     assert strict.score(examples, found)["f1"] == pytest.approx(1 / 3)
-    assert task.score([{"question": "?", "context": "x"}], {k: v[:1] for k, v in found.items()}) == {}
+    unknown = {"question": "?", "context": "x"}
+    assert task.score([unknown], {k: v[:1] for k, v in found.items()}) == {}
+    batch = batch_of(task, task.examples([unknown, examples[2]]), length=LENGTH)
+    assert batch["starts"][0] == batch["ends"][0] == -1 and not batch["starts"][1:].any()
+    zeros = Scores(jnp.zeros([len(batch["starts"]), LENGTH, 2]))
+    assert float(task.loss(zeros, batch, train=True)[1]) == len(batch["starts"]) - 1
+
+
+def test_white_space_around_an_answer_is_none_of_it():
+    task, (start, end) = Task(tokenizer(), max_length=LENGTH, stride=20), spans_of(EXAMPLES)[0]
+    assert SHORT[start - 1] == SHORT[end] == " "
+    wide = EXAMPLES[0] | {"answers": [{"text": SHORT[start - 1 : end + 1], "start": start - 1}]}
+    found = [[window["answer"] for window in task.examples([example])] for example in (wide, EXAMPLES[0])]
+    assert found[0] == found[1] and any(found[0])
 
 
 def test_mistakes_are_named():

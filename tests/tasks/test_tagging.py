@@ -134,6 +134,8 @@ class TestEntities:
             ("I-PER I-LOC B-LOC", {(0, 1, "PER"), (1, 2, "LOC"), (2, 3, "LOC")}),
             ("O O", set()),
             ("B-creative-work I-creative-work", {(0, 2, "creative-work")}),
+            ("B I O I", {(0, 2, "entity"), (3, 4, "entity")}),
+            ("NOUN VERB VERB O", {(0, 1, "NOUN"), (1, 3, "VERB")}),
         ],
     )
     def test_spans(self, tags, wanted):

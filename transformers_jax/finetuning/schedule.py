@@ -11,8 +11,9 @@ from transformers_jax.errors import UserError
 def scheduled(config: ConfigDict) -> ConfigDict:
     """The config with training.steps, .eval_every and .checkpoint_every in numbers.
 
-    training.steps of 0 stands for finetuning.epochs passes over the training examples; the other two of 0 for as many
-    evaluations and checkpoints over the run as finetuning.evaluations says. Where neither stands so, nothing is read.
+    training.steps of 0 stands for finetuning.epochs passes over the training examples (one that is cut into several windows
+    counts once, as in BERT's own script); the other two of 0 for as many evaluations and checkpoints over the run as
+    finetuning.evaluations says. Where neither stands so, nothing is read.
 
     Raises:
       UserError: no number of epochs either, or the rows of a batch are not known; or the training data cannot be read.

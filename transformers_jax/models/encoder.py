@@ -173,8 +173,8 @@ class Encoder(nn.Module):
 
         Those are `masked.masked_positions` of batch["weights"] and M, the length of the output.
         """
-        if "weights" in batch:
-            count = masked.predicted(self.config.masked_share, hidden.shape[1])
+        count = masked.predicted(self.config.masked_share, hidden.shape[1])
+        if "weights" in batch and count < hidden.shape[1]:
             hidden = masked.gather(hidden, masked.masked_positions(batch["weights"], count))  # [B, M, D]
         return Output(self.transform(hidden), self.table(), self.lm_bias.astype(hidden.dtype))
 

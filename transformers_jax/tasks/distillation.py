@@ -12,7 +12,6 @@ others are the student's.
 Axes: B batch rows, T length, M predicted positions, D width, V vocabulary.
 """
 
-import importlib
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -23,8 +22,12 @@ import jax.numpy as jnp
 from transformers_jax.errors import UserError
 from transformers_jax.layers.masked import aligned
 from transformers_jax.models.output import Output
+from transformers_jax.tasks import masked_lm
 from transformers_jax.tasks.scoring import LossOnly
 from transformers_jax.training.losses import cross_entropy, in_chunks
+
+OF = {"masked_lm": masked_lm.Task}
+"""Tasks over pieces that a teacher may have learned."""
 
 FROZEN = r"^teacher/"
 """Parameters that do not learn."""
@@ -45,7 +48,7 @@ class Task(LossOnly):
     Args:
       tokenizer: turns text into pieces; the teacher's own.
       teacher: a folder of `transformers`, a workdir, or a name on the hub.
-      of: the task that both have learned, "masked_lm" or "causal_lm"; what examples, fields and targets are is its business.
+      of: the task that both have learned, one of OF; what examples, fields and targets are is its business.
       layers: numbers of the teacher's layers that the student starts with, every second one: (0, 2, 4, 7, 9, 11); () starts
         the student from nothing.
       temperature: t.
@@ -63,10 +66,9 @@ class Task(LossOnly):
             raise UserError("config.task.teacher is empty: give a folder of transformers, a workdir, or a name on the hub")
         if temperature <= 0:
             raise UserError(f"config.task.temperature={temperature}: give a number above 0")
-        try:
-            self.task = importlib.import_module(f"{__package__}.{of}").Task(tokenizer, **options)
-        except ModuleNotFoundError as error:
-            raise UserError(f"config.task.of={of!r}: there is no such task; masked_lm is one") from error
+        if of not in OF:
+            raise UserError(f"config.task.of={of!r} is not one of {', '.join(OF)}")
+        self.task = OF[of](tokenizer, **options)
         self.tokenizer, self.teacher, self.layers = tokenizer, teacher, tuple(layers)
         self.temperature, self.soft, self.hard, self.cosine = temperature, soft, hard, cosine
         self.streams, self.row_fields = self.task.streams, getattr(self.task, "row_fields", ())
@@ -89,6 +91,12 @@ class Task(LossOnly):
             ours, theirs = getattr(model.config, name), getattr(teacher.config, name)
             if ours != theirs:
                 raise UserError(f"config.task.teacher={self.teacher}: its {name} is {theirs}, the student's {ours}")
+        ours, theirs = (getattr(m.config, "position_offset", 0) for m in (model, teacher))
+        if self.layers and ours != theirs:
+            raise UserError(
+                f"config.task.teacher={self.teacher}: its positions begin at row {theirs}, the student's at {ours}: take a "
+                "student as configs/roberta.py has it, or config.task.layers=()"
+            )
         return Pupil(model, teacher)
 
     def initial(self, model: nn.Module) -> dict:

@@ -1,8 +1,8 @@
 """Entities in tagged sentences, counted as the CoNLL shared tasks do (conlleval, Tjong Kim Sang and De Meulder 2003).
 
 An entity is a run of words of one type. BIO: it begins with B-, or with I- where no entity of that type goes on. IO: all
-of its words have I-, so two neighbours of a type are one. Both are read by the same rules. An entity is right if its type
-and all of its words are.
+of its words have I-, so two neighbours of a type are one. Both are read by the same rules. B and I alone are of one type,
+"entity"; any other tag is a type by itself. An entity is right if its type and all of its words are.
 """
 
 from collections.abc import Sequence
@@ -16,12 +16,12 @@ def spans(tags: Sequence[str]) -> set[tuple[int, int, str]]:
     for i, tag in enumerate([*tags, "O"]):
         mark, _, new = tag.partition("-")
         inside = mark not in ("O", "")
-        new = new if inside else ""
+        new = (new or ("entity" if mark in ("B", "I") else mark)) if inside else ""
         if kind and (not inside or mark == "B" or new != kind):
             found.add((start, i, kind))
             kind = ""
         if inside and not kind:
-            start, kind = i, new or "entity"
+            start, kind = i, new
     return found
 
 

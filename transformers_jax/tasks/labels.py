@@ -34,6 +34,23 @@ class Labels:
             raise UserError(f"{at}the label {name!r} is not one of config.task.labels: {', '.join(self.names)}")
         return number
 
+    def of(self, example: dict) -> int:
+        """The number of an example's "label"; -1 where it has none.
+
+        Raises:
+          UserError: it is unknown, or no text.
+        """
+        if "label" not in example:
+            return -1
+        if not isinstance(example["label"], str):
+            raise UserError(f"the label {example['label']!r} is not text: config.data.columns names the label's column")
+        return self.number(example["label"])
+
+    def judged(self, source: Sequence[dict], probabilities: np.ndarray) -> tuple[list[int], np.ndarray]:
+        """The true and the likeliest label of the examples that have one, as numbers; probabilities [examples, L]."""
+        known = [i for i in range(len(source)) if "label" in source[i]]
+        return [self.of(source[i]) for i in known], probabilities.argmax(axis=-1)[known]
+
     def checked(self, source: Sequence[dict]) -> Sequence[dict]:
         """The same examples, whose "label", where they have one, is known. Raises as `check`."""
         self.check(source, lambda example: [example["label"]] if "label" in example else [])

@@ -25,7 +25,8 @@ class Task(Scored):
       max_length: pieces of context, choice and what surrounds them; the longer of the two is cut.
     """
 
-    row_fields = ("label",)
+    learned = "label"
+    row_fields = (learned,)
     streams: Streams = {"": ("tokens", "token_types")}
 
     def __init__(self, tokenizer, *, choices: int = 4, max_length: int = 128):
@@ -43,11 +44,11 @@ class Task(Scored):
         return self.labels.checked(source)
 
     def encode(self, example: dict) -> dict:
-        """→ `tokens`, `token_types`, a list of an array for each choice, and `label`."""
+        """→ `tokens`, `token_types`, a list of an array for each choice, and `label`, -1 where there is none."""
         if len(example["choices"]) != self.groups:
             raise UserError(f"an example has {len(example['choices'])} choices where config.task.choices is {self.groups}")
         rows = [self.tokenizer.encode_pair(example["context"], text, max_length=self.max_length) for text in example["choices"]]
-        return grouped(rows) | {"label": self.labels.number(example.get("label", "0"))}
+        return grouped(rows) | {"label": self.labels.of(example)}
 
     def loss(self, output: Scores, batch: dict, *, train: bool):
         """Cross entropy of the right choice summed over examples, their number, and how many are right."""
@@ -60,10 +61,8 @@ class Task(Scored):
 
     def score(self, source: Sequence[dict], predictions: dict) -> dict:
         """accuracy over the examples that have a label."""
-        known = [i for i in range(len(source)) if "label" in source[i]]
-        truth = [self.labels.number(source[i]["label"]) for i in known]
-        found = predictions["probabilities"].argmax(axis=-1)[known]
-        return {"accuracy": metrics.accuracy(truth, found), "examples": len(known)} if known else {}
+        truth, found = self.labels.judged(source, predictions["probabilities"])
+        return {"accuracy": metrics.accuracy(truth, found), "examples": len(truth)} if truth else {}
 
     def answers(self, source: Sequence[dict], predictions: dict) -> list[dict]:
         """{"prediction": number as text, "choice": its text, "probabilities": of each choice} of each example."""

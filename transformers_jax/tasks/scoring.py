@@ -23,9 +23,12 @@ class LossOnly:
 
 
 class Scored:
-    """For a `Task` with `predict` (output, batch) → arrays [B, …], and `score` and `answers` as below."""
+    """For a `Task` with `predict` (output, batch) → arrays [B, …], and `score` and `answers` as below.
 
-    main_metric = "accuracy"
+    learned: the key of an example that training takes and prediction does without; "" where there is none.
+    """
+
+    main_metric, learned = "accuracy", ""
 
     def evaluate(self, scorer, split: str, model: dict) -> tuple[dict, list[dict]]:
         """(loss and its kin, and the benchmark's scores, by name; samples) of a split; arguments as above."""

@@ -1,6 +1,7 @@
 """A label or a number for a text or a pair of texts: all of GLUE (Wang et al. 2019), as BERT is finetuned for it
 (Devlin et al. 2019, section 4.1)."""
 
+import math
 from collections.abc import Sequence
 
 import jax
@@ -8,12 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from transformers_jax.batch import Streams
-from transformers_jax.errors import UserError
 from transformers_jax.models.output import Scores
 from transformers_jax.tasks import metrics as measures
 from transformers_jax.tasks.labels import Labels
 from transformers_jax.tasks.scoring import Scored
-from transformers_jax.training.losses import label_sums
+from transformers_jax.training.losses import label_sums, squared_error
 
 
 class Task(Scored):
@@ -39,7 +39,8 @@ class Task(Scored):
         self.labels = Labels(labels) if labels else None
         names = tuple(metrics) or (("accuracy",) if labels else ("pearson", "spearman"))
         self.metrics, self.main_metric = measures.of_names(names, regression=not labels), names[0]
-        self.row_fields = ("label",) if labels else ("score",)
+        self.learned = "label" if labels else "score"
+        self.row_fields = (self.learned,)
 
     def model_fields(self) -> dict:
         """What the model must have."""
@@ -50,17 +51,16 @@ class Task(Scored):
         return self.labels.checked(source) if self.labels else source
 
     def encode(self, example: dict) -> dict[str, np.ndarray]:
-        """→ 1-D int32 arrays `tokens`, `token_types`, and the number `label` or `score`, 0 where the example has none."""
+        """→ 1-D int32 arrays `tokens`, `token_types`, and `label`, -1 where the example has none, or `score`, NaN then."""
         joined = self.tokenizer.encode_pair(example["first"], example.get("second"), max_length=self.max_length)
-        return joined.fields() | ({"label": self._number(example)} if self.labels else {"score": example.get("score", 0.0)})
+        value = self.labels.of(example) if self.labels else example.get("score", math.nan)
+        return joined.fields() | {self.learned: value}
 
     def loss(self, output: Scores, batch: dict, *, train: bool):
         """Cross entropy of the labels, or the squared error; summed over rows, with the summed weight and metrics."""
-        weights = batch["row_weights"].astype(jnp.float32)  # [B]
         if not self.labels:
-            error = (output.logits[:, 0].astype(jnp.float32) - batch["score"]) ** 2
-            return jnp.sum(error * weights), jnp.sum(weights), {}
-        sums = label_sums(output.logits, batch["label"], weights, self.label_smoothing if train else 0.0)
+            return *squared_error(output.logits[:, 0], batch["score"], batch["row_weights"]), {}
+        sums = label_sums(output.logits, batch["label"], batch["row_weights"], self.label_smoothing if train else 0.0)
         return sums.loss, sums.weight, {"correct": sums.correct}
 
     def predict(self, output: Scores, batch: dict) -> dict[str, jax.Array]:
@@ -70,26 +70,17 @@ class Task(Scored):
 
     def score(self, source: Sequence[dict], predictions: dict) -> dict:
         """The metrics, over the examples that have a label; without any, none."""
-        key = "label" if self.labels else "score"
-        known = [i for i in range(len(source)) if key in source[i]]
-        if not known:
-            return {}
         if self.labels:
-            truth = [self._number(source[i]) for i in known]
-            found = predictions["probabilities"].argmax(axis=-1)[known]
+            truth, found = self.labels.judged(source, predictions["probabilities"])
         else:
+            known = [i for i in range(len(source)) if "score" in source[i]]
             truth, found = [source[i]["score"] for i in known], predictions["score"][known]
-        return {name: measure(truth, found) for name, measure in self.metrics.items()} | {"examples": len(known)}
+        if not truth:
+            return {}
+        return {name: measure(truth, found) for name, measure in self.metrics.items()} | {"examples": len(truth)}
 
     def answers(self, source: Sequence[dict], predictions: dict) -> list[dict]:
         """{"prediction": label or number, "probabilities": {label: probability}} of each example."""
         if not self.labels:
             return [{"prediction": round(float(x), 4)} for x in predictions["score"]]
         return [self.labels.answer(row) for row in predictions["probabilities"]]
-
-    def _number(self, example: dict) -> int:
-        if "label" not in example:
-            return 0
-        if not isinstance(example["label"], str):
-            raise UserError(f"the label {example['label']!r} is not text: config.data.columns names the label's column")
-        return self.labels.number(example["label"])

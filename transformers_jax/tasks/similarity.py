@@ -9,6 +9,7 @@ Both sentences go through one encoder; a vector is the mean of the last hidden s
 Axes: B batch rows, D width, L labels.
 """
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -25,7 +26,7 @@ from transformers_jax.models.output import Encoded
 from transformers_jax.tasks import metrics
 from transformers_jax.tasks.labels import Labels
 from transformers_jax.tasks.scoring import Scored
-from transformers_jax.training.losses import label_sums
+from transformers_jax.training.losses import label_sums, squared_error
 
 OBJECTIVES = ("regression", "classification", "multiple_negatives")
 
@@ -49,6 +50,8 @@ class Task(Scored):
       pooling: one of `layers.pooling.POOLINGS`.
       normalise: the vectors that the trained encoder gives have length 1; compared are their directions in any case.
       max_length: pieces of a sentence with what surrounds it.
+
+    contrasts: whether the loss of a pair takes the rest of its batch, which must then be in one piece.
     """
 
     one_a_row, groups = True, 2
@@ -65,7 +68,9 @@ class Task(Scored):
         self.tokenizer, self.objective, self.highest, self.scale = tokenizer, objective, highest, scale
         self.pooling, self.normalise, self.max_length = pooling, normalise, max_length
         self.labels = Labels(labels) if objective == "classification" else None
-        self.row_fields = {"regression": ("score",), "classification": ("label",)}.get(objective, ())
+        self.learned = {"regression": "score", "classification": "label"}.get(objective, "")
+        self.row_fields = (self.learned,) if self.learned else ()
+        self.contrasts = objective == "multiple_negatives"
         self.main_metric = "spearman" if objective == "regression" else "accuracy"  # of negatives: that of the loss
 
     @property
@@ -88,12 +93,10 @@ class Task(Scored):
         return self.labels.checked(source) if self.labels else source
 
     def encode(self, example: dict) -> dict:
-        """→ `tokens`, `token_types`, a list of two arrays, and `score` or `label`."""
+        """→ `tokens`, `token_types`, a list of two arrays, and `label`, -1 where there is none, or `score`, NaN then."""
         rows = [self.tokenizer.encode_pair(example[name], max_length=self.max_length) for name in ("first", "second")]
-        fields = grouped(rows)
-        if self.labels:
-            return fields | {"label": self.labels.number(example["label"]) if "label" in example else 0}
-        return fields | {"score": example.get("score", 0.0)}
+        value = self.labels.of(example) if self.labels else example.get("score", math.nan)
+        return grouped(rows) | ({self.learned: value} if self.learned else {})
 
     def loss(self, output: Encoded | Related, batch: dict, *, train: bool):
         """The objective summed over pairs, their number, and sums of the metrics."""
@@ -104,8 +107,7 @@ class Task(Scored):
         vectors = self._vectors(output, batch)  # [B, 2, D]
         cosines = jnp.einsum("id,jd->ij", vectors[:, 0], vectors[:, 1])  # [B, B]
         if self.objective == "regression":
-            error = (jnp.diagonal(cosines) - batch["score"] / self.highest) ** 2
-            return jnp.sum(error * weights), jnp.sum(weights), {}
+            return *squared_error(jnp.diagonal(cosines), batch["score"] / self.highest, weights), {}
         logits = jnp.where(weights > 0, self.scale * cosines, -1e9)
         sums = label_sums(logits, jnp.arange(len(weights)), weights)
         return sums.loss, sums.weight, {"correct": sums.correct}
@@ -127,10 +129,9 @@ class Task(Scored):
         if scored:
             truth, found = [source[i]["score"] for i in scored], predictions["cosine"][scored]
             result |= {"spearman": metrics.spearman(truth, found), "pearson": metrics.pearson(truth, found)}
-        known = [i for i in range(len(source)) if self.labels and "label" in source[i]]
-        if known:
-            found = predictions["probabilities"].argmax(axis=-1)[known]
-            result |= {"accuracy": metrics.accuracy([self.labels.number(source[i]["label"]) for i in known], found)}
+        truth, found = self.labels.judged(source, predictions["probabilities"]) if self.labels else ([], [])
+        if truth:
+            result |= {"accuracy": metrics.accuracy(truth, found)}
         return result
 
     def answers(self, source: Sequence[dict], predictions: dict) -> list[dict]:

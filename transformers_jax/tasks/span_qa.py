@@ -36,6 +36,7 @@ class Task(Scored):
     """
 
     main_metric = "f1"
+    learned = "answers"
     row_fields = ("starts", "ends")
     streams: Streams = {"": ("tokens", "token_types")}
 
@@ -55,9 +56,10 @@ class Task(Scored):
         return {"head": "span"}
 
     def _windows(self, source: Sequence[dict]) -> list[dict]:
-        """Each question as one or several {"example", "question", "pieces", "places", "window", "answer"}.
+        """Each question as one or several {"example", "question", "pieces", "places", "window", "known", "answer"}.
 
-        places: [pieces, 2] characters of the passage. answer: first and last piece of it in the window, or None.
+        places: [pieces, 2] characters of the passage. known: whether the question says its answers. answer: first and last
+        piece of it in the window, or None.
         """
         found, text = [], None
         for i in range(len(source)):
@@ -68,21 +70,21 @@ class Task(Scored):
                 places = np.asarray(places, np.int32).reshape(-1, 2)
             question = self.tokenizer.encode(example["question"])[: self.max_question]
             room = self.max_length - len(question) - self.tokenizer.surrounding(pair=True)
-            answers = example.get("answers") or ()
+            answer = _pieces_of(example["answers"][0], places) if example.get("answers") else None
             for w in windows([1] * len(pieces), room, max(0, room - self.stride)):
-                some = places[w.start : w.end]
-                answer = _pieces_of(answers[0], some) if answers else None
+                inside = answer is not None and w.start <= answer[0] and answer[1] < w.end
                 found.append({
-                    "example": i, "question": question, "pieces": pieces[w.start : w.end], "places": some, "window": w,
-                    "answer": answer,
+                    "example": i, "question": question, "pieces": pieces[w.start : w.end], "places": places[w.start : w.end],
+                    "window": w, "known": "answers" in example,
+                    "answer": (answer[0] - w.start, answer[1] - w.start) if inside else None,
                 })  # fmt: skip
         return found
 
     def encode(self, example: dict) -> dict[str, np.ndarray]:
-        """A window → `tokens`, `token_types`, `starts` and `ends`: 0 where the answer is not all in the window."""
+        """A window → `tokens`, `token_types`, `starts`, `ends`: 0 where the answer is not all in the window, -1 if unknown."""
         joined = self.tokenizer.joined(example["question"], example["pieces"])
-        first, last = example["answer"] or (-joined.starts[1],) * 2
-        return joined.fields() | {"starts": joined.starts[1] + first, "ends": joined.starts[1] + last}
+        places = [joined.starts[1] + piece for piece in example["answer"]] if example["answer"] else [0, 0]
+        return joined.fields() | dict(zip(("starts", "ends"), places if example["known"] else [-1, -1], strict=True))
 
     def loss(self, output: Scores, batch: dict, *, train: bool):
         """The mean of the cross entropies of first and last piece, summed over rows; how many rows have both right."""
@@ -170,16 +172,14 @@ def _highest(candidates: list[tuple[float, int, int]]) -> float:
 
 
 def _pieces_of(answer: dict, places: np.ndarray) -> tuple[int, int] | None:
-    """The first and last piece of an answer; None if it is not all in the window.
+    """The first and last piece of an answer; None if it is all white space.
 
     Args:
-      places: [pieces, 2] characters of the window's pieces.
+      places: [pieces, 2] characters of the passage's pieces.
     """
     start, end = answer["start"], answer["start"] + len(answer["text"])
     inside = np.flatnonzero((places[:, 1] > start) & (places[:, 0] < end) & (places[:, 0] < places[:, 1]))
-    if not len(inside) or places[inside[0], 0] > start or places[inside[-1], 1] < end:
-        return None
-    return int(inside[0]), int(inside[-1])
+    return (int(inside[0]), int(inside[-1])) if len(inside) else None
 
 
 def _of_pieces(output: Scores, batch: dict) -> jax.Array:

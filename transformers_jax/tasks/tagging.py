@@ -30,7 +30,7 @@ class Task(Scored):
       label_smoothing: probability mass spread evenly over the tags in training.
     """
 
-    main_metric = "f1"
+    main_metric, learned = "f1", "tags"
     one_a_row = True
     streams: Streams = {"": ("tokens", "token_types", "targets", "weights")}
 

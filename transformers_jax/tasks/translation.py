@@ -48,12 +48,16 @@ class Task:
         sums = cross_entropy(output.hidden, output.table, targets, weights, self.label_smoothing if train else 0.0)
         return sums.loss, sums.weight, {"nll": sums.nll, "correct": sums.correct}
 
-    def translate(self, lines: Sequence[str], decoder, params=None) -> list[list[tuple[str, float]]]:
-        """The n best translations of each line with their scores, in the order of the lines; a blank line gives a blank one."""
+    def translate(self, lines: Sequence[str], decoder, params=None, **place: int) -> list[list[tuple[str, float]]]:
+        """The n best translations of each line with their scores, in the order of the lines; a blank line gives a blank one.
+
+        Args:
+          place: `first` and `seed` of `Decoder.decode`.
+        """
         sources = [self.encode_source(line) if line.strip() else [] for line in lines]
         return [
             [(self.tokenizer.decode(ids), score) for ids, score in best] if source else [("", 0.0)]
-            for source, best in zip(sources, decoder.decode(sources, params), strict=True)
+            for source, best in zip(sources, decoder.decode(sources, params, **place), strict=True)
         ]
 
     def evaluate(self, scorer, split: str, model: dict) -> tuple[dict, list[dict[str, str]]]:

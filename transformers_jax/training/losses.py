@@ -88,14 +88,22 @@ def label_sums(logits: jax.Array, targets: jax.Array, weights: jax.Array, label_
     """Softmax cross entropy over few labels, in float32; smoothing as in `cross_entropy`.
 
     Args:
-      logits: […, L]; targets, weights: […].
+      logits: […, L]; targets, weights: […]. A target of -1 is not known, and does not count.
     """
+    weights = weights * (targets >= 0)
     log_probabilities = jax.nn.log_softmax(logits.astype(jnp.float32))
     nll = -jnp.take_along_axis(log_probabilities, targets[..., None], axis=-1)[..., 0]
     smooth = -jnp.mean(log_probabilities, axis=-1) if label_smoothing else nll
     loss = (1.0 - label_smoothing) * nll + label_smoothing * smooth
     weights, correct = weights.astype(jnp.float32), jnp.argmax(logits, axis=-1) == targets
     return Sums(*(jnp.sum(weights * x) for x in (loss, nll, correct, jnp.ones_like(nll))))
+
+
+def squared_error(found: jax.Array, scores: jax.Array, weights: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Σ weight · (found - score)² and Σ weight, in float32. All are [B]; a score of NaN is not known, and does not count."""
+    known = ~jnp.isnan(scores)
+    weights = weights.astype(jnp.float32) * known
+    return jnp.sum(weights * (found.astype(jnp.float32) - jnp.where(known, scores, 0.0)) ** 2), jnp.sum(weights)
 
 
 def _chunk(label_smoothing, softmax, hidden, targets, weights):
