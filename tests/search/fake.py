@@ -12,9 +12,8 @@ from pathlib import Path
 REPOSITORY = Path(__file__).resolve().parent.parent.parent
 sys.path.insert(0, str(REPOSITORY))
 
-from transformers_jax import configuration
-from transformers_jax.search import driver, genome, hurdles
-from transformers_jax.search.fitness import Job, Result
+from transformers_jax.search import genome, hurdles
+from transformers_jax.search.job import Job, Result
 
 LOG = "trained.log"  # one line a training that began
 REVERSED = 77
@@ -47,6 +46,8 @@ class Fake:
 
 def config(corpus, **keys):
     """The tiny config with other keys of its group search."""
+    from transformers_jax import configuration
+
     found = configuration.load(f"{REPOSITORY}/configs/search.py:tiny")
     for split in "train", "validation":
         found.data[split] = f"{corpus}/{split}.en,{corpus}/{split}.de"
@@ -56,6 +57,8 @@ def config(corpus, **keys):
 
 
 def search(workdir, corpus, workers=0, **keys):
+    from transformers_jax.search import driver  # a worker needs none of it, and it takes seconds
+
     return driver.search(config(corpus, **keys), workdir, workers_wanted=workers, trainer=Fake)
 
 

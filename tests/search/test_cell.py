@@ -240,6 +240,10 @@ def test_genomes_come_from_files_texts_and_names(tmp_path):
     file.write_text(json.dumps(json.loads(EVOLVED_TRANSFORMER.to_json()) | {"unit": 24}))
     assert cell.read({"genome": str(file), "genome_unit": 0}) == (EVOLVED_TRANSFORMER, 24)
     assert cell.read({"genome": str(file), "genome_unit": 7}) == (EVOLVED_TRANSFORMER, 7)
+    sized = tmp_path / "sized.json"  # a unit that was found beside another width
+    sized.write_text(json.dumps(json.loads(file.read_text()) | {"width": 64}))
+    assert cell.read({"genome": str(sized), "genome_unit": 0, "width": 256}) == (EVOLVED_TRANSFORMER, 96)
+    assert cell.read({"genome": str(sized), "genome_unit": 7, "width": 256}) == (EVOLVED_TRANSFORMER, 7)
     model = cell.build({"name": "transformer", "genome": str(file), "norm": "post"}, VOCAB)
     c = model.config
     assert (c.encoder_layers, c.decoder_layers, c.genome_unit, c.norm) == (3, 4, 24, "pre")

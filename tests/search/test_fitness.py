@@ -14,7 +14,8 @@ from transformers_jax import configuration
 from transformers_jax.errors import DiskError
 from transformers_jax.experiment import Experiment, write
 from transformers_jax.search import cell, fitness, genome
-from transformers_jax.search.fitness import Job, Trainer
+from transformers_jax.search.fitness import Trainer
+from transformers_jax.search.job import Job
 from transformers_jax.search.population import Population
 from transformers_jax.training import integrity
 

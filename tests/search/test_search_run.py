@@ -16,7 +16,7 @@ import pytest
 from transformers_jax import configuration
 from transformers_jax.errors import DiskError, UserError
 from transformers_jax.search import driver, genome, summary
-from transformers_jax.search.fitness import Result
+from transformers_jax.search.job import Result
 from transformers_jax.search.population import FILE, Population
 from transformers_jax.writing import locked
 

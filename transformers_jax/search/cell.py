@@ -30,7 +30,7 @@ from transformers_jax.layers.projections import Linear
 from transformers_jax.models import encoder, transformer
 from transformers_jax.search import branch as branches
 from transformers_jax.search.branch import BranchLayer, Options, combine
-from transformers_jax.search.genome import Block, Branch, Genome, InvalidGenome, load_with_unit, unused_states
+from transformers_jax.search.genome import Block, Branch, Genome, InvalidGenome, load_sized, unused_states
 
 WIDEST = 64
 """Hidden states may be so many times as wide as the model; concatenations of concatenations are wider soon."""
@@ -211,15 +211,18 @@ def _encoder(model: encoder.Encoder, config) -> encoder.Encoder:
 def read(config) -> tuple[Genome, int]:
     """The genome of `config.genome`, a JSON file, a text or a name, and its width unit, 0 where nothing says it.
 
-    The unit is `config.genome_unit`, or what a JSON file has as "unit" beside the genome.
+    The unit is `config.genome_unit`, or what a JSON file has as "unit" beside the genome; where the file's "width" is another
+    than the config's, in proportion, so that a block stays as wide beside the model as it was found.
 
     Raises:
       UserError: there is no such genome, or it is invalid.
     """
     try:
-        genome, unit = load_with_unit(config["genome"])
+        genome, unit, width = load_sized(config["genome"])
     except UserError as error:
         raise type(error)(f"config.model.genome: {error}") from error
+    if unit and width:
+        unit = max(1, round(unit * config.get("width", width) / width))
     return genome, config.get("genome_unit", 0) or unit
 
 

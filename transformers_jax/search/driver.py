@@ -30,8 +30,9 @@ from transformers_jax.search import hurdles as hurdling
 from transformers_jax.search.band import fit_unit
 from transformers_jax.search.evolution import Evolution, Options
 from transformers_jax.search.finals import Finals
-from transformers_jax.search.fitness import SETTINGS, Job, Result, Trainer
+from transformers_jax.search.fitness import SETTINGS, Trainer
 from transformers_jax.search.genome import Genome
+from transformers_jax.search.job import Job, Result
 from transformers_jax.search.population import Population
 from transformers_jax.training.metrics import Progress
 from transformers_jax.training.optimizers import make_optimizer

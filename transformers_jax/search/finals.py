@@ -12,7 +12,7 @@ from pathlib import Path
 from transformers_jax.search import genome as genomes
 from transformers_jax.search import summary, workers
 from transformers_jax.search.evolution import Evolution
-from transformers_jax.search.fitness import Job, Result
+from transformers_jax.search.job import Job, Result
 from transformers_jax.search.population import Population
 from transformers_jax.training.metrics import Progress
 

@@ -6,7 +6,6 @@ A process makes one `Trainer`, which shares tokenizer, encoded batches and valid
 candidate learns is a function of config, seed, genome and unit, whichever process trains it, and whatever came before.
 """
 
-import dataclasses
 import functools
 import itertools
 import json
@@ -27,6 +26,7 @@ from transformers_jax.evaluation import Scorer
 from transformers_jax.experiment import Experiment
 from transformers_jax.planning import parameters
 from transformers_jax.search import hurdles as hurdling
+from transformers_jax.search.job import Job, Result
 from transformers_jax.training import sharding
 from transformers_jax.training.checkpoint import AllDamaged, Checkpoints
 from transformers_jax.training.loop import train
@@ -47,37 +47,6 @@ SOONER = {"xla_cpu_use_fusion_emitters": False}
 
 CLEAR = 20
 """Candidates after which JAX forgets what it has traced: next to nothing of it is of use to another."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Job:
-    """One training: a genome's text and width unit, steps by stage, the hurdles between them, the seed.
-
-    folder: where checkpoints of this training are kept, if the config wants any.
-    """
-
-    genome: str
-    unit: int
-    steps: tuple[int, ...]
-    hurdles: tuple[float, ...]
-    seed: int
-    folder: str
-
-
-@dataclasses.dataclass(frozen=True)
-class Result:
-    """What came of it: fitness by stage, or a failure; steps that were made; seconds.
-
-    compile_seconds: building and compiling its programs, the initial parameters among them.
-    train_seconds: training and measuring.
-    """
-
-    stages: tuple[float, ...] = ()
-    failure: str | None = None
-    steps: int = 0
-    parameters: int = 0
-    compile_seconds: float = 0.0
-    train_seconds: float = 0.0
 
 
 class Trainer:

@@ -247,15 +247,16 @@ def from_json(text: str, where: str = "genome") -> Genome:
     return _from_json(text, where)[0]
 
 
-def _from_json(text: str, where: str) -> tuple[Genome, int]:
-    """The genome, and the width unit that may stand beside its fields as "unit"; 0 if none does."""
+def _from_json(text: str, where: str) -> tuple[Genome, int, int]:
+    """The genome, and what may stand beside its fields: see `load_sized`."""
     try:
         found = json.loads(text)
     except json.JSONDecodeError as error:
         raise UserError(f"{where}: not JSON: {error}") from None
-    unit = found.pop("unit", 0) if isinstance(found, dict) else 0
-    if type(unit) is not int or unit < 0:
-        raise UserError(f"{where}.unit: {unit!r} is no whole number")
+    sizes = [found.pop(name, 0) if isinstance(found, dict) else 0 for name in ("unit", "width")]
+    for name, size in zip(("unit", "width"), sizes, strict=True):
+        if type(size) is not int or size < 0:
+            raise UserError(f"{where}.{name}: {size!r} is no whole number")
     found = _read_object(found, Genome, where)
     cells = {}
     for cell in ("encoder", "decoder"):
@@ -267,7 +268,7 @@ def _from_json(text: str, where: str) -> tuple[Genome, int]:
             block = _read_object(item, Block, here)
             sides = [Branch(**_read_object(block[side], Branch, f"{here}.{side}")) for side in ("left", "right")]
             cells[cell].append(Block(*sides, block["combiner"]))
-    return Genome(tuple(cells["encoder"]), tuple(cells["decoder"]), found["encoder_cells"], found["decoder_cells"]), unit
+    return Genome(tuple(cells["encoder"]), tuple(cells["decoder"]), found["encoder_cells"], found["decoder_cells"]), *sizes
 
 
 def load(source: str | Path) -> Genome:
@@ -275,23 +276,23 @@ def load(source: str | Path) -> Genome:
 
     Raises UserError that names what is wrong and where, InvalidGenome (a UserError too) for a genome outside the space.
     """
-    return load_with_unit(source)[0]
+    return load_sized(source)[0]
 
 
-def load_with_unit(source: str | Path) -> tuple[Genome, int]:
-    """What `load` gives, and the width unit that a file of JSON has beside it as "unit"; 0 where nothing says it."""
+def load_sized(source: str | Path) -> tuple[Genome, int, int]:
+    """What `load` gives, and what JSON has beside it: "unit", the width unit in a model of "width"; 0 where it has none."""
     text, where = str(source).strip(), "genome"
     if text in NAMED:
-        return NAMED[text], 0
+        return NAMED[text], 0, 0
     if not (CELL_HEAD.match(text) or text.startswith("{")):
         path, where = Path(text).expanduser(), str(source)
         if not path.is_file():
             known = " or ".join(NAMED)
             raise UserError(f"genome {text!r}: no such file; give a JSON file, a text 'encoder ×3: …' or {known}")
         text = path.read_text(encoding="utf-8").strip()
-    genome, unit = _from_json(text, where) if text.startswith("{") else (parse(text), 0)
-    check(genome)
-    return genome, unit
+    found = _from_json(text, where) if text.startswith("{") else (parse(text), 0, 0)
+    check(found[0])
+    return found
 
 
 # ---- the seed and the goal -----------------------------------------------------------------------------------------------

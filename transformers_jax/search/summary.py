@@ -40,9 +40,10 @@ def final_steps(config) -> int:
 
 
 def write_best(config, population: Population, workdir: str | os.PathLike) -> None:
-    """Writes the genome of the first method's winner and its width unit to best.json, whole or not at all."""
+    """Writes the genome of the first method's winner, its unit and the model's width to best.json, whole or not at all."""
     row = winner(config, population.rows(config.search.method), population.finals())
-    write_whole(Path(workdir) / BEST, json.dumps(json.loads(row["genome"]) | {"unit": row["unit"]}) + "\n")
+    sizes = {"unit": row["unit"], "width": config.model.width}
+    write_whole(Path(workdir) / BEST, json.dumps(json.loads(row["genome"]) | sizes) + "\n")
 
 
 def of(config, population: Population, methods: list[str]) -> dict:
