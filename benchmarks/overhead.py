@@ -48,9 +48,12 @@ def first_step(data: Path, workdir: Path) -> float:
     began = time.monotonic()
     command = runs.command("transformer", data, workdir, "--config.training.steps=1")
     process = subprocess.Popen(command, cwd=runs.REPOSITORY, stderr=subprocess.PIPE, text=True)
-    found = next(time.monotonic() - began for line in process.stderr if "first step" in line)
-    process.communicate()
-    return found
+    for line in process.stderr:
+        if "first step" in line:
+            found = time.monotonic() - began
+            process.communicate()
+            return found
+    raise SystemExit(line)  # which says what is wrong
 
 
 def steady(workdir: Path) -> tuple[list[float], list[float]]:

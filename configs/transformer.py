@@ -134,6 +134,9 @@ def common() -> ConfigDict:
     config.decoding.max_ratio = 1.0  # no more than max_ratio · source length + extra_length pieces
     config.decoding.extra_length = 50
     config.decoding.batch_size = 256  # rows: a beam takes beam_size of them
+    config.decoding.temperature = 1.0  # of method "sample", as are the next two
+    config.decoding.top_k = 0
+    config.decoding.top_p = 1.0
     return config
 
 

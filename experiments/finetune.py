@@ -24,6 +24,8 @@ flags.DEFINE_bool("dry_run", False, "print what the run would take; launch and w
 
 
 def main(args, config) -> None:
+    import jax
+
     from transformers_jax import pretraining
     from transformers_jax.experiment import Experiment
     from transformers_jax.finetuning import adoption
@@ -32,32 +34,37 @@ def main(args, config) -> None:
 
     if not args.init_from:
         raise UserError("--init_from is missing: give the pretrained weights; experiments.pretrain begins from nothing")
-    given = launch.given(args, config)
-    if args.dry_run:
-        config = adoption.adopted(config, args.init_from, given)
-        plan.show(pretraining.make_plan(config, args.workdir))
-        return
-    if not args.workdir:
-        raise UserError("--workdir is missing: give the folder to train in")
+    given, parts, file = launch.given(args, config), config.get("sweep"), args.config.partition(":")[0]
+    given.pop("sweep", None)
+
+    def config_of(part: str):
+        return adoption.adopted(part_of(file, part, given), args.init_from, given)
 
     def finetune(config, workdir) -> None:
         pretraining.pretrain(config, workdir, began=launch.BEGAN)
 
-    if "sweep" in config:
-        file, parts = args.config.partition(":")[0], config.sweep
-        given.pop("sweep", None)
+    def show(text: str) -> None:
+        if jax.process_index() == 0:
+            print(text)
 
-        def config_of(part: str):
-            return adoption.adopted(part_of(file, part, given), args.init_from, given)
-
+    if args.dry_run:
+        for part in parts or ():
+            show(f"-- {part}")
+            plan.show(pretraining.make_plan(config_of(part), args.workdir and Path(args.workdir) / part))
+        if parts is None:
+            plan.show(pretraining.make_plan(adoption.adopted(config, args.init_from, given), args.workdir))
+        return
+    if not args.workdir:
+        raise UserError("--workdir is missing: give the folder to train in")
+    if parts is not None:
         name = f"{Path(args.init_from).name} (ours)"
         found = sweeps.sweep(parts, args.workdir, config_of=config_of, finetune=finetune, name=name)
-        print((Path(args.workdir) / sweeps.TABLE).read_text(encoding="utf-8"))
-        print(json.dumps({"row": found["row"], "average": found["average"]}))
+        show((Path(args.workdir) / sweeps.TABLE).read_text(encoding="utf-8"))
+        show(json.dumps({"row": found["row"], "average": found["average"]}))
     else:
         config = adoption.adopted(config, args.init_from, given)
         finetune(config, args.workdir)
-        print(json.dumps(sweeps.best(args.workdir, Experiment(config, args.workdir).task.main_metric)))
+        show(json.dumps(sweeps.best(args.workdir, Experiment(config, args.workdir).task.main_metric)))
 
 
 def part_of(file: str, part: str, given: dict):

@@ -32,8 +32,8 @@ from transformers_jax.errors import UserError
 BEGAN = time.monotonic()
 """When this process began, or near it."""
 
-CACHE_BYTES = 4 * 2**30
-"""Compiled programs kept on disk; the least recently used go first."""
+CACHE = {"jax_compilation_cache_max_size": 4 * 2**30, "jax_persistent_cache_min_compile_time_secs": 0.1}
+"""Compiled programs kept on disk: bytes, of which the least recently used go first, and what is worth keeping."""
 
 ENVIRONMENT = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR}
 """Errors of the machine rather than of this code: a full disk, a folder without rights."""
@@ -204,8 +204,10 @@ def start_jax(args: flags.FlagValues, config: ConfigDict) -> None:
     cache = os.environ.get("TRANSFORMERS_JAX_CACHE", str(Path.home() / ".cache" / "transformers_jax" / "xla"))
     if cache and _can_make(cache):
         jax.config.update("jax_compilation_cache_dir", cache)
-        jax.config.update("jax_compilation_cache_max_size", CACHE_BYTES)
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+        for name, value in CACHE.items():
+            if name.upper() not in os.environ:
+                jax.config.update(name, value)
+        _date(Path(cache))
     jax.config.update("jax_default_prng_impl", config.get("prng", "rbg"))
     place = args.coordinator or os.environ.get("JAX_COORDINATOR_ADDRESS"), args.num_processes, args.process_id
     if None in place and any(value is not None for value in (args.coordinator, *place[1:])):
@@ -225,6 +227,14 @@ def _can_make(folder: str) -> bool:
     except OSError:
         return False
     return os.access(folder, os.W_OK)
+
+
+def _date(cache: Path) -> None:
+    """Gives programs the time of last use that they lack, as where a process was killed: JAX would keep no more beside one."""
+    for program in cache.glob("*-cache"):
+        used = program.with_name(program.name.removesuffix("-cache") + "-atime")
+        if not used.exists():
+            used.write_bytes(bytes(8))
 
 
 def _cluster() -> bool:

@@ -23,7 +23,7 @@ from collections.abc import Iterator
 from absl import flags
 
 from experiments import launch, lines
-from transformers_jax.errors import UserError
+from transformers_jax.errors import Unreadable, UserError
 
 FLAGS = launch.flags_of(config="workdir")
 flags.DEFINE_string("init_from", None, "pretrained weights to fill gaps with, in place of --workdir", flag_values=FLAGS)
@@ -56,7 +56,7 @@ def main(args, config) -> None:
 
 
 def answered(block: list[str], answer, before: int, form: str) -> Iterator[dict]:
-    """The answer to each line; those before a line that cannot be read come first, then its error.
+    """The answer to each line; those before a line that cannot be read or encoded come first, then its error.
 
     Args:
       before: lines of the input before these.
@@ -71,7 +71,16 @@ def answered(block: list[str], answer, before: int, form: str) -> Iterator[dict]
                 break
             places.append(i)
     where = [f"standard input, line {before + i + 1}" for i in places]
-    found = dict(zip(places, answer(examples, where.__getitem__) if examples else (), strict=True))
+
+    def answers_to(count: int) -> dict[int, dict]:
+        there = examples[:count]
+        return dict(zip(places, answer(there, where.__getitem__) if there else (), strict=False))
+
+    try:
+        found = answers_to(len(examples))
+    except Unreadable as error:
+        block, failure = block[: places[error.number]], error
+        found = answers_to(error.number)
     yield from (found.get(i, {}) for i in range(len(block)))
     if failure:
         raise failure

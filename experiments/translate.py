@@ -1,7 +1,7 @@
 """Translates standard input: a line in, a line out, in order, also for an empty line.
 
     python -m experiments.translate --workdir=DIR [--method=beam|greedy|sample] [--beam_size=N] [--alpha=X] [--nbest=N]
-        [--average=N | --step=N] < lines.en > lines.de
+        [--seed=N --config.decoding.temperature=X …] [--average=N | --step=N] < lines.en > lines.de
 
 With --nbest=N above 1 each line of the output is: number of the input line from 0 ||| translation ||| log-probability.
 """
@@ -16,6 +16,7 @@ FLAGS = launch.flags_of(config="workdir")
 flags.DEFINE_enum("method", None, ("beam", "greedy", "sample"), "how to search", flag_values=FLAGS)
 flags.DEFINE_integer("beam_size", None, "beams", 1, flag_values=FLAGS)
 flags.DEFINE_float("alpha", None, "length penalty", 0.0, flag_values=FLAGS)
+flags.DEFINE_integer("seed", 0, "of what --method=sample draws", flag_values=FLAGS)
 flags.DEFINE_integer("nbest", 1, "how many translations of each line", 1, flag_values=FLAGS)
 flags.DEFINE_integer("average", None, "over how many of the newest checkpoints", 1, flag_values=FLAGS)
 flags.DEFINE_integer("step", None, "one checkpoint, by its step", flag_values=FLAGS)
@@ -26,11 +27,11 @@ def main(args, config) -> None:
 
     run = Experiment(config, args.workdir)
     changes = {name: args[name].value for name in ("method", "beam_size", "alpha") if args[name].value is not None}
-    model = run.trained(average=args.average or config.training.average_checkpoints, step=args.step)
+    model = run.trained(average=args.average, step=args.step)
     decoder = run.decoder(model["params"], n_best=args.nbest, **changes)
     number = 0
     for block in lines.blocks_of_input():
-        for outputs in run.task.translate(block, decoder):
+        for outputs in run.task.translate(block, decoder, first=number, seed=args.seed):
             for text, score in outputs:
                 shown = text.replace("\n", " ").replace("\r", " ")
                 print(f"{number} ||| {shown} ||| {score:.4f}" if args.nbest > 1 else shown)

@@ -18,6 +18,7 @@ if "PYTEST_XDIST_WORKER" not in os.environ:  # the workers have this process's e
     PROGRAMS = tempfile.mkdtemp(prefix="programs-")
     os.environ["TRANSFORMERS_JAX_CACHE"] = os.environ["JAX_COMPILATION_CACHE_DIR"] = PROGRAMS
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.02"
+    os.environ["JAX_COMPILATION_CACHE_MAX_SIZE"] = "-1"
     if importlib.metadata.version("jaxlib").startswith("0.10."):  # XLA ends at a flag that it does not know
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_use_fusion_emitters=false"
 

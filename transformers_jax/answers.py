@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from transformers_jax.data.structured_sources import json_example
-from transformers_jax.errors import UserError
+from transformers_jax.errors import Unreadable, UserError
 from transformers_jax.inference import Loaded
 from transformers_jax.layers import masked
 from transformers_jax.models.output import Output, Pretraining
@@ -37,23 +37,25 @@ def _pair(first: str, second: str | None = None) -> dict:
     return {"first": first} | ({} if second is None else {"second": second})
 
 
-def _two(choices: list[str]) -> list[str]:
-    if len(choices) < 2:
-        raise ValueError("one choice is none")
-    return choices
+def _several(parts: list[str], least: int) -> list[str]:
+    if len(parts) < least:
+        raise ValueError(f"{len(parts)} parts")
+    return parts
 
 
 FORMS = {
     "sequence_classification": Form("a text, or two with a TAB between them", lambda cells: _pair(*cells), ("first",)),
     "similarity": Form(
-        "two texts with a TAB between them", lambda cells: {"first": cells[0], "second": cells[1]}, ("first", "second")
+        "two texts with a TAB between them", lambda cells: dict(zip(("first", "second"), cells, strict=True)),
+        ("first", "second"),
     ),
     "tagging": Form("words with blanks between them", lambda cells: {"words": " ".join(cells).split()}, ("words",)),
     "span_qa": Form(
-        "question TAB passage", lambda cells: {"question": cells[0], "context": cells[1]}, ("question", "context")
+        "question TAB passage", lambda cells: {"question": cells[0], "context": "\t".join(_several(cells[1:], 1))},
+        ("question", "context"),
     ),
     "multiple_choice": Form(
-        "beginning TAB choice TAB choice …", lambda cells: {"context": cells[0], "choices": _two(cells[1:])},
+        "beginning TAB choice TAB choice …", lambda cells: {"context": cells[0], "choices": _several(cells[1:], 2)},
         ("context", "choices"),
     ),
     "fill_mask": Form("a text with [MASK] in it", lambda cells: {"text": "\t".join(cells)}, ("text",)),
@@ -125,10 +127,14 @@ class Answers:
           where: names the place of example i.
 
         Raises:
-          UserError: names an example that the task cannot read.
+          Unreadable: an example that the task cannot encode.
         """
         expanded = self.task.examples(examples) if hasattr(self.task, "examples") else examples  # windows, say
-        found = self._predict(expanded, lambda i: where(expanded[i].get("example", i)))
+        try:
+            found = self._predict(expanded, lambda i: where(expanded[i].get("example", i)))
+        except Unreadable as error:
+            error.number = expanded[error.number].get("example", error.number)
+            raise
         return self.task.samples(examples, found)
 
 
@@ -207,7 +213,7 @@ class FillMask:
         hidden = masked.gather(output.hidden, positions)  # [B, M, D]
         logits = jnp.einsum("bmd,vd->bmv", hidden.astype(jnp.float32), output.table.astype(jnp.float32))
         logits = logits if output.bias is None else logits + output.bias
-        probabilities, pieces = jax.lax.top_k(jax.nn.softmax(logits), self.top)
+        probabilities, pieces = jax.lax.top_k(jax.nn.softmax(logits), min(self.top, logits.shape[-1]))
         return {"pieces": pieces, "probabilities": probabilities, "gap": masked.gather(missing, positions)}
 
     def answers(self, predictions: dict) -> list[list[list[dict]]]:

@@ -26,6 +26,12 @@ MAY_CHANGE = (
 )  # fmt: skip
 """Keys that may differ between a workdir and the command that resumes it: they do not say what was learned so far."""
 
+LEAST = {"accumulate": 1, "keep_checkpoints": 1, "average_checkpoints": 1, "bleu_sentences": 0}
+"""Numbers of config.training that must not be lower."""
+
+GENERATORS = ("rbg", "threefry2x32", "unsafe_rbg")
+"""JAX's generators of random numbers."""
+
 DTYPES = ("bfloat16", "float16", "float32")
 """What models compute in, and keep their parameters in."""
 
@@ -97,12 +103,14 @@ def check(config: ConfigDict) -> None:
     """Checks the values that every launcher takes alike.
 
     Raises:
-      UserError: a number below one of what there must be one of, or an unknown type of numbers.
+      UserError: a number below the least that there may be, an unknown type of numbers or generator of random ones.
     """
     training, model = config.get("training", {}), config.get("model", {})
-    for key in "accumulate", "keep_checkpoints":
-        if training.get(key, 1) < 1:
-            raise UserError(f"config.training.{key} is {training[key]}: give 1 or more")
+    for key, least in LEAST.items():
+        if training.get(key, least) < least:
+            raise UserError(f"config.training.{key} is {training[key]}: give {least} or more")
+    if config.get("prng", "rbg") not in GENERATORS:
+        raise UserError(f"config.prng is {config.prng!r}; it is one of {', '.join(GENERATORS)}")
     for key in "dtype", "param_dtype":
         if model.get(key, "float32") not in DTYPES:
             raise UserError(f"config.model.{key} is {model[key]!r}; it is one of {', '.join(DTYPES)}")

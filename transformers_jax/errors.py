@@ -10,3 +10,11 @@ class UserError(Exception):
 
 class DiskError(UserError):
     """A file that the machine does not write or read, whatever it was asked for: a full disk, a folder without rights."""
+
+
+class Unreadable(UserError):
+    """An example that cannot be encoded; `number` is its place among those that were given."""
+
+    def __init__(self, message: str, number: int):
+        super().__init__(message)
+        self.number = number

@@ -66,12 +66,13 @@ class Scorer:
         ]
 
 
-def evaluate(experiment: Experiment, split: str, *, average: int = 1, step: int | None = None) -> tuple[dict, list[dict]]:
+def evaluate(
+    experiment: Experiment, split: str, *, average: int | None = None, step: int | None = None
+) -> tuple[dict, list[dict]]:
     """All scores of a trained run on a split, and what it made of the examples.
 
     Args:
-      average: over so many of the newest checkpoints.
-      step: one checkpoint instead of the newest.
+      average, step: see `Experiment.trained`.
 
     Returns:
       (split, the task's own scores, loss, perplexity, accuracy and seconds by name; the task's samples).
@@ -104,6 +105,6 @@ def attention_example(experiment: Experiment):
     example = tuple(np.array([fields[name] for name in names], np.int32) for names in streams.values())
     shape = assembly.Shape(1, tuple(part.shape[1] for part in example))
     batch = assembly.assemble([[example]], streams=streams, shape=shape)
-    model = experiment.trained(average=experiment.config.training.average_checkpoints)
+    model = experiment.trained()
     pieces = [[t.piece(i) for i in fields[name]] for name in ("source", "targets")]
     return attention_of(experiment.model, model["params"], batch, *pieces, model_state=model["model_state"])

@@ -104,6 +104,7 @@ class Experiment:
         if self.training:
             check_lengths(self.config, self.task, model)
             check_shares(self.task, model)
+            check_whole(self.config.training, self.task)
         return model
 
     @property
@@ -131,8 +132,9 @@ class Experiment:
         return math.prod(self.mesh.shape[axis] for axis in sharding.ROWS) * self.config.training.accumulate
 
     def train_iterator(self):
-        """Endless batches of this process, with `get_state` and `set_state`."""
+        """Endless batches of this process, with `get_state` and `set_state`. Raises UserError as `check_known` does."""
         index, count = sharding.data_shard(self.mesh)
+        check_known(self.task, self.source("train"))
         examples = self.examples("train")
         place = {"process_index": index, "process_count": count, "parts": self.parts}
         return pipeline.train_iterator(examples, self.task, self.config.data, seed=self.config.seed, **place)
@@ -148,6 +150,8 @@ class Experiment:
 
     def decoder(self, params=None, **changes) -> Decoder:
         """The decoder that config.decoding describes; `changes` replace its keys."""
+        if "decoding" not in self.config:
+            raise UserError(f"config.task.name={self.config.task.name} does not translate: there is no config.decoding")
         options = dict(self.config.decoding) | changes
         lengths, trained = LENGTHS, max(pipeline.shapes_of(self.config.data, layout_of(self.task), 1)[1])
         if self.config.model.get("positions") == "learned":  # no further than the rows that were learned
@@ -163,14 +167,23 @@ class Experiment:
         except TypeError as error:
             raise UserError(f"config.decoding: {error}") from error
 
-    def trained(self, *, average: int = 1, step: int | None = None, checkpoints: Checkpoints | None = None) -> dict:
+    def trained(
+        self, *, average: int | None = None, step: int | None = None, checkpoints: Checkpoints | None = None
+    ) -> dict:
         """What a trained model is applied with: {"params": all of them, "model_state": …}, sharded over the mesh.
 
         Args:
-          average: over so many of the newest checkpoints.
-          step: one checkpoint instead of the newest.
+          average: over so many of the newest checkpoints; config.training.average_checkpoints if not given.
+          step: one checkpoint instead.
           checkpoints: where they are, if opened already.
+
+        Raises:
+          UserError: the workdir holds a search, or no such checkpoint; or both numbers are given.
         """
+        check_run(self.config)
+        if average is not None and step is not None:
+            raise UserError(f"--average={average} takes the newest checkpoints and --step={step} another: give one of the two")
+        average = average or self.config.training.average_checkpoints
         state = abstract_state(self.model, optax.identity(), self.batch_shapes(), self.mesh, trainable=self.trainable)
         wanted = {"params": state.params, "frozen": state.frozen, "model_state": state.model_state}
         with contextlib.nullcontext(checkpoints) if checkpoints else self.checkpoints() as there:
@@ -205,8 +218,10 @@ def settled(config: ConfigDict) -> ConfigDict:
     steps in place of epochs.
 
     Raises:
-      UserError: there is no such genome, or it is invalid; the training data that make an epoch cannot be read.
+      UserError: there is no such genome, or it is invalid; the training data that make an epoch cannot be read; or it is no
+        config of one run.
     """
+    check_run(config)
     config = schedule.scheduled(config)
     if not config.model.get("genome"):
         return config
@@ -214,6 +229,21 @@ def settled(config: ConfigDict) -> ConfigDict:
     genome, config.model.genome_unit = cell.read(config.model)
     config.model.genome = genome.text()
     return config
+
+
+def check_run(config: ConfigDict) -> None:
+    """Checks that a config is that of one run.
+
+    Raises:
+      UserError: it is one of a search or a sweep; says which launcher takes it.
+    """
+    if "search" in config:
+        raise UserError(
+            "this is the config of a search, which experiments.search runs; what it finds is trained by "
+            "experiments.pretrain with --config.model.name=transformer --config.model.genome=DIR/best.json"
+        )
+    if "sweep" in config:
+        raise UserError(f"this is the config of several runs, which experiments.finetune makes: {', '.join(config.sweep)}")
 
 
 def claim(config: ConfigDict, workdir: str | os.PathLike) -> None:
@@ -262,7 +292,7 @@ def write(experiment: Experiment) -> None:
     Raises:
       UserError: the workdir cannot be made or written.
     """
-    tokenizer = experiment.tokenizer
+    tokenizer, failure = experiment.tokenizer, None
     if jax.process_index() == 0:
         try:
             experiment.workdir.mkdir(parents=True, exist_ok=True)
@@ -270,9 +300,10 @@ def write(experiment: Experiment) -> None:
             if not (experiment.workdir / TOKENIZER).exists():
                 tokenizer.save(experiment.workdir / TOKENIZER)
         except OSError as error:
-            raise UserError(f"--workdir={experiment.workdir} cannot be written: {error.strerror}: {error.filename}") from error
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices("workdir")
+            failure = error
+    if any_process(failure is not None):
+        reason = f"{failure.strerror}: {failure.filename}" if failure else "process 0 says why"
+        raise UserError(f"--workdir={experiment.workdir} cannot be written: {reason}") from failure
 
 
 def write_samples(experiment: Experiment, samples: list[dict]) -> None:
@@ -318,6 +349,33 @@ def check_shares(task, model) -> None:
                 f"config.task.share={masking.share} masks more than config.model.masked_share={fields.masked_share}, the "
                 "share of a row that the model predicts at most: raise the latter above the former"
             )
+
+
+def check_whole(options: ConfigDict, task) -> None:
+    """Checks that a task whose loss takes the whole batch is given it in one piece.
+
+    Raises:
+      UserError: names the key that cuts it.
+    """
+    if getattr(task, "contrasts", False):
+        for key, whole in ("accumulate", 1), ("parallelism", "jit"):
+            if options[key] != whole:
+                raise UserError(
+                    f"config.training.{key}={options[key]} cuts the batch that config.task.objective={task.objective} takes "
+                    f"its other sentences from: give {key}={whole}"
+                )
+
+
+def check_known(task, source) -> None:
+    """Checks that every training example says what the task learns, in a source that can say where an example stands.
+
+    Raises:
+      UserError: names the example.
+    """
+    if (key := getattr(task, "learned", "")) and hasattr(source, "where"):
+        for i in range(len(source)):
+            if key not in source[i]:
+                raise UserError(f"{source.where(i)} has no {key}, which the task learns; see config.data.columns")
 
 
 def _configs(model) -> list:

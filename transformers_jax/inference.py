@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 from transformers_jax import configuration, models
 from transformers_jax.data import assembly
 from transformers_jax.data.tokenizer import Tokenizer
-from transformers_jax.errors import UserError
+from transformers_jax.errors import Unreadable, UserError
 from transformers_jax.experiment import Experiment
 from transformers_jax.interchange import huggingface, initial
 from transformers_jax.models import encoder
@@ -50,17 +50,17 @@ class Loaded(NamedTuple):
         return Predictor(self.model, task, self.variables, self.mesh, longest=self.longest())
 
     def states(self, task: Any) -> "Predictor":
-        """For the last hidden states, an `Encoded`, whatever head there is.
+        """For the last hidden states, an `Encoded`, whatever head there is."""
+        return Predictor(Body(self.model), task, self.variables, self.mesh, longest=self.longest())
+
+    def longest(self) -> int:
+        """Pieces that the model reads at most.
 
         Raises:
           UserError: the model is no encoder.
         """
         if not hasattr(self.model, "encode") or not hasattr(self.model.config, "head"):
             raise UserError(f"{self.folder} holds no encoder, as BERT is one")
-        return Predictor(Body(self.model), task, self.variables, self.mesh, longest=self.longest())
-
-    def longest(self) -> int:
-        """Pieces that the model reads at most."""
         return encoder.longest(self.model.config)
 
 
@@ -79,10 +79,9 @@ def trained(run: Experiment, *, average: int | None = None, step: int | None = N
     """The model of a run.
 
     Args:
-      average: over so many of the newest checkpoints; None for what the run's config says.
-      step: one checkpoint instead of the newest.
+      average, step: see `Experiment.trained`.
     """
-    variables = run.trained(average=average or run.config.training.average_checkpoints, step=step)
+    variables = run.trained(average=average, step=step)
     return Loaded(run.model, variables, run.tokenizer, run.mesh, run.task, run.workdir)
 
 
@@ -129,7 +128,7 @@ class Predictor:
           where: names the place of example i where it cannot be encoded.
 
         Raises:
-          UserError: an example that cannot be encoded.
+          Unreadable: an example that cannot be encoded.
         """
         encoded = [self._encoded(example, i, where) for i, example in enumerate(examples)]
         found: list[dict] = [{}] * len(encoded)
@@ -149,7 +148,7 @@ class Predictor:
         try:
             single = assembly.Encoded([example], self.task, cache=False)[0]
         except UserError as error:
-            raise UserError(f"{where(i)}: {error}") from error
+            raise Unreadable(f"{where(i)}: {error}", i) from error
         if (size := max(assembly.lengths(single))) > self.longest:
             logging.warning("%s has %d pieces and is cut to %d", where(i), size, self.longest)
             single = assembly.cut(single, [self.longest] * len(self.layout.streams))

@@ -56,6 +56,8 @@ def pretrain(config, workdir, *, began: float | None = None) -> None:
     operations = flops.of_jaxpr(traced_step(run, tx, update, abstract))
     peak = matmul_peak(config.model.dtype) * mesh.size
     scorer = Scorer(run)
+    if "decoding" in config:
+        run.decoder()  # what is wrong with its keys is said now
     laps("model")
 
     with experiments.written(run), MetricsWriter(workdir) as writer, run.checkpoints() as checkpoints:
@@ -77,7 +79,7 @@ def pretrain(config, workdir, *, began: float | None = None) -> None:
                 eval_every=options.eval_every,
                 checkpoint_every=options.checkpoint_every,
                 learning_rate=schedule,
-                flops_per_step=operations,
+                flops_per_step=None if several_shapes(config.data) else operations,
                 peak_flops=peak,
                 config=config.to_dict(),
                 should_stop=stop,
@@ -85,6 +87,8 @@ def pretrain(config, workdir, *, began: float | None = None) -> None:
         step = int(state.step)
         if run.has("test") and any_process(not writer.has(step, "test")):
             writer.write(step, "test", final_test(run, scorer, checkpoints))
+        elif run.has("test"):
+            logging.info("this run was tested before; experiments.evaluate tests it with other keys of config.decoding")
 
 
 def first_state(run: Experiment, tx) -> TrainState:
@@ -131,7 +135,7 @@ def validation(run: Experiment, scorer: Scorer) -> Evaluator:
 def final_test(run: Experiment, scorer: Scorer, checkpoints: Checkpoints) -> dict:
     """All scores of the newest checkpoints' average on the test split; its samples are written to the workdir."""
     began = time.monotonic()
-    model = run.trained(average=run.config.training.average_checkpoints, checkpoints=checkpoints)
+    model = run.trained(checkpoints=checkpoints)
     scores, samples = run.task.evaluate(scorer, "test", model)
     if jax.process_index() == 0:
         experiments.write_samples(run, samples)
@@ -143,6 +147,11 @@ def final_test(run: Experiment, scorer: Scorer, checkpoints: Checkpoints) -> dic
 def in_context(run: Experiment):
     """The mesh in context, where kernels that split their own work look for it."""
     return jax.set_mesh(run.mesh) if run.config.training.parallelism == "jit" else contextlib.nullcontext()
+
+
+def several_shapes(data) -> bool:
+    """Whether batches have as many rows at every width, so that a step takes more or less than another."""
+    return data.batching == "buckets" and not data.get("tokens_per_batch", 0)
 
 
 def update_of(run: Experiment, tx, parallelism: str):
@@ -180,4 +189,5 @@ def make_plan(config, workdir=None) -> plan.Plan:
     update = compiled_step(run, tx, jax.tree.map(lambda x: x.sharding, state))
     jaxpr, peak = traced_step(run, tx, update, state), matmul_peak(config.model.dtype)
     with in_context(run):
-        return plan.make(update, jaxpr, state, run.step_shapes(), run.mesh, steps=config.training.steps, peak=peak)
+        more = {"steps": config.training.steps, "peak": peak, "widest": several_shapes(config.data)}
+        return plan.make(update, jaxpr, state, run.batch_shapes(), run.mesh, split=run.step_shapes(), **more)

@@ -82,9 +82,9 @@ def test_a_long_source_is_cut_with_one_warning_and_keeps_its_end(caplog):
     decoder = Decoder(model, params, **toy.options(method="greedy", batch_size=4))
     long, longer = [3] * 9 + [4], [*[3] * 20, toy.EOS]
     with caplog.at_level(logging.WARNING, logger="absl"):
-        found = decoder.decode([[3], long, longer])
+        found = decoder.decode([[3], long, longer], first=40)
     assert len(caplog.records) == 1
-    assert "2 of 3 sources have more than 8 pieces" in caplog.text and "number 2, of 10 pieces" in caplog.text
+    assert "2 of 3 sources have more than 8 pieces" in caplog.text and "number 42, of 10 pieces" in caplog.text
     cut = decoder.decode([[3] * 8, [*[3] * 7, toy.EOS]])
     assert [found[1][0].ids, found[2][0].ids] == [cut[0][0].ids, cut[1][0].ids]
 

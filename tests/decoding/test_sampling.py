@@ -49,6 +49,7 @@ def test_a_draw_depends_on_its_row_only_and_on_the_seed():
     first = decoder.decode(sources, seed=5)
     assert decoder.decode(sources, seed=5) == first
     assert decoder.decode(sources, seed=6) != first
+    assert [out[0].ids for out in decoder.decode(sources[8:], seed=5, first=8)] == [out[0].ids for out in first[8:]]
     changed = [sources[i] if i in (0, 7) else [3, 4, 5, 6, 7, 8] for i in range(12)]  # other lengths, other batches
     again = decoder.decode(changed, seed=5)
     for i in (0, 7):

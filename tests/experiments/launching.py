@@ -62,11 +62,11 @@ def metrics(workdir):
 
 
 def content(workdir):
-    """All that a run learned: parameters, and the sums of every array of its last state."""
+    """All that a run learned: parameters, the sums of every array of its last state, and the steps of its checkpoints."""
     with Checkpoints(workdir / "checkpoints") as checkpoints:
         params = jax.tree.map(np.asarray, checkpoints.restore_params())
-        last = checkpoints.all_steps()[-1]
-    (extra,) = (workdir / "checkpoints" / str(last) / "extra").glob("process_*")
+        steps = checkpoints.all_steps()
+    (extra,) = (workdir / "checkpoints" / str(steps[-1]) / "extra").glob("process_*")
     extra = json.loads(extra.read_text())
     extra["extra"]["window"].pop("seconds")
-    return params, extra
+    return params, extra | {"steps": steps}

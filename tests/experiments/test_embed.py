@@ -1,5 +1,6 @@
 """Sentence vectors from the command line: in order, what they are used for, and what their folder says about pooling."""
 
+import functools
 import json
 
 import jax
@@ -8,13 +9,24 @@ import pytest
 from launching import call, fails
 
 from experiments import embed
-from transformers_jax import configuration, sentences
+from transformers_jax import configuration, models, sentences
 from transformers_jax.errors import UserError
 from transformers_jax.experiment import Experiment
+from transformers_jax.inference import Loaded
 from transformers_jax.interchange import huggingface, recipe
+from transformers_jax.tasks.metrics import spearman
 
 LINES = ["The value of an attribute.", "", "A name is bound to an object in the module.", "The value of an attribute.", "x"]
 STDIN = "\n".join(LINES).encode()
+PAIRS = [(LINES[0], LINES[0]), (LINES[0], "x y z"), (LINES[2], "A name is bound.")]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def read_once():
+    """A model that was read is kept: each reading compiles anew."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sentences.Embedder, "of", functools.cache(sentences.Embedder.of))
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -71,9 +83,11 @@ def test_nearest_lines_of_a_corpus(encoder, tmp_path, capfd, monkeypatch):
 
 def test_similarity_file(encoder, tmp_path, capfd):
     file, flags = tmp_path / "pairs.tsv", [f"--init_from={encoder}", f"--similarity_file={tmp_path}/pairs.tsv"]
-    file.write_text(f"5\t{LINES[0]}\t{LINES[0]}\n1\t{LINES[0]}\tx y z\n2.5\t{LINES[2]}\tA name is bound.\n")
+    file.write_text("".join(f"{score}\t{a}\t{b}\n" for score, (a, b) in zip(("5", "1", "2.5"), PAIRS, strict=True)))
     code, out, err = call(embed, capfd, *flags)
-    assert code == 0 and json.loads(out)["pairs"] == 3 and -1 <= json.loads(out)["spearman"] <= 1, err
+    first, second = (sentences.Embedder.of(str(encoder))(texts) for texts in zip(*PAIRS, strict=True))
+    wanted = spearman([5, 1, 2.5], (first * second).sum(-1))
+    assert code == 0 and json.loads(out)["pairs"] == 3 and json.loads(out)["spearman"] == pytest.approx(wanted, abs=1e-4), err
     file.write_text("5\ta\tb\nfive\ta\tb\n")
     fails(embed, capfd, *flags, says=["line 2", "'five' is no number"])
     file.write_text("")
@@ -157,3 +171,6 @@ def test_mistakes(encoder, tmp_path, capfd, monkeypatch):
 
 def test_a_translator_is_no_encoder(run, capfd):
     fails(embed, capfd, f"--init_from={run}", says=["holds no encoder"])
+    luong = models.build({"name": "luong", "width": 8}, 10)
+    with pytest.raises(UserError, match="W holds no encoder"):
+        sentences.Embedder(Loaded(luong, {}, None, None, None, "W"), recipe.Recipe())

@@ -106,6 +106,21 @@ def test_sources_are_read_as_far_as_they_were_trained(variant, keys, longest):
     assert run.decoder().lengths == (longest or learned)
 
 
+@pytest.mark.parametrize(("key", "value"), [("accumulate", 2), ("parallelism", "pmap")])
+def test_a_batch_that_must_be_in_one_piece(key, value):
+    assert experiment("sentence_bert.py:pairs").model
+    with pytest.raises(UserError, match=f"config.training.{key}={value} cuts the batch .*objective=multiple_negatives"):
+        _ = experiment("sentence_bert.py:pairs", **{f"training__{key}": value}).model
+
+
+def test_training_examples_without_what_is_learned(tmp_path):
+    file = tmp_path / "train.jsonl"
+    file.write_text('{"first": "a", "label": "1"}\n{"first": "b", "lable": "0"}\n')
+    run = experiment("bert.py:sentences", data__source="jsonl", data__train=str(file), data__columns=())
+    with pytest.raises(UserError, match="train.jsonl, line 2 has no label, which the task learns"):
+        run.train_iterator()
+
+
 def test_parts_of_a_batch():
     run = experiment("luong.py:tiny", data__batching="buckets", training__accumulate=3)
     assert run.parts == 3 * run.mesh.size

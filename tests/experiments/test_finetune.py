@@ -80,6 +80,8 @@ def test_every_task_learns_from_real_data(name, encoder, tmp_path, capfd):
     lines = metrics(tmp_path / "w")
     assert [line["step"] for line in lines if line["split"] == "validation"] == [1, 2]
     assert all(metric in line and line["loss"] > 0 for line in lines if line["split"] == "validation")
+    (train,) = (line for line in lines if line["split"] == "train")
+    assert train["grad_norm"] > 0
     assert "newly initialised" in err or name == "sentence_bert:sts"  # which has no head
 
 
@@ -176,6 +178,9 @@ def test_sweep_makes_the_table_and_goes_on(encoder, sentences, tmp_path, capfd):
     assert ours[4] != "–" and ours[0] == "–/–" and ours[-1] == "–" and scores["average"] is None
     assert "| BERT base | 84.6/83.4 |" in table and table in out
     assert configuration.read(tmp_path / "g" / "cola").training.steps == 2
+    code, out_of_plan, err = call(finetune, capfd, *flags, "--dry_run")
+    assert code == 0 and [x for x in out_of_plan.splitlines() if x.startswith("--")] == ["-- sst2", "-- cola"], err
+    assert out_of_plan.count("for 2 steps: all steps as wide as the widest") == 2
 
     shutil.rmtree(tmp_path / "g" / "cola")
     kept = (tmp_path / "g" / "sst2" / "metrics.jsonl").stat().st_mtime_ns

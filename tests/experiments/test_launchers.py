@@ -73,6 +73,7 @@ def test_dry_run_prints_and_writes_nothing(tmp_path, corpus, capfd, more):
     assert code == 0 and not (tmp_path / "w").exists(), err
     for word in "parameters", "FLOPs a step", "memory a device", "mesh", "attention", "compile time":
         assert any(line.startswith(word) for line in out.splitlines()), out
+    assert "no run is faster" in out  # a batch of buckets has as many tokens at any width
 
 
 def test_translate_keeps_lines_and_their_order(run, capfd, monkeypatch, caplog):
@@ -95,6 +96,17 @@ def test_translate_n_best(run, capfd, monkeypatch):
     rows = [line.split(" ||| ") for line in out.splitlines()]
     assert code == 0 and [row[0] for row in rows] == ["0", "0", "1"], err
     assert float(rows[0][2]) >= float(rows[1][2])
+
+
+def test_a_sample_depends_on_seed_and_line(run, capfd, monkeypatch):
+    def drawn(seed):
+        flags = [f"--workdir={run}", "--method=sample", f"--seed={seed}", "--config.decoding.temperature=2.0"]
+        return call(translate, capfd, *flags, stdin=b"the man .\n" * 4, monkeypatch=monkeypatch)[1]
+
+    whole = drawn(1)
+    assert len(set(whole.splitlines())) > 1 and drawn(2) != whole
+    monkeypatch.setattr(line_blocks, "BLOCK", 2)
+    assert drawn(1) == whole
 
 
 def test_translate_names_the_line_that_is_not_utf8(run, capfd, monkeypatch):

@@ -4,10 +4,13 @@ import shutil
 
 import jax
 import pytest
-from launching import command, content, fails, metrics
+from launching import REPOSITORY, command, content, fails, metrics
 
-from experiments import embed, evaluate, pretrain, report, translate
+from experiments import embed, evaluate, predict, pretrain, report, translate
+from transformers_jax import configuration
 from transformers_jax.writing import locked
+
+CONFIGS = REPOSITORY / "configs"
 
 
 def pretraining(tmp_path, corpus, *more):
@@ -43,6 +46,12 @@ def pretraining(tmp_path, corpus, *more):
         ("--config.training.keep_checkpoints=0", ["config.training.keep_checkpoints is 0", "1 or more"]),
         ("--config.model.dtype=bf16", ["config.model.dtype is 'bf16'", "bfloat16, float16, float32"]),
         ("--config.model.param_dtype=double", ["config.model.param_dtype is 'double'", "float32"]),
+        ("--config.training.bleu_sentences=-1", ["config.training.bleu_sentences is -1", "0 or more"]),
+        ("--config.prng=philox", ["config.prng is 'philox'", "rbg, threefry2x32"]),
+        ("--config.decoding.method=beams", ["decoding.method is 'beams'", "greedy, beam"]),
+        ("--config.decoding.batch_size=1", ["decoding.batch_size is 1", "one beam"]),
+        (f"--config={CONFIGS}/search.py:tiny", ["config of a search", "experiments.search", "best.json"]),
+        (f"--config={CONFIGS}/bert.py:glue", ["config of several runs", "experiments.finetune", "sst2, cola"]),
     ],
 )
 def test_flags_and_keys(tmp_path, corpus, capfd, flag, says):
@@ -157,6 +166,21 @@ def test_checkpoint_of_another_model(run, capfd):
 
 def test_no_such_checkpoint(run, capfd):
     fails(evaluate, capfd, f"--workdir={run}", "--step=7", says=["no checkpoint of step 7", "12"])
+
+
+def test_two_ways_to_choose_a_checkpoint(run, capfd):
+    for launcher in evaluate, translate:
+        fails(launcher, capfd, f"--workdir={run}", "--average=2", "--step=12", says=["--average=2", "--step=12", "give one"])
+
+
+@pytest.mark.parametrize("launcher", [evaluate, translate, predict])
+def test_workdir_of_a_search(tmp_path, capfd, launcher):
+    configuration.save(configuration.load(f"{CONFIGS}/search.py:tiny"), tmp_path)
+    fails(launcher, capfd, f"--workdir={tmp_path}", says=["config of a search", "experiments.pretrain"])
+
+
+def test_an_encoder_does_not_translate(encoder, capfd):
+    fails(translate, capfd, f"--workdir={encoder}", says=["config.task.name=bert_pretraining does not translate"])
 
 
 def test_no_such_search(run, capfd):

@@ -9,6 +9,8 @@ from launching import REPOSITORY, call, fails
 
 from experiments import finetune, launch, predict
 from transformers_jax import configuration
+from transformers_jax.answers import example_of
+from transformers_jax.errors import UserError
 from transformers_jax.experiment import Experiment
 from transformers_jax.interchange import huggingface
 
@@ -93,14 +95,19 @@ def test_answers_stand_in_the_passage(made, capfd, monkeypatch):
         assert row["answer"] and row["answer"] == context[row["start"] : row["end"]]
         assert all(best["text"] == context[best["start"] : best["end"]] for best in row["best"])
     assert found[2]["id"] == "7" and found[1] == {}
+    (row,) = answers(capfd, monkeypatch, [f"{question}\tIn line\t12."], f"--workdir={made('squad')}")
+    assert row["context"] == "In line\t12."
 
 
 def test_choices(made, capfd, monkeypatch):
     lines = ["He sits.\ta\tb\tc\td", json.dumps({"context": "He", "choices": ["a", "b", "c", "d"]})]
     found = answers(capfd, monkeypatch, lines, f"--workdir={made('swag')}")
     assert all(row["choice"] == row["choices"][int(row["prediction"])] and len(row["probabilities"]) == 4 for row in found)
-    three = f"--workdir={made('swag')}"
-    fails(predict, capfd, three, stdin=b"He\ta\tb\n", monkeypatch=monkeypatch, says=["standard input, line 1", "2 choices"])
+    text = f"{lines[0]}\n\n{lines[0]}\nHe\ta\tb\n{lines[0]}\n".encode()
+    says = ["standard input, line 4", "2 choices"]
+    out = fails(predict, capfd, f"--workdir={made('swag')}", stdin=text, monkeypatch=monkeypatch, says=says)
+    rows = [json.loads(line) for line in out.splitlines()]  # what came before is answered
+    assert rows[1] == {} and rows[0] == rows[2] and rows[0]["choice"] == found[0]["choice"] and len(rows) == 3
 
 
 @pytest.fixture(scope="module")
@@ -122,6 +129,8 @@ def test_words_for_gaps(encoder, folder, capfd, monkeypatch):
     assert answers(capfd, monkeypatch, lines, f"--init_from={folder}", "--task=fill_mask", "--top=3") == found
     run = Experiment(configuration.read(encoder), encoder)  # the same by the model itself
     t = run.tokenizer
+    (all_words,) = answers(capfd, monkeypatch, [lines[0]], f"--workdir={encoder}", "--top=999999")
+    assert len(all_words["gaps"][0]) == t.vocab_size
     ids = [t.bos_id, *t.encode("the value of an"), t.mask_id, *t.encode("is bound"), t.eos_id]
     place = ids.index(t.mask_id)
     batch = {"tokens": np.array([ids]), "positions": np.arange(len(ids))[None], "segments": np.ones([1, len(ids)], np.int32)}
@@ -145,6 +154,13 @@ def test_lines_with_a_mistake(variant, line, says, made, capfd, monkeypatch):
     first = b"Where?\tIt is there.\n" if variant == "squad" else b"a good one\n"
     out = fails(predict, capfd, f"--workdir={made(variant)}", stdin=first + line, monkeypatch=monkeypatch, says=says)
     assert len(out.splitlines()) == 1 and json.loads(out)  # what came before is answered
+
+
+def test_two_texts_are_two():
+    assert example_of("a\tb", "similarity", "auto", "line 1") == {"first": "a", "second": "b"}
+    for line in "a", "a\tb\tc":
+        with pytest.raises(UserError, match="line 1 is not what similarity reads: two texts with a TAB between them"):
+            example_of(line, "similarity", "auto", "line 1")
 
 
 def test_other_mistakes(made, encoder, run, capfd, monkeypatch):

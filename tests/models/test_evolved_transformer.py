@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from draws import drawn
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_transformer import logits, make_batch
@@ -29,17 +30,6 @@ VARIANTS = {
         positions="learned", max_length=32, relative_distance=3, share_embeddings=False, attention_bias=True
     ),
 }
-
-
-def drawn(abstract, seed=1):
-    """Parameters of these shapes, none of them one or zero, so that a forgotten one shows."""
-    rng = np.random.default_rng(seed)
-
-    def draw(path, x):
-        middle, size = (1.0, 0.2) if path[-1].key == "scale" else (0.0, 0.3 if x.ndim > 1 else 0.2)
-        return jnp.asarray(middle + size * rng.standard_normal(x.shape), x.dtype)
-
-    return jax.tree_util.tree_map_with_path(draw, nn.unbox(abstract))
 
 
 @functools.cache

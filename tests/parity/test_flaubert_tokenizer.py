@@ -13,6 +13,8 @@ from transformers_jax.data import bible, moses
 from transformers_jax.data.tokenizer import Tokenizer
 from transformers_jax.interchange import tokenizers as files
 
+pytestmark = pytest.mark.slow
+
 SPECIAL = ("<s>", "</s>", "<pad>", "<unk>", *(f"<special{i}>" for i in range(10)))
 HARD = [
     "Aujourd'hui, l'«Évangile» — dit-il… coûte 3,50 € (ou 1 000,5 %) !", "M. Dupont, p. ex., n'est pas là.  Qu'y a-t-il ?",

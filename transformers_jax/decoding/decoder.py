@@ -115,20 +115,23 @@ class Decoder:
         longest = max(1, int(self.max_ratio * source_length) + self.extra_length)
         return longest if self.max_length is None else min(longest, self.max_length)
 
-    def decode(self, sources: Sequence[Sequence[int]], params: Any = None, seed: int = 0) -> list[list[Hypothesis]]:
+    def decode(
+        self, sources: Sequence[Sequence[int]], params: Any = None, *, seed: int = 0, first: int = 0
+    ) -> list[list[Hypothesis]]:
         """The outputs of each source, best first, in the order of the sources.
 
         Args:
           sources: piece ids of each sentence, as the model is to read them (with an end piece if it was trained so).
             A source that is too long is cut, and keeps its end piece; one without pieces gets one output without pieces.
           params: parameters to use in place of those given at the start.
-          seed: of method "sample"; a draw depends on it, the place in `sources` and the step.
+          seed: of method "sample"; a draw depends on it, the number of the source and the step.
+          first: number of the first source, where these are a part of more.
 
         Returns:
           For each source a list of 1 … n_best hypotheses.
         """
         params = nn.unbox(self.params if params is None else params)
-        sources = self._cut(sources)
+        sources = self._cut(sources, first)
         results: list[list[Hypothesis]] = [[Hypothesis([], 0.0)] for _ in sources]
         waiting = sorted((i for i, ids in enumerate(sources) if ids), key=lambda i: -len(sources[i]))  # stable
         for patient in (False, True):
@@ -136,7 +139,7 @@ class Decoder:
             for i in range(0, len(waiting), self.sizes[-1]):
                 batch = waiting[i : i + self.sizes[-1]]
                 room = self.limit if patient else self._usual_room
-                outputs, done = self._decode_batch(params, batch, sources, seed, room)
+                outputs, done = self._decode_batch(params, batch, sources, seed, first, room)
                 for b, number in enumerate(batch):
                     if done[b]:
                         results[number] = self._hypotheses(outputs, b)
@@ -154,13 +157,13 @@ class Decoder:
         usual, limit = source_length + max(8, source_length // 4), self.limit(source_length)
         return usual if usual < 0.75 * limit else limit
 
-    def _cut(self, sources) -> list[list[int]]:
+    def _cut(self, sources, first: int) -> list[list[int]]:
         longest = self.lengths[-1]
         over = [i for i, ids in enumerate(sources) if len(ids) > longest]
         if over:
             logging.warning(
                 "%d of %d sources have more than %d pieces and are cut there; the first is number %d, of %d pieces",
-                len(over), len(sources), longest, over[0] + 1, len(sources[over[0]]),
+                len(over), len(sources), longest, first + over[0] + 1, len(sources[over[0]]),
             )  # fmt: skip
 
         def cut(ids):
@@ -169,7 +172,9 @@ class Decoder:
 
         return [cut(ids) if len(ids) > longest else list(ids) for ids in sources]
 
-    def _decode_batch(self, params, batch: list[int], sources: list[list[int]], seed: int, room: Callable[[int], int]):
+    def _decode_batch(
+        self, params, batch: list[int], sources: list[list[int]], seed: int, first: int, room: Callable[[int], int]
+    ):
         """The outputs of one batch of sources, by their numbers, and whether each is done: NumPy arrays."""
         size = self.sizes[bisect.bisect_left(self.sizes, len(batch))]
         length = self.lengths[bisect.bisect_left(self.lengths, max(len(sources[i]) for i in batch))]
@@ -180,7 +185,7 @@ class Decoder:
         for row, number in enumerate(batch):
             ids = sources[number]
             source[row, : len(ids)], segments[row, : len(ids)] = ids, 1
-            limits[row], numbers[row] = self.limit(len(ids)), number
+            limits[row], numbers[row] = self.limit(len(ids)), first + number
         arrays = [self._place(x) for x in (source, segments, limits, numbers)]
         found = self._search(params, *arrays, np.uint32(seed % 2**32), room=_rounded(room(length)))
         return jax.tree.map(np.asarray, found)

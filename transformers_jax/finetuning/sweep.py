@@ -5,11 +5,13 @@ import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import jax
 from ml_collections import ConfigDict
 
 from transformers_jax.errors import UserError
 from transformers_jax.reporting import glue
 from transformers_jax.reporting.record import read_record
+from transformers_jax.training.checkpoint import any_process
 from transformers_jax.training.metrics import TIMING_KEYS
 from transformers_jax.writing import write_whole
 
@@ -45,12 +47,14 @@ def sweep(
     for part, config in [(part, config_of(part)) for part in parts]:
         folder = Path(workdir) / part
         finetune(config, folder)
+        any_process(False)  # the others wait for what the first has written
         found[part] = last_scores(folder)
         numbers = glue.row(found)
         named = {c.name: round(x, 2) for c, x in zip(glue.COLUMNS, numbers, strict=True) if x is not None}
         summary = {"scores": found, "row": named, "average": glue.average(numbers)}
-        write_whole(Path(workdir) / RESULTS, json.dumps(summary, indent=2) + "\n")
-        write_whole(Path(workdir) / TABLE, glue.table(found, name))
+        if jax.process_index() == 0:
+            write_whole(Path(workdir) / RESULTS, json.dumps(summary, indent=2) + "\n")
+            write_whole(Path(workdir) / TABLE, glue.table(found, name))
     return summary
 
 

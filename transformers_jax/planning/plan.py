@@ -22,6 +22,7 @@ class Plan(NamedTuple):
     compile_seconds: tracing and compiling, or reading the compiled program from the disk.
     steps: of the whole run.
     peak: operations per second of a large matrix product on one device, measured.
+    widest: whether there are narrower batches than the one that all this is of.
     """
 
     parameters: dict[str, int]
@@ -34,6 +35,7 @@ class Plan(NamedTuple):
     compile_seconds: float
     steps: int
     peak: float
+    widest: bool = False
 
     @property
     def devices(self) -> int:
@@ -41,11 +43,13 @@ class Plan(NamedTuple):
 
     @property
     def device_hours(self) -> float:
-        """Hours times devices at the measured peak: no run is faster."""
+        """Hours times devices at the measured peak: no run is faster, but where there are narrower batches."""
         return self.steps * self.operations / self.peak / 3600
 
 
-def make(step, jaxpr, state: Any, batch: dict, mesh, *, steps: int, peak: float) -> Plan:
+def make(
+    step, jaxpr, state: Any, batch: dict, mesh, *, steps: int, peak: float, widest: bool = False, split: dict | None = None
+) -> Plan:
     """Compiles a step without running it, and counts.
 
     Args:
@@ -56,9 +60,11 @@ def make(step, jaxpr, state: Any, batch: dict, mesh, *, steps: int, peak: float)
       mesh: the mesh of devices.
       steps: of the whole run.
       peak: operations per second of a device, as `peak.matmul_peak` measures them, in what the model computes in.
+      widest: whether the run has narrower batches too.
+      split: the fields as the step takes them, where that is otherwise: under pmap with devices in front.
     """
     start = time.perf_counter()
-    compiled = step.lower(state, batch).compile()
+    compiled = step.lower(state, split or batch).compile()
     seconds = time.perf_counter() - start
     return Plan(
         parameters=parameters.by_module(state.model_params),
@@ -71,6 +77,7 @@ def make(step, jaxpr, state: Any, batch: dict, mesh, *, steps: int, peak: float)
         compile_seconds=seconds,
         steps=steps,
         peak=peak,
+        widest=widest,
     )
 
 
@@ -88,6 +95,7 @@ def lines(plan: Plan) -> list[str]:
     m = plan.memory
     temporaries = "unknown" if m.temporaries is None else readable(m.temporaries)
     limit = "" if plan.limit is None else f" of {readable(plan.limit)}"
+    least = "all steps as wide as the widest" if plan.widest else "no run is faster"
     return [
         f"parameters      {total:,}",
         *(f"  {module:<26}{count:>14,}" for module, count in plan.parameters.items()),
@@ -98,7 +106,7 @@ def lines(plan: Plan) -> list[str]:
         f"attention       {plan.attention}",
         f"compile time    {plan.compile_seconds:.1f} s",
         f"peak            {plan.peak / 1e9:,.0f} GFLOP/s in a large matrix product on one device",
-        f"device hours    {plan.device_hours:.3g} at that peak for {plan.steps:,} steps: no run is faster",
+        f"device hours    {plan.device_hours:.3g} at that peak for {plan.steps:,} steps: {least}",
     ]
 
 

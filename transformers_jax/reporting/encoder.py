@@ -64,7 +64,7 @@ def attention_example(run, *, layer: int = -1) -> Attention:
         raise UserError(f"the data have no sentence of {SHORT} to {LONG} words")
     fields = run.tokenizer.encode_pair(text)
     batch = _row(np.asarray(fields.ids, np.int32))
-    model = run.trained(average=run.config.training.average_checkpoints)
+    model = run.trained()
     pieces = [run.tokenizer.piece(i) for i in fields.ids]
     return heads_of(Body(run.model), model["params"], batch, pieces, layer=layer, model_state=model["model_state"])
 
@@ -82,7 +82,7 @@ def word_example(run, word: str = "", texts: Sequence[str] | None = None) -> Wor
     """
     texts = list(texts_of(run) if texts is None else texts)
     word = word or telling_word(texts)
-    model = run.trained(average=run.config.training.average_checkpoints)
+    model = run.trained()
     longest = encoder.longest(run.model.config)
 
     def states(sentences: list[str]):

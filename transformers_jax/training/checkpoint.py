@@ -81,7 +81,9 @@ class Checkpoints:
 
     # Writing
 
-    def save(self, step: int, state, extra: dict | None = None, config: dict | None = None) -> None:
+    def save(
+        self, step: int, state, extra: dict | None = None, config: dict | None = None, instead_of: int | None = None
+    ) -> None:
         """Saves a state in the background; does nothing when this step is already there.
 
         Waits for the save before, and returns when all is copied: arrays may be donated, dicts changed right after.
@@ -91,6 +93,7 @@ class Checkpoints:
           state: tree of arrays, of which each process may hold a part.
           extra: JSON values of this process.
           config: JSON values, the same in all processes.
+          instead_of: a step whose checkpoint is removed first, if there are others beside it.
 
         Raises:
           DiskError: this save or the one before could not be written (disk full, no permission); older ones stay.
@@ -98,8 +101,11 @@ class Checkpoints:
         self.wait()
         try:
             self._prepare()
-            if step in self._manager.all_steps():
+            there = self._manager.all_steps()
+            if step in there:
                 return
+            if instead_of in there and len(there) > 1:
+                self._manager.delete(instead_of)
             leaves = integrity.flatten(state)
             record = {"processes": jax.process_count(), "sums": integrity.sums(leaves), "extra": extra or {}}
             record, config = json.loads(json.dumps([record, config or {}]))  # a copy: they are written later

@@ -97,12 +97,16 @@ def train(
     def due(every: int) -> bool:
         return step > 0 and (step >= total_steps or (every > 0 and step % every == 0))
 
+    between = None if due(checkpoint_every) else step
+    """The step of a checkpoint that a run which was not stopped would not have: the next takes its place."""
+
     def stopping() -> bool:
         return any_process(should_stop())
 
     def save() -> None:
         if checkpoints is not None and step > 0:
-            checkpoints.save(step, state, {"iterator": iterator.get_state(), "window": window.state()}, config)
+            extra = {"iterator": iterator.get_state(), "window": window.state()}
+            checkpoints.save(step, state, extra, config, instead_of=between)
 
     def evaluate() -> None:
         for split, run, every in evaluators:
