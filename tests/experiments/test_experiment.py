@@ -1,12 +1,10 @@
 """The parts of a run: what does not go together is said when they meet, and several processes have the same ones."""
 
-import json
-import os
-import socket
 from pathlib import Path
 
 import pytest
-from launching import REPOSITORY, finish, start
+from launching import REPOSITORY
+from processes import finish, free_port, start
 
 from transformers_jax import configuration, models, tasks
 from transformers_jax.data.learning import placeholder
@@ -129,15 +127,8 @@ def test_parts_of_a_batch():
 
 def test_two_processes_share_plan_tokenizer_and_lock(tmp_path):
     (tmp_path / "text.txt").write_text("A sentence.\nAnother one.\n")
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
-    script, paths = Path(__file__).with_name("together.py"), [REPOSITORY, Path(__file__).parent]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, paths))}
-    arguments = [port, tmp_path / "w", tmp_path / "text.txt"]
-    found = [finish(process) for process in [start([script, index, *arguments], env=environment) for index in (0, 1)]]
-    assert [code for code, _, _ in found] == [0, 0], [err[-3000:] for _, _, err in found]
-    first, second = (json.loads(out.splitlines()[-1]) for _, out, _ in found)
+    script, arguments = Path(__file__).with_name("together.py"), [free_port(), tmp_path / "w", tmp_path / "text.txt"]
+    first, second = (finish(process)[0] for process in [start(script, index, *arguments) for index in (0, 1)])
     assert first["plan"] > 5 and second["plan"] == 0
     assert first["vocabulary"] == second["vocabulary"] == 100
     assert "another process trains in it" in first["refused"] and "process 0 cannot have it" in second["refused"]

@@ -5,7 +5,6 @@ import logging
 import os
 import shutil
 import signal
-import socket
 import threading
 from pathlib import Path
 
@@ -14,7 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
-from tiny_checkpoints import finish, make_state, same, start
+from processes import finish, free_port
+from tiny_checkpoints import begin, make_state, same
 
 from transformers_jax.errors import DiskError, UserError
 from transformers_jax.training import integrity
@@ -45,18 +45,15 @@ MOMENTS = ["writing", "before the rename"]
 def scripts(tmp_path_factory):
     """{name: (directory, processes)} of what needs processes of its own: all started here, to run side by side."""
 
-    def begin(name, *arguments, **options):
+    def all_of(name, *arguments, **options):
         directory = tmp_path_factory.mktemp("script")
-        return directory, [start(name, directory, *a, **options) for a in arguments]
+        return directory, [begin(name, directory, *a, **options) for a in arguments]
 
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
-    eight = {"XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"}
-    started = {moment: begin("killed", (moment,)) for moment in MOMENTS}
-    started["meshes"] = begin("meshes", (), environment=eight)
-    started["process"] = begin("process", (0, port), (1, port))
-    started["full"] = begin("full", (), mounted=True)
+    port = free_port()
+    started = {moment: all_of("killed", (moment,)) for moment in MOMENTS}
+    started["meshes"] = all_of("meshes", (), devices=8)
+    started["process"] = all_of("process", (0, port), (1, port))
+    started["full"] = all_of("full", (), mounted=True)
     yield started
     for _, processes in started.values():
         for process in filter(None, processes):
@@ -361,10 +358,10 @@ def test_a_full_file_system(scripts):
     directory, (process,) = scripts["full"]
     if process is None:
         pytest.skip("may not mount a small file system here")
-    report = finish(process)
+    report, err = finish(process)
     assert report["error"] == f"cannot write checkpoint {directory}/2: No space left on device; kept: 1"
     assert report["left"] == ["1"] and report["restored"] == 1
-    assert "Traceback" not in report["stderr"], report["stderr"]
+    assert "Traceback" not in err, err
 
 
 def test_a_folder_one_may_not_write(tmp_path):
@@ -392,7 +389,7 @@ def test_killed_while_saving(scripts, moment):
 def test_another_mesh(scripts):
     """Eight devices, data=8, then data=2, fsdp=4, then one device, here; and many arrays on fsdp=2, tensor=4."""
     directory, (process,) = scripts["meshes"]
-    report = finish(process)
+    report, _ = finish(process)
     assert report["devices"] == 8 and report["shard"] == [1, 8]
     assert report["same"] and report["params"] and report["average"] and report["both_ways"]
     assert same(restore(directory, make_state(rows=8))[1], make_state(5, rows=8))
@@ -400,7 +397,7 @@ def test_another_mesh(scripts):
 
 def test_each_process_keeps_its_own_extra(scripts):
     directory, processes = scripts["process"]
-    reports = [finish(process) for process in processes]
+    reports = [finish(process)[0] for process in processes]
     for i, report in enumerate(reports):
         assert report["extra"] == {"position": i} and report["step"] == 1 and report["sum"] == 28.0
         assert report["fallback"] == 1  # what is damaged for one process is passed over by both

@@ -4,7 +4,6 @@ import json
 import logging
 import os
 import signal
-import socket
 import time
 from pathlib import Path
 
@@ -12,7 +11,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny_runs import TOTAL, Data, arguments, evaluators, finish, make_state, make_step, run, start
+import tiny_runs
+from processes import finish, free_port, start
+from tiny_runs import TOTAL, Data, arguments, evaluators, make_state, make_step, run
 
 from transformers_jax.errors import UserError
 from transformers_jax.training import loop
@@ -42,7 +43,7 @@ def reference(tmp_path_factory):
 
 
 def assert_same(workdir, state, reference):
-    assert lines(workdir) == lines(reference[0])
+    assert lines(workdir) == lines(reference[0]) and saved(workdir) == saved(reference[0])
     assert np.asarray(state["params"]["w"]).tobytes() == reference[1].tobytes()
 
 
@@ -260,7 +261,7 @@ MOMENTS = [
 
 def test_killed_at_many_moments_it_ends_alike(tmp_path, reference):
     """kill -9 of real processes, one after another in the same workdir."""
-    codes = finish(start("killed", tmp_path, *MOMENTS))
+    codes, _ = finish(start(tiny_runs.__file__, "killed", tmp_path, *MOMENTS))
     assert codes == [0 if not m else 143 if m.startswith("term") else -signal.SIGKILL for m in MOMENTS]
     with Checkpoints(tmp_path / "checkpoints") as checkpoints:
         _, state, _ = checkpoints.restore_latest(make_state())
@@ -271,11 +272,9 @@ def test_killed_at_many_moments_it_ends_alike(tmp_path, reference):
 
 def test_two_processes_agree_where_to_stop(tmp_path):
     """Only one of them is asked to: both stop at the next step where something is due, and one writes the lines."""
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
-    reports = start("together", tmp_path, 0, port), start("together", tmp_path, 1, port)
-    for report in map(finish, reports):
+    port = free_port()
+    for process in [start(tiny_runs.__file__, "together", tmp_path, index, port) for index in range(2)]:
+        report, _ = finish(process)
         assert report == {"code": 143, "position": 6, "again": 143, "end": 9, "evaluated": [6, 9]}
     assert steps(tmp_path, "train") == [3, 6, 9] and steps(tmp_path, "validation") == [6, 9]
     assert saved(tmp_path) == [6, 9]

@@ -2,13 +2,14 @@
 
 import functools
 import json
-import socket
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import processes
 import pytest
+import tiny_training
 from tiny_training import (
     ROWS,
     SGD,
@@ -19,8 +20,6 @@ from tiny_training import (
     difference,
     make_batch,
     one_device,
-    result,
-    script,
     train,
 )
 
@@ -198,7 +197,7 @@ def test_wrong_ways_of_spreading_are_told(monkeypatch):
 
 @pytest.fixture(scope="module")
 def eight():
-    report = result(script("meshes", devices=8))
+    report, _ = processes.finish(processes.start(tiny_training.__file__, "meshes", devices=8))
     assert report["devices"] == 8
     return report
 
@@ -248,11 +247,9 @@ def test_fsdp_gathers_parameters_not_activations(eight):
 
 
 def test_two_processes_learn_what_one_does(plain):
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
-    running = [script("process", index, 2, port, devices=2) for index in range(2)]
-    reports = [result(process) for process in running]
+    port = processes.free_port()
+    running = [processes.start(tiny_training.__file__, "process", index, 2, port, devices=2) for index in range(2)]
+    reports = [processes.finish(process)[0] for process in running]
     assert [r["devices"] for r in reports] == [4, 4]
     assert [r["share"] for r in reports] == [[0, 2], [1, 2]]
     assert [r["tensor"] for r in reports] == [[0, 1], [0, 1]]

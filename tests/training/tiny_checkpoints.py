@@ -17,12 +17,11 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
+import processes
 
 from transformers_jax.errors import UserError
 from transformers_jax.training import integrity
 from transformers_jax.training.checkpoint import Checkpoints
-
-REPOSITORY = Path(__file__).resolve().parent.parent.parent
 
 
 class State(flax.struct.PyTreeNode):
@@ -54,24 +53,12 @@ def same(a, b):
     )
 
 
-def start(name, directory, *arguments, environment=None, mounted=False):
+def begin(name, directory, *arguments, devices=0, mounted=False):
     """A process of this file; None where it asks for a small file system and may not mount one."""
-    environment = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(REPOSITORY)} | (environment or {})
     mount = ["unshare", "-rm", "sh", "-c", 'mount -t tmpfs -o size=3m none "$0" && exec "$@"', str(directory)]
     if mounted and (not shutil.which("unshare") or subprocess.run([*mount, "true"], capture_output=True).returncode):
         return None
-    command = [*(mount if mounted else ()), sys.executable, __file__, name, directory, *arguments]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen([str(c) for c in command], env=environment, **pipes)
-
-
-def finish(process, code=0):
-    try:
-        out, err = process.communicate(timeout=300)
-    finally:
-        process.kill()
-    assert process.returncode == code, err[-3000:]
-    return {**json.loads(out.splitlines()[-1]), "stderr": err} if code == 0 else None
+    return processes.start(__file__, name, directory, *arguments, devices=devices, before=mount if mounted else ())
 
 
 def killed(directory, moment):

@@ -7,7 +7,6 @@ import functools
 import json
 import os
 import signal
-import subprocess
 import sys
 from pathlib import Path
 
@@ -20,7 +19,6 @@ from transformers_jax.training.checkpoint import Checkpoints
 from transformers_jax.training.loop import Evaluator, graceful_stop, train
 from transformers_jax.training.metrics import MetricsWriter
 
-REPOSITORY = Path(__file__).resolve().parent.parent.parent
 SEED, TOTAL = 3, 24
 EVERY = {"log_every": 5, "checkpoint_every": 4, "eval_every": 8}
 
@@ -108,21 +106,6 @@ def arguments(**changes):
 def run(workdir, **changes):
     with Checkpoints(workdir / "checkpoints") as checkpoints, MetricsWriter(workdir, tensorboard=False) as writer:
         return train(**{"checkpoints": checkpoints, "writer": writer, "config": {"a": 1}} | arguments(**changes))
-
-
-def start(*arguments):
-    environment = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(REPOSITORY)}
-    command = [sys.executable, "-W", "ignore", __file__, *map(str, arguments)]
-    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-
-
-def finish(process):
-    try:
-        out, err = process.communicate(timeout=300)
-    finally:
-        process.kill()
-    assert process.returncode == 0, err[-3000:]
-    return json.loads(out.splitlines()[-1])
 
 
 def together(workdir, index, port):

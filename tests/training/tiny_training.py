@@ -6,11 +6,8 @@ several processes; both print one line of JSON. The device count is XLA's to rea
 
 import dataclasses
 import json
-import os
 import re
-import subprocess
 import sys
-from pathlib import Path
 
 import flax.linen as nn
 import jax
@@ -22,7 +19,6 @@ from transformers_jax.training.optimizers import make_optimizer
 from transformers_jax.training.state import abstract_state, create_state
 from transformers_jax.training.step import compile_eval_step, compile_step, make_eval_step, make_train_step
 
-REPOSITORY = Path(__file__).resolve().parent.parent.parent
 VOCAB, WIDTH, HIDDEN, ROWS, LENGTH = 16, 8, 32, 16, 6
 STEPS = 3
 
@@ -160,28 +156,6 @@ def difference(a, b):
         float(np.abs(np.asarray(x, float) - np.asarray(y, float)).max())
         for x, y in zip(*map(jax.tree.leaves, (a, b)), strict=True)
     )
-
-
-def script(*arguments, devices):
-    """Starts this file as a script on forced CPU devices."""
-    environment = os.environ | {
-        "JAX_PLATFORMS": "cpu",
-        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
-        "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={devices}",
-        "PYTHONPATH": str(REPOSITORY),
-    }
-    command = [sys.executable, __file__, *map(str, arguments)]
-    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-
-
-def result(process, timeout=300):
-    """What the script printed last, once it has ended."""
-    try:
-        out, err = process.communicate(timeout=timeout)
-    finally:
-        process.kill()
-    assert process.returncode == 0, err[-3000:]
-    return json.loads(out.splitlines()[-1])
 
 
 NOISY = {"rate": 0.5, "batch_norm": True}

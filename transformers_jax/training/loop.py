@@ -97,8 +97,8 @@ def train(
     def due(every: int) -> bool:
         return step > 0 and (step >= total_steps or (every > 0 and step % every == 0))
 
+    # The step of a checkpoint that a run which was not stopped would not have: the next takes its place.
     between = None if due(checkpoint_every) else step
-    """The step of a checkpoint that a run which was not stopped would not have: the next takes its place."""
 
     def stopping() -> bool:
         return any_process(should_stop())
