@@ -73,8 +73,6 @@ def compiled(name: str, data: Path, folder: Path):
     from transformers_jax.experiment import Experiment
     from transformers_jax.planning import parameters
     from transformers_jax.training import sharding
-    from transformers_jax.training.optimizers import make_optimizer
-    from transformers_jax.training.state import create_state
 
     config = configuration.load(f"{runs.REPOSITORY}/configs/{name}.py:multi30k")
     learned = folder / "tokenizer.json"
@@ -83,9 +81,7 @@ def compiled(name: str, data: Path, folder: Path):
     jax.config.update("jax_default_prng_impl", config.prng)
     run = Experiment(config, None)
     run.tokenizer.save(learned)
-    tx, _ = make_optimizer(config.optimizer, 1000)
-    state, _ = create_state(run.model, tx, run.batch_shapes(), run.mesh, seed=0)
-    step = pretraining.compiled_step(run, tx, jax.tree.map(lambda x: x.sharding, state))
+    state, step = runs.compiled(run)
     batches = (sharding.global_batch(batch, run.mesh) for batch in run.train_iterator())
 
     def in_context(state, batch):

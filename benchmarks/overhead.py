@@ -62,13 +62,9 @@ def steady(workdir: Path) -> tuple[list[float], list[float]]:
     from transformers_jax.experiment import Experiment
     from transformers_jax.training import sharding
     from transformers_jax.training.loop import train
-    from transformers_jax.training.optimizers import make_optimizer
-    from transformers_jax.training.state import create_state
 
     run = Experiment(configuration.read(workdir), workdir)
-    tx, _ = make_optimizer(run.config.optimizer, 1000)
-    state, _ = create_state(run.model, tx, run.batch_shapes(), run.mesh, seed=0)
-    step = pretraining.compiled_step(run, tx, jax.tree.map(lambda x: x.sharding, state))
+    state, step = runs.compiled(run)
     iterator = run.train_iterator()
 
     def to_device(batch):

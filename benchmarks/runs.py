@@ -35,6 +35,19 @@ def pretrain(config: str, data: Path, workdir: Path, *flags: str) -> list[dict]:
     return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
 
 
+def compiled(run):
+    """(first state, compiled step) of an experiment."""
+    import jax
+
+    from transformers_jax import pretraining
+    from transformers_jax.training.optimizers import make_optimizer
+    from transformers_jax.training.state import create_state
+
+    tx, _ = make_optimizer(run.config.optimizer, 1000)
+    state, _ = create_state(run.model, tx, run.batch_shapes(), run.mesh, seed=0)
+    return state, pretraining.compiled_step(run, tx, jax.tree.map(lambda x: x.sharding, state))
+
+
 def tokens_per_second(lines: list[dict]) -> float:
     """Real target tokens a second: the median over steps, the first third left out."""
     return median(lines, "tokens_per_second")

@@ -3,15 +3,14 @@
 import logging
 import re
 
+import aligned
 import jax
-import numpy as np
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
 from launching import REPOSITORY, command, finish, start
 
 from experiments import launch, pretrain
 
-WORDS = {"man": "Mann", "woman": "Frau", "dog": "Hund", "runs": "läuft", "red": "rot", "big": "groß", "the": "das"}
 SMALLER = ["--config.model.layers=1", "--config.model.width=16", "--config.model.hidden=32", "--config.training.steps=6"]
 OPTIONS = ("jax_default_prng_impl", "jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
 
@@ -19,11 +18,7 @@ OPTIONS = ("jax_default_prng_impl", "jax_compilation_cache_dir", "jax_persistent
 @pytest.fixture(scope="session")
 def corpus(tmp_path_factory):
     """A folder with small aligned files; returns the flags that name them."""
-    folder, random = tmp_path_factory.mktemp("corpus"), np.random.default_rng(0)
-    for split, count in ("train", 300), ("validation", 12), ("test", 12):
-        lines = [random.choice(list(WORDS), random.integers(2, 9)) for _ in range(count)]
-        (folder / f"{split}.en").write_text("".join(" ".join(line) + " .\n" for line in lines))
-        (folder / f"{split}.de").write_text("".join(" ".join(WORDS[w] for w in line) + " .\n" for line in lines))
+    folder = aligned.write(tmp_path_factory.mktemp("corpus"), train=300, validation=12, test=12)
     return [f"--config.data.{s}={folder}/{s}.en,{folder}/{s}.de" for s in ("train", "validation", "test")]
 
 
