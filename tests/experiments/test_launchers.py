@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from launching import REPOSITORY, call, command, content, fails, finish, metrics, start
 
-from experiments import evaluate, pretrain, report, translate
+from experiments import evaluate, launch, pretrain, report, translate
 from experiments import lines as line_blocks
 from transformers_jax import configuration
 from transformers_jax.writing import locked
@@ -122,6 +122,17 @@ def test_nobody_reads_the_translations(run):
     process.stdout.close()
     code, _, err = finish(process, "the man .\n" * 3)
     assert code == 0 and "Traceback" not in err and "BrokenPipe" not in err, err
+
+
+def test_a_compiled_program_without_its_time_does_not_keep_others_out(tmp_path):
+    cache = pytest.importorskip("jax._src.lru_cache").LRUCache(str(tmp_path), max_size=100)
+    cache.put("a", b"program")
+    (tmp_path / "a-atime").unlink()  # its process was killed
+    with pytest.raises(FileNotFoundError):
+        cache.put("b", b"another")
+    launch._date(tmp_path)
+    cache.put("b", b"another")
+    assert cache.get("a") == b"program" and cache.get("b") == b"another"
 
 
 # -- killed ------------------------------------------------------------------------------------------------------------
