@@ -25,7 +25,7 @@ from absl import logging
 from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
-from transformers_jax import configuration, models, parameters, tasks
+from transformers_jax import checks, configuration, models, parameters, tasks
 from transformers_jax.data import pipeline, sources
 from transformers_jax.data.assembly import layout_of
 from transformers_jax.data.learning import learn
@@ -33,7 +33,6 @@ from transformers_jax.data.tokenizer import Tokenizer, learn_bpe
 from transformers_jax.decoding.decoder import LENGTHS, Decoder
 from transformers_jax.errors import UserError
 from transformers_jax.finetuning import schedule, trainable
-from transformers_jax.models import encoder
 from transformers_jax.search import cell
 from transformers_jax.training import sharding
 from transformers_jax.training.checkpoint import Checkpoints, any_process
@@ -102,9 +101,9 @@ class Experiment:
         wrap = getattr(self.task, "wrap", None)  # a task may need more around it: a classifier of pairs, a teacher
         model = wrap(model) if wrap else model
         if self.training:
-            check_lengths(self.config, self.task, model)
-            check_shares(self.task, model)
-            check_whole(self.config.training, self.task)
+            checks.lengths(self.config, self.task, model)
+            checks.shares(self.task, model)
+            checks.whole(self.config.training, self.task)
         return model
 
     @property
@@ -132,9 +131,9 @@ class Experiment:
         return math.prod(self.mesh.shape[axis] for axis in sharding.ROWS) * self.config.training.accumulate
 
     def train_iterator(self):
-        """Endless batches of this process, with `get_state` and `set_state`. Raises UserError as `check_known` does."""
+        """Endless batches of this process, with `get_state` and `set_state`. Raises UserError as `checks.known` does."""
         index, count = sharding.data_shard(self.mesh)
-        check_known(self.task, self.source("train"))
+        checks.known(self.task, self.source("train"))
         examples = self.examples("train")
         place = {"process_index": index, "process_count": count, "parts": self.parts}
         return pipeline.train_iterator(examples, self.task, self.config.data, seed=self.config.seed, **place)
@@ -180,7 +179,7 @@ class Experiment:
         Raises:
           UserError: the workdir holds a search, or no such checkpoint; or both numbers are given.
         """
-        check_run(self.config)
+        checks.run(self.config)
         if average is not None and step is not None:
             raise UserError(f"--average={average} takes the newest checkpoints and --step={step} another: give one of the two")
         average = average or self.config.training.average_checkpoints
@@ -221,7 +220,7 @@ def settled(config: ConfigDict) -> ConfigDict:
       UserError: there is no such genome, or it is invalid; the training data that make an epoch cannot be read; or it is no
         config of one run.
     """
-    check_run(config)
+    checks.run(config)
     config = schedule.scheduled(config)
     if not config.model.get("genome"):
         return config
@@ -229,21 +228,6 @@ def settled(config: ConfigDict) -> ConfigDict:
     genome, config.model.genome_unit = cell.read(config.model)
     config.model.genome = genome.text()
     return config
-
-
-def check_run(config: ConfigDict) -> None:
-    """Checks that a config is that of one run.
-
-    Raises:
-      UserError: it is one of a search or a sweep; says which launcher takes it.
-    """
-    if "search" in config:
-        raise UserError(
-            "this is the config of a search, which experiments.search runs; what it finds is trained by "
-            "experiments.pretrain with --config.model.name=transformer --config.model.genome=DIR/best.json"
-        )
-    if "sweep" in config:
-        raise UserError(f"this is the config of several runs, which experiments.finetune makes: {', '.join(config.sweep)}")
 
 
 def claim(config: ConfigDict, workdir: str | os.PathLike) -> None:
@@ -310,77 +294,6 @@ def write_samples(experiment: Experiment, samples: list[dict]) -> None:
     """Writes samples.jsonl, whole or not at all."""
     lines = (json.dumps(sample, ensure_ascii=False) + "\n" for sample in samples)
     write_whole(experiment.workdir / SAMPLES, "".join(lines))
-
-
-def check_lengths(config: ConfigDict, task, model) -> None:
-    """Checks that no training example is longer than a model has learned positions: there it would be NaN.
-
-    Raises:
-      UserError: names the key that lets longer ones through.
-    """
-    shapes, _ = pipeline.shapes_of(config.data, layout_of(task), 1)
-    rows = "boundaries" if config.data.batching == "buckets" and config.data.get("tokens_per_batch", 0) else "lengths"
-    longest = {
-        "task.max_length": config.task.get("max_length", 0),
-        "data.max_length": config.data.get("max_length", 0),
-        f"data.{rows}": max(shapes[-1].lengths),
-    }
-    key = min((key for key in longest if longest[key]), key=longest.get)
-    for fields in _configs(model):
-        if isinstance(fields, encoder.Config) or getattr(fields, "positions", "") == "learned":
-            places = encoder.longest(fields)
-            if longest[key] > places:
-                raise UserError(
-                    f"config.{key} lets examples of {longest[key]} pieces through, and the model has {places} learned "
-                    f"positions (config.model.max_length): give at most {places}, or take a model with more"
-                )
-
-
-def check_shares(task, model) -> None:
-    """Checks that a masked language model predicts as many positions as its task masks.
-
-    Raises:
-      UserError: names both keys.
-    """
-    masking = getattr(getattr(task, "task", task), "masking", None)  # a distillation has a task inside
-    for fields in _configs(model):
-        if masking and hasattr(fields, "masked_share") and masking.share > fields.masked_share:
-            raise UserError(
-                f"config.task.share={masking.share} masks more than config.model.masked_share={fields.masked_share}, the "
-                "share of a row that the model predicts at most: raise the latter above the former"
-            )
-
-
-def check_whole(options: ConfigDict, task) -> None:
-    """Checks that a task whose loss takes the whole batch is given it in one piece.
-
-    Raises:
-      UserError: names the key that cuts it.
-    """
-    if getattr(task, "contrasts", False):
-        for key, whole in ("accumulate", 1), ("parallelism", "jit"):
-            if options[key] != whole:
-                raise UserError(
-                    f"config.training.{key}={options[key]} cuts the batch that config.task.objective={task.objective} takes "
-                    f"its other sentences from: give {key}={whole}"
-                )
-
-
-def check_known(task, source) -> None:
-    """Checks that every training example says what the task learns, in a source that can say where an example stands.
-
-    Raises:
-      UserError: names the example.
-    """
-    if (key := getattr(task, "learned", "")) and hasattr(source, "where"):
-        for i in range(len(source)):
-            if key not in source[i]:
-                raise UserError(f"{source.where(i)} has no {key}, which the task learns; see config.data.columns")
-
-
-def _configs(model) -> list:
-    """The config of a model, and of its teacher if it has one."""
-    return [part.config for part in (model, getattr(model, "teacher", None)) if part is not None]
 
 
 def _of_first(value):

@@ -6,11 +6,11 @@ import pytest
 from launching import REPOSITORY
 from processes import finish, free_port, start
 
-from transformers_jax import configuration, models, tasks
+from transformers_jax import checks, configuration, models, tasks
 from transformers_jax.data.learning import placeholder
 from transformers_jax.decoding.decoder import LENGTHS
 from transformers_jax.errors import UserError
-from transformers_jax.experiment import Experiment, check_lengths, check_shares
+from transformers_jax.experiment import Experiment
 
 CONFIGS = REPOSITORY / "configs"
 
@@ -38,8 +38,8 @@ def test_every_config_goes_together(variant):
     task = tasks.build(dict(config.task) | teacher, tokenizer)
     model = models.build(dict(config.model) | getattr(task, "model_fields", dict)(), 1000)
     configuration.check(config)
-    check_lengths(config, task, model)
-    check_shares(task, model)
+    checks.lengths(config, task, model)
+    checks.shares(task, model)
 
 
 @pytest.mark.parametrize(
