@@ -18,17 +18,13 @@ flags.DEFINE_integer("step", None, "one checkpoint, by its step", flag_values=FL
 
 
 def main(args, config) -> None:
-    import jax
-
     from transformers_jax.evaluation import evaluate
     from transformers_jax.experiment import Experiment
 
     scores, samples = evaluate(Experiment(config, args.workdir), args.split, average=args.average, step=args.step)
-    if jax.process_index():  # the first one prints
-        return
     for sample in samples[:: max(1, len(samples) // max(1, args.samples))][: args.samples]:
-        print(*(f"{name:<12} {text}" for name, text in sample.items()), "", sep="\n")
-    print(json.dumps(scores))
+        launch.show(*(f"{name:<12} {text}" for name, text in sample.items()), "")
+    launch.show(json.dumps(scores))
 
 
 if __name__ == "__main__":

@@ -24,8 +24,6 @@ flags.DEFINE_bool("dry_run", False, "print what the run would take; launch and w
 
 
 def main(args, config) -> None:
-    import jax
-
     from transformers_jax import pretraining
     from transformers_jax.experiment import Experiment
     from transformers_jax.finetuning import adoption
@@ -43,13 +41,9 @@ def main(args, config) -> None:
     def finetune(config, workdir) -> None:
         pretraining.pretrain(config, workdir, began=launch.BEGAN)
 
-    def show(text: str) -> None:
-        if jax.process_index() == 0:
-            print(text)
-
     if args.dry_run:
         for part in parts or ():
-            show(f"-- {part}")
+            launch.show(f"-- {part}")
             plan.show(pretraining.make_plan(config_of(part), args.workdir and Path(args.workdir) / part))
         if parts is None:
             plan.show(pretraining.make_plan(adoption.adopted(config, args.init_from, given), args.workdir))
@@ -59,12 +53,12 @@ def main(args, config) -> None:
     if parts is not None:
         name = f"{Path(args.init_from).name} (ours)"
         found = sweeps.sweep(parts, args.workdir, config_of=config_of, finetune=finetune, name=name)
-        show((Path(args.workdir) / sweeps.TABLE).read_text(encoding="utf-8"))
-        show(json.dumps({"row": found["row"], "average": found["average"]}))
+        launch.show((Path(args.workdir) / sweeps.TABLE).read_text(encoding="utf-8"))
+        launch.show(json.dumps({"row": found["row"], "average": found["average"]}))
     else:
         config = adoption.adopted(config, args.init_from, given)
         finetune(config, args.workdir)
-        show(json.dumps(sweeps.best(args.workdir, Experiment(config, args.workdir).task.main_metric)))
+        launch.show(json.dumps(sweeps.best(args.workdir, Experiment(config, args.workdir).task.main_metric)))
 
 
 def part_of(file: str, part: str, given: dict):

@@ -161,6 +161,14 @@ def _required(args: flags.FlagValues, name: str, meaning: str) -> str:
     return args[name].value
 
 
+def show(*lines: str) -> None:
+    """Prints results, in the first process of a run."""
+    import jax
+
+    if jax.process_index() == 0:
+        print(*lines, sep="\n")
+
+
 class _Ours(logging.Filter):
     """Warnings from anywhere, the rest from this project only: Orbax and JAX tell of every file they touch."""
 

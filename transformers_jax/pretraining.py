@@ -53,8 +53,10 @@ def pretrain(config, workdir, *, began: float | None = None) -> None:
     tx, schedule = make_optimizer(config.optimizer, options.steps)
     abstract = abstract_state(run.model, tx, shapes, mesh, trainable=run.trainable)
     update = compiled_step(run, tx, jax.tree.map(lambda x: x.sharding, abstract))
-    operations = flops.of_jaxpr(traced_step(run, tx, update, abstract))
-    peak = matmul_peak(config.model.dtype) * mesh.size
+    operations = peak = None
+    if not several_shapes(config.data):
+        operations = flops.of_jaxpr(traced_step(run, tx, update, abstract))
+        peak = matmul_peak(config.model.dtype) * mesh.size
     scorer = Scorer(run)
     if "decoding" in config:
         run.decoder()  # what is wrong with its keys is said now
@@ -79,7 +81,7 @@ def pretrain(config, workdir, *, began: float | None = None) -> None:
                 eval_every=options.eval_every,
                 checkpoint_every=options.checkpoint_every,
                 learning_rate=schedule,
-                flops_per_step=None if several_shapes(config.data) else operations,
+                flops_per_step=operations,
                 peak_flops=peak,
                 config=config.to_dict(),
                 should_stop=stop,
