@@ -26,8 +26,8 @@ from transformers_jax.training.step import compile_eval_step, make_predict_step
 WIDTHS = (16, 32, 48, 64, 96, 128, 192, 256, 384, 512)
 """Lengths that rows are filled up to: each is one program."""
 
-POSITIONS = 4096
-"""Positions of a batch: rows times length."""
+POSITIONS = {"cpu": 1024}
+"""Positions of a batch, rows times length, by backend; 4,096 on others. A processor's caches hold what a layer makes of few."""
 
 
 class Loaded(NamedTuple):
@@ -159,9 +159,10 @@ class Predictor:
         sizes = [max(1, *assembly.lengths(single)) for single in encoded]
         order = sorted(range(len(encoded)), key=lambda i: -sizes[i])
         widths = sorted({*(w for w in WIDTHS if w < self.longest), self.longest})
+        positions = POSITIONS.get(jax.default_backend(), 4096) // max(1, self.layout.groups)
         while order:
             width = next(w for w in widths if w >= sizes[order[0]])
-            rows = min(_power(len(order)), max(1, _power(POSITIONS // width // max(1, self.layout.groups) + 1) // 2))
+            rows = min(_power(len(order)), max(1, _power(positions // width + 1) // 2))
             rows = -(-rows // self._ways) * self._ways
             numbers, order = order[:rows], order[rows:]
             shape = assembly.Shape(rows, (width,) * len(self.layout.streams))
