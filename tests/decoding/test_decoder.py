@@ -13,6 +13,7 @@ import pytest
 import toy
 
 from transformers_jax import models
+from transformers_jax.decoding import decoder as decoding
 from transformers_jax.decoding.decoder import Decoder
 from transformers_jax.errors import UserError
 
@@ -110,6 +111,18 @@ def test_outputs_that_need_more_room_than_usual_get_it(method):
     lengths = [len(best[0].ids) for best in found]
     assert min(lengths) < 16 < max(lengths)
     assert (twice.compilations, once.compilations) == (2, 1)
+
+
+@pytest.mark.parametrize("method", ["greedy", "sample", "beam"])
+def test_caches_that_grow_change_nothing(method, monkeypatch):
+    model, params = toy.make(vocab_size=9)
+    options = toy.options(batch_size=16, method=method, extra_length=40, lengths=(8,)) | {"eos_id": 9}  # never comes
+    sources = toy.sentences(4, 8, vocab_size=9)
+    found = Decoder(model, params, **options).decode(sources)
+    assert decoding._first_room(40) == 24 and [len(best[0].ids) for best in found] == [40] * 4
+    monkeypatch.setattr(decoding, "_first_room", lambda room: 0)
+    whole = Decoder(model, params, **options).decode(sources)
+    assert found == [[(ids, pytest.approx(score, abs=1e-4)) for ids, score in best] for best in whole]
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ tracing, which computes nothing:
 - the axis of the rows is where shapes differ between two numbers of rows (scanned layers put it second); a leaf without
   one, such as the index of the step, belongs to all rows;
 - the axis of the target positions is where shapes differ between two maximum lengths; what step i writes into such a
-  leaf stands at position i, and positions not yet reached are the same in all beams;
+  leaf stands at position i, and positions not yet reached are zeros;
 - a leaf that `step` hands on untouched, such as the keys and values of the source, is the same for all beams of a
   sentence at all steps: it stays outside the loop and is never reordered nor copied.
 """
@@ -67,6 +67,11 @@ class Layout:
         """
         axes = zip(moving, self._of(True, self.rows), self._of(True, self.positions), strict=True)
         return [x if rows is None else _take(x, origins, index, rows, positions) for x, rows, positions in axes]
+
+    def grow(self, moving: Leaves, length: int) -> Leaves:
+        """The changing leaves with room for `length` target positions, those that are new filled with zeros."""
+        axes = zip(moving, self._of(True, self.positions), strict=True)
+        return [x if axis is None else _grown(x, length, axis) for x, axis in axes]
 
     def _of(self, moving: bool, values) -> list:
         return [value for value, moves in zip(values, self.moving, strict=True) if moves == moving]
@@ -136,6 +141,10 @@ def _changed_axes(one: Any, other: Any, what: str, size: int) -> tuple[int | Non
             raise ValueError(f"cache leaf {name} needs one axis of {what}, or none: {a.shape} becomes {b.shape}")
         axes.append(found[0] if found else None)
     return tuple(axes)
+
+
+def _grown(x: jax.Array, length: int, axis: int) -> jax.Array:
+    return jnp.pad(x, [(0, length - size if i == axis else 0) for i, size in enumerate(x.shape)])
 
 
 def _take(x: jax.Array, origins: jax.Array, index: jax.Array, rows: int, positions: int | None) -> jax.Array:

@@ -214,7 +214,8 @@ class Decoder:
         layout = self._layout = self._layout or caches.layout(
             lambda rows, length: start(*(jnp.ones((rows, 3), jnp.int32),) * 2, length), step
         )
-        cache = start(source, segments, room)
+        first = _first_room(room)
+        cache = start(source, segments, first or room)
         if self.beam_size > 1:
             cache = layout.repeat(cache, self.beam_size)
         moving, constant = layout.split(cache)
@@ -224,6 +225,7 @@ class Decoder:
             return logits, layout.split(cache)[0]
 
         common = {"limits": limits, "bos_id": self.bos_id, "eos_id": self.eos_id, "length": room}
+        common |= {"first": first, "grow": functools.partial(layout.grow, length=room)}
         if self.beam_size > 1:
             kind = {"beam_size": self.beam_size, "n_best": self.n_best, "alpha": self.alpha}
             return search.beam_search(step_leaves, moving, layout.take, **kind, **common)
@@ -256,6 +258,11 @@ class Decoder:
 
 def _rounded(length: int) -> int:
     return -(-length // caches.BLOCK) * caches.BLOCK
+
+
+def _first_room(room: int) -> int:
+    """Steps after which caches grow to `room`, 0 for never: a processor's steps read all of a cache, written or not."""
+    return _rounded(room // 2) if room >= 4 * caches.BLOCK and jax.default_backend() == "cpu" else 0
 
 
 def _sizes(full: int, shards: int) -> list[int]:

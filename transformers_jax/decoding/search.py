@@ -72,14 +72,17 @@ def one_by_one(
     bos_id: int,
     eos_id: int,
     length: int,
+    first: int = 0,
+    grow: Callable[[list], list] | None = None,
 ) -> tuple[Outputs, jax.Array]:
     """Writes one output a sentence, each piece chosen from the logits of the step, until its end piece or limit.
 
     Args:
-      step: the model, and `leaves` its state, with room for L pieces.
+      step: the model, and `leaves` its state, with room for L pieces, or `first`.
       choose: (logits [B, V], index []) → pieces [B] int32: `greedy`, or a draw.
       limits: [B] int32, most pieces a sentence may get, the end piece included; 0 for rows that are padding.
       length: L, the most steps.
+      first, grow: if `first` is not 0, the state grows to room for L pieces after so many steps: leaves → leaves.
 
     Returns:
       The outputs, and [B] bool, whether they are what they would be with more steps.
@@ -98,8 +101,20 @@ def one_by_one(
 
     zeros, pieces = jnp.zeros(rows, jnp.int32), jnp.zeros((rows, length), jnp.int32)
     state = _Rows(jnp.int32(0), zeros + bos_id, pieces, zeros, jnp.zeros(rows), limits < 1, leaves)
-    state = jax.lax.while_loop(lambda s: (s.index < length) & ~jnp.all(s.done), advance, state)
+    state = _advanced(advance, state, length, first, grow)
     return Outputs(state.pieces[:, None], state.lengths[:, None], state.scores[:, None]), state.done
+
+
+def _advanced(advance: Callable, state, length: int, first: int, grow: Callable[[list], list] | None):
+    """The state after `length` steps or when every sentence is done."""
+
+    def until(end: int, state):
+        return jax.lax.while_loop(lambda s: (s.index < end) & ~jnp.all(s.done), advance, state)
+
+    if first:
+        state = until(first, state)
+        state = state._replace(leaves=grow(state.leaves))
+    return until(length, state)
 
 
 def greedy(logits: jax.Array, index: jax.Array) -> jax.Array:
@@ -129,6 +144,8 @@ def beam_search(
     bos_id: int,
     eos_id: int,
     length: int,
+    first: int = 0,
+    grow: Callable[[list], list] | None = None,
 ) -> tuple[Outputs, jax.Array]:
     """The n outputs with the largest log-probability over length penalty that a beam of K finds.
 
@@ -138,13 +155,14 @@ def beam_search(
     would be at the limit. If fewer than n have ended there, those that live, which the limit cuts, come after them.
 
     Args:
-      step: the model over B·K rows, and `leaves` its state, with room for L pieces.
+      step: the model over B·K rows, and `leaves` its state, with room for L pieces, or `first`.
       take: (leaves, origins [B, K], last position that is written []) → leaves, reordered.
       limits: [B] int32, most pieces a sentence may get, the end piece included; 0 for rows that are padding.
       beam_size: K.
       n_best: n, at most K.
       alpha: of the length penalty, 0 or more; 0 ranks by log-probability.
       length: L, the most steps.
+      first, grow: if `first` is not 0, the state grows to room for L pieces after so many steps: leaves → leaves.
 
     Returns:
       The outputs, and [B] bool, whether they are what they would be with more steps.
@@ -175,7 +193,7 @@ def beam_search(
     ended = Outputs(jnp.zeros((B, n_best, L), jnp.int32), jnp.zeros((B, n_best), jnp.int32), none)
     alone = jnp.where(jnp.arange(K) > 0, -jnp.inf, jnp.zeros((B, K)))  # beams are equal at first: one of them counts
     state = _Beams(jnp.int32(0), jnp.zeros((B, K, L), jnp.int32), alone, ended, none, limits < 1, leaves)
-    state = jax.lax.while_loop(lambda s: (s.index < L) & ~jnp.all(s.done), advance, state)
+    state = _advanced(advance, state, L, first, grow)
     return _fill(state, limits), state.done
 
 
