@@ -214,7 +214,7 @@ class Decoder:
         layout = self._layout = self._layout or caches.layout(
             lambda rows, length: start(*(jnp.ones((rows, 3), jnp.int32),) * 2, length), step
         )
-        first = _first_room(room)
+        first = 0 if set(layout.positions) == {None} else _first_room(room)  # an LSTM's state has no positions
         cache = start(source, segments, first or room)
         if self.beam_size > 1:
             cache = layout.repeat(cache, self.beam_size)
