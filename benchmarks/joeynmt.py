@@ -9,8 +9,10 @@ Ours cuts a batch in two, whose activations a processor's cache holds longer: th
 are real target tokens a second, each by its own tokenizer.
 
 For decoding both turn the same 1,014 sentences into exactly 20 and exactly 60 pieces each, greedily, with hardly trained
-weights: equal work, whatever a model has learned. (JoeyNMT's greedy search does not read its own min_output_length, so
-the end piece is held back from outside.) Compile time is left out (a first call is not counted) and so is loading.
+weights: equal work, whatever a model has learned. Then up to the limit that JoeyNMT has by itself, 1.5 pieces for each of the
+source: there of the longest source in a batch, here of each one. (JoeyNMT's greedy search does not read its own
+min_output_length, so the end piece is held back from outside.) Compile time is left out (a first call is not counted) and
+so is loading.
 
 The last line is one JSON object.
 """
@@ -36,16 +38,21 @@ flags.DEFINE_string("peer", None, "python of an environment with joeynmt", requi
 flags.DEFINE_integer("rounds", 3, "turns of each side")
 flags.DEFINE_integer("updates", 12, "updates of JoeyNMT a turn; the first third is not counted")
 flags.DEFINE_integer("steps", 30, "our steps a turn; the first third is not counted")
-PIECES, SENTENCES = (20, 60), 1014
+SENTENCES = 1014
+LIMITS = {
+    "20": (20, {"max_ratio": 0.0, "extra_length": 20}),
+    "60": (60, {"max_ratio": 0.0, "extra_length": 60}),
+    "1.5 * source": (-1, {"max_ratio": 1.5, "extra_length": 0}),
+}
+"""Pieces of an output: JoeyNMT's max_output_length and our decoder's options."""
 GREEDY = """
-import functools, sys
+import functools
 from joeynmt import search
 from joeynmt.__main__ import main
-pieces = int(sys.argv.pop())
-search.transformer_greedy = functools.partial(search.transformer_greedy, min_output_length=pieces)
+search.transformer_greedy = functools.partial(search.transformer_greedy, min_output_length=1000)
 main()
 """
-"""JoeyNMT's command, whose greedy search gives so many pieces as its last argument says."""
+"""JoeyNMT's command, whose greedy search ends no output before its limit."""
 
 
 def main(_):
@@ -59,7 +66,10 @@ def main(_):
             train["joeynmt"].append(joeynmt_training(peer, folder))
             train["ours"].append(our_training(data, folder / f"ours{turn}"))
             print(f"turn {turn + 1}: " + "  ".join(f"{k} {v[-1]:.0f} tokens/s" for k, v in train.items()), flush=True)
-        decode = {n: (joeynmt_decoding(peer, folder, n), our_decoding(data, folder / "ours0", n)) for n in PIECES}
+        decode = {
+            name: (joeynmt_decoding(peer, folder, limit), our_decoding(data, folder / "ours0", options))
+            for name, (limit, options) in LIMITS.items()
+        }
     rates = {name: statistics.median(values) for name, values in train.items()}
     result = {
         "train_tokens_per_second": {n: [round(v) for v in values] for n, values in train.items()},
@@ -154,26 +164,26 @@ def sentences(folder: Path) -> list[str]:
     return (folder / "val.en").read_text(encoding="utf-8").split("\n")[:SENTENCES]
 
 
-def joeynmt_decoding(peer: Path, folder: Path, pieces: int) -> float:
+def joeynmt_decoding(peer: Path, folder: Path, limit: int) -> float:
     """Seconds to turn the validation set into so many pieces each, by its own log."""
     config = joeynmt_config(folder)
-    config["testing"]["max_output_length"] = pieces
+    config["testing"]["max_output_length"] = limit
     (folder / "decoding.yaml").write_text(json.dumps(config))
-    command = [peer, "-c", GREEDY, "translate", folder / "decoding.yaml", str(pieces)]
+    command = [peer, "-c", GREEDY, "translate", folder / "decoding.yaml"]
     out, log = joeynmt(command, folder, input="\n".join(sentences(folder)) + "\n")
     if (found := out.count("\n")) != SENTENCES:
         sys.exit(f"error: joeynmt translated {found} lines of {SENTENCES}: its time would compare nothing")
     return float(re.findall(r"Generation took ([\d.]+)", log)[-1])
 
 
-def our_decoding(data: Path, workdir: Path, pieces: int) -> float:
+def our_decoding(data: Path, workdir: Path, options: dict) -> float:
     """Seconds for the same by our decoder; the end piece is one that no model gives."""
     from transformers_jax import configuration
     from transformers_jax.experiment import Experiment
 
     run = Experiment(configuration.read(workdir), workdir)
     run.tokenizer.encode("")
-    decoder = run.decoder(method="greedy", max_ratio=0.0, extra_length=pieces)
+    decoder = run.decoder(method="greedy", **options)
     decoder.eos_id = run.tokenizer.vocab_size  # never comes
     lines = gzip.decompress((data / "val.en.gz").read_bytes()).decode().split("\n")[:SENTENCES]
     params = run.trained()["params"]

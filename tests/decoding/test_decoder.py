@@ -13,7 +13,6 @@ import pytest
 import toy
 
 from transformers_jax import models
-from transformers_jax.decoding import decoder as decoding
 from transformers_jax.decoding.decoder import Decoder
 from transformers_jax.errors import UserError
 
@@ -100,27 +99,34 @@ def test_limits_follow_each_source():
 
 
 @pytest.mark.parametrize("method", ["sample", "beam"])
-def test_outputs_that_need_more_room_than_usual_get_it(method):
+def test_outputs_that_need_more_steps_than_usual_get_them(method, monkeypatch):
+    batches, decode_batch = [], Decoder._decode_batch
+    monkeypatch.setattr(Decoder, "_decode_batch", lambda *a: batches.append((len(a[2]), a[-1])) or decode_batch(*a))
     model, params = toy.make(vocab_size=9)
     sources = toy.sentences(24, 3, vocab_size=9)
     options = toy.options(batch_size=96, method=method, extra_length=30)
-    twice = Decoder(model, params, **options | {"lengths": (3,)})  # first with room for 16, then for 32
+    twice = Decoder(model, params, **options | {"lengths": (3,)})  # at first up to 16 steps
     found = twice.decode(sources)
+    [(everyone, patient), (few, again)] = batches
+    assert (everyone, patient, again) == (24, False, True) and 1 <= few <= 12
     once = Decoder(model, params, **options | {"lengths": (24,)})
     assert found == [[(ids, pytest.approx(score, abs=1e-4)) for ids, score in best] for best in once.decode(sources)]
     lengths = [len(best[0].ids) for best in found]
     assert min(lengths) < 16 < max(lengths)
-    assert (twice.compilations, once.compilations) == (2, 1)
+    assert batches[2:] == [(24, False)] and once.compilations == 1
 
 
+@pytest.mark.parametrize(("length", "first"), [(8, 16), (32, 24)])  # grows after the usual steps, or halfway
 @pytest.mark.parametrize("method", ["greedy", "sample", "beam"])
-def test_caches_that_grow_change_nothing(method, monkeypatch):
+def test_caches_that_grow_change_nothing(method, length, first, monkeypatch):
     model, params = toy.make(vocab_size=9)
-    options = toy.options(batch_size=16, method=method, extra_length=40, lengths=(8,)) | {"eos_id": 9}  # never comes
+    options = toy.options(batch_size=16, method=method, extra_length=40, lengths=(length,)) | {"eos_id": 9}  # never comes
     sources = toy.sentences(4, 8, vocab_size=9)
-    found = Decoder(model, params, **options).decode(sources)
-    assert decoding._first_room(40) == 24 and [len(best[0].ids) for best in found] == [40] * 4
-    monkeypatch.setattr(decoding, "_first_room", lambda room: 0)
+    grows = Decoder(model, params, **options)
+    found = grows.decode(sources)
+    assert grows._first_room(length) == first and [len(best[0].ids) for best in found] == [40] * 4
+    assert grows.compilations == 1  # none ends: no batch is left and begun again
+    monkeypatch.setattr(Decoder, "_first_room", lambda self, length: 0)
     whole = Decoder(model, params, **options).decode(sources)
     assert found == [[(ids, pytest.approx(score, abs=1e-4)) for ids, score in best] for best in whole]
 
@@ -210,7 +216,7 @@ assert two.sizes == [2, 8]
 for [a], [b] in zip(one.decode(sources), two.decode(sources), strict=True):
     assert a.ids == b.ids and abs(a.score - b.score) < 1e-4, (a, b)
 split = [two._place(x) for x in np.zeros((2, 8, 4), "int32")] + [two._place(x) for x in np.zeros((2, 8), "int32")]
-program = two._search.lower(params, *split, np.uint32(0), room=8).compile().as_text()
+program = two._search.lower(params, *split, np.uint32(0), np.int32(8)).compile().as_text()
 assert program.count(" all-gather(") == 4  # the results; nothing moves between devices before
 assert " all-reduce(" not in program and " all-to-all(" not in program
 print("same")

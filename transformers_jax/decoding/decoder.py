@@ -5,7 +5,7 @@ Axes: B sentences of a batch, S source length, n outputs a sentence, L output le
 
 import bisect
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -108,7 +108,7 @@ class Decoder:
         self.compilations = 0
         self._layout: caches.Layout | None = None
         out = {} if mesh is None else {"out_shardings": NamedSharding(mesh, PartitionSpec())}
-        self._search = jax.jit(self._search_rows, static_argnames=("room",), **out)
+        self._search = jax.jit(self._search_rows, **out)
 
     def limit(self, source_length: int) -> int:
         """The most pieces an output may have, the end piece included."""
@@ -138,24 +138,29 @@ class Decoder:
             unfinished = []
             for i in range(0, len(waiting), self.sizes[-1]):
                 batch = waiting[i : i + self.sizes[-1]]
-                room = self.limit if patient else self._usual_room
-                outputs, done = self._decode_batch(params, batch, sources, seed, first, room)
+                outputs, done = self._decode_batch(params, batch, sources, seed, first, patient)
                 for b, number in enumerate(batch):
                     if done[b]:
                         results[number] = self._hypotheses(outputs, b)
                     else:
                         unfinished.append(number)
-                patient = patient or 2 * np.sum(~done[: len(batch)]) > len(batch)  # the others will hardly end either
             waiting = unfinished
         return results
 
-    def _usual_room(self, source_length: int) -> int:
-        """Steps in which nearly all outputs end. The few others start again together, with room up to their limits:
-        so one output that never ends does not keep its whole batch waiting, and caches are no longer than they need be.
-        Where most of a batch does not end, as with a model that is hardly trained, the batches after it get all their room.
+    def _usual_steps(self, source_length: int) -> int:
+        """Steps in which nearly all outputs end. The few others start again together and go up to their limits: so one
+        output that never ends does not keep its whole batch waiting, and caches are no longer than they need be. Where
+        most of a batch does not end, as with a model that is hardly trained, the batch goes on.
         """
         usual, limit = source_length + max(8, source_length // 4), self.limit(source_length)
         return usual if usual < 0.75 * limit else limit
+
+    def _first_room(self, source_length: int) -> int:
+        """Steps after which caches grow to their full length, 0 for never: a step reads all of a cache, written or not."""
+        room, usual = _rounded(self.limit(source_length)), _rounded(self._usual_steps(source_length))
+        if usual < room:
+            return usual
+        return _rounded(room // 2) if room >= 4 * caches.BLOCK and jax.default_backend() == "cpu" else 0
 
     def _cut(self, sources, first: int) -> list[list[int]]:
         longest = self.lengths[-1]
@@ -172,9 +177,7 @@ class Decoder:
 
         return [cut(ids) if len(ids) > longest else list(ids) for ids in sources]
 
-    def _decode_batch(
-        self, params, batch: list[int], sources: list[list[int]], seed: int, first: int, room: Callable[[int], int]
-    ):
+    def _decode_batch(self, params, batch: list[int], sources: list[list[int]], seed: int, first: int, patient: bool):
         """The outputs of one batch of sources, by their numbers, and whether each is done: NumPy arrays."""
         size = self.sizes[bisect.bisect_left(self.sizes, len(batch))]
         length = self.lengths[bisect.bisect_left(self.lengths, max(len(sources[i]) for i in batch))]
@@ -187,7 +190,8 @@ class Decoder:
             source[row, : len(ids)], segments[row, : len(ids)] = ids, 1
             limits[row], numbers[row] = self.limit(len(ids)), first + number
         arrays = [self._place(x) for x in (source, segments, limits, numbers)]
-        found = self._search(params, *arrays, np.uint32(seed % 2**32), room=_rounded(room(length)))
+        usual = self.limit(length) if patient else self._usual_steps(length)
+        found = self._search(params, *arrays, np.uint32(seed % 2**32), np.int32(usual))
         return jax.tree.map(np.asarray, found)
 
     def _place(self, x: np.ndarray):
@@ -196,25 +200,28 @@ class Decoder:
         sharding = NamedSharding(self.mesh, PartitionSpec(_row_axes(self.mesh)))
         return jax.make_array_from_callback(x.shape, sharding, lambda index: x[index])
 
-    def _search_rows(self, *arguments, room: int) -> tuple[search.Outputs, jax.Array]:
+    def _search_rows(self, *arguments) -> tuple[search.Outputs, jax.Array]:
         """The compiled function: each device searches for its own sentences, and waits for no other's."""
-        one = functools.partial(self._search_batch, room=room)
         if self.mesh is None:
-            return one(*arguments)
+            return self._search_batch(*arguments)
         rows, copied = PartitionSpec(_row_axes(self.mesh)), PartitionSpec()
         own = {axis for axis, size in self.mesh.shape.items() if size == 1 or axis in _row_axes(self.mesh)}
-        specs = (copied, rows, rows, rows, rows, copied)
-        return jax.shard_map(one, mesh=self.mesh, in_specs=specs, out_specs=rows, axis_names=own, check_vma=False)(*arguments)
+        specs = (copied, rows, rows, rows, rows, copied, copied)
+        one = jax.shard_map(
+            self._search_batch, mesh=self.mesh, in_specs=specs, out_specs=rows, axis_names=own, check_vma=False
+        )
+        return one(*arguments)
 
-    def _search_batch(self, params, source, segments, limits, numbers, seed, *, room: int) -> tuple[search.Outputs, jax.Array]:
-        """source, segments [B, S], limits, numbers [B] → the outputs of these sentences after at most `room` steps."""
+    def _search_batch(self, params, source, segments, limits, numbers, seed, usual) -> tuple[search.Outputs, jax.Array]:
+        """source, segments [B, S], limits, numbers [B] → the outputs of these sentences; `usual` as in `search`."""
         self.compilations += 1  # runs when this is traced, not when it is executed
         start = functools.partial(self._start_model, params)
         step = functools.partial(self._step_model, params)
         layout = self._layout = self._layout or caches.layout(
             lambda rows, length: start(*(jnp.ones((rows, 3), jnp.int32),) * 2, length), step
         )
-        first = 0 if set(layout.positions) == {None} else _first_room(room)  # an LSTM's state has no positions
+        room = _rounded(self.limit(source.shape[1]))
+        first = 0 if set(layout.positions) == {None} else self._first_room(source.shape[1])  # an LSTM's state has none
         cache = start(source, segments, first or room)
         if self.beam_size > 1:
             cache = layout.repeat(cache, self.beam_size)
@@ -225,7 +232,7 @@ class Decoder:
             return logits, layout.split(cache)[0]
 
         common = {"limits": limits, "bos_id": self.bos_id, "eos_id": self.eos_id, "length": room}
-        common |= {"first": first, "grow": functools.partial(layout.grow, length=room)}
+        common |= {"usual": usual, "first": first, "grow": functools.partial(layout.grow, length=room)}
         if self.beam_size > 1:
             kind = {"beam_size": self.beam_size, "n_best": self.n_best, "alpha": self.alpha}
             return search.beam_search(step_leaves, moving, layout.take, **kind, **common)
@@ -258,11 +265,6 @@ class Decoder:
 
 def _rounded(length: int) -> int:
     return -(-length // caches.BLOCK) * caches.BLOCK
-
-
-def _first_room(room: int) -> int:
-    """Steps after which caches grow to `room`, 0 for never: a processor's steps read all of a cache, written or not."""
-    return _rounded(room // 2) if room >= 4 * caches.BLOCK and jax.default_backend() == "cpu" else 0
 
 
 def _sizes(full: int, shards: int) -> list[int]:

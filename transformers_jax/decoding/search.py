@@ -72,6 +72,7 @@ def one_by_one(
     bos_id: int,
     eos_id: int,
     length: int,
+    usual: jax.Array | int | None = None,
     first: int = 0,
     grow: Callable[[list], list] | None = None,
 ) -> tuple[Outputs, jax.Array]:
@@ -82,6 +83,8 @@ def one_by_one(
       choose: (logits [B, V], index []) → pieces [B] int32: `greedy`, or a draw.
       limits: [B] int32, most pieces a sentence may get, the end piece included; 0 for rows that are padding.
       length: L, the most steps.
+      usual: [] int32, steps after which sentences are left as they are once no more than half of them are not done; None
+        for L.
       first, grow: if `first` is not 0, the state grows to room for L pieces after so many steps: leaves → leaves.
 
     Returns:
@@ -101,15 +104,21 @@ def one_by_one(
 
     zeros, pieces = jnp.zeros(rows, jnp.int32), jnp.zeros((rows, length), jnp.int32)
     state = _Rows(jnp.int32(0), zeros + bos_id, pieces, zeros, jnp.zeros(rows), limits < 1, leaves)
-    state = _advanced(advance, state, length, first, grow)
+    state = _advanced(advance, state, limits, length, usual, first, grow)
     return Outputs(state.pieces[:, None], state.lengths[:, None], state.scores[:, None]), state.done
 
 
-def _advanced(advance: Callable, state, length: int, first: int, grow: Callable[[list], list] | None):
-    """The state after `length` steps or when every sentence is done."""
+def _advanced(advance: Callable, state, limits, length: int, usual, first: int, grow: Callable[[list], list] | None):
+    """The state after `length` steps, or when every sentence is done, or after `usual` steps when most are."""
+    usual = length if usual is None else usual
+    few = jnp.sum(limits > 0) // 2
 
     def until(end: int, state):
-        return jax.lax.while_loop(lambda s: (s.index < end) & ~jnp.all(s.done), advance, state)
+        def goes_on(s):
+            waiting = jnp.sum(~s.done)
+            return (s.index < end) & (waiting > jnp.where(s.index < usual, 0, few))
+
+        return jax.lax.while_loop(goes_on, advance, state)
 
     if first:
         state = until(first, state)
@@ -144,6 +153,7 @@ def beam_search(
     bos_id: int,
     eos_id: int,
     length: int,
+    usual: jax.Array | int | None = None,
     first: int = 0,
     grow: Callable[[list], list] | None = None,
 ) -> tuple[Outputs, jax.Array]:
@@ -162,6 +172,8 @@ def beam_search(
       n_best: n, at most K.
       alpha: of the length penalty, 0 or more; 0 ranks by log-probability.
       length: L, the most steps.
+      usual: [] int32, steps after which sentences are left as they are once no more than half of them are not done; None
+        for L.
       first, grow: if `first` is not 0, the state grows to room for L pieces after so many steps: leaves → leaves.
 
     Returns:
@@ -193,7 +205,7 @@ def beam_search(
     ended = Outputs(jnp.zeros((B, n_best, L), jnp.int32), jnp.zeros((B, n_best), jnp.int32), none)
     alone = jnp.where(jnp.arange(K) > 0, -jnp.inf, jnp.zeros((B, K)))  # beams are equal at first: one of them counts
     state = _Beams(jnp.int32(0), jnp.zeros((B, K, L), jnp.int32), alone, ended, none, limits < 1, leaves)
-    state = _advanced(advance, state, L, first, grow)
+    state = _advanced(advance, state, limits, L, usual, first, grow)
     return _fill(state, limits), state.done
 
 
