@@ -72,7 +72,7 @@ def test_a_beam_of_one_is_greedy():
         logits, changed = model.apply(variables, pieces, method="step", mutable=["cache"])
         return logits, jax.tree.leaves(changed["cache"])
 
-    common = {"limits": jnp.full(len(sources), 6), "bos_id": toy.BOS, "eos_id": toy.EOS, "length": 6}
+    common = {"limits": jnp.full(len(sources), 6), "bos_id": toy.BOS, "eos_id": toy.EOS, "steps": search.Steps(6)}
     greedy, _ = search.one_by_one(step, cache, search.greedy, **common)
     beam, _ = search.beam_search(
         step, cache, lambda leaves, *_: leaves, beam_size=1, n_best=1, alpha=0.0, **common
@@ -135,7 +135,7 @@ def run_table(table, alpha, limit, beam_size=2, n_best=1):
 
     outputs, [done] = search.beam_search(
         counted, leaves, take, limits=jnp.array([limit]), beam_size=beam_size, n_best=n_best, alpha=alpha,
-        bos_id=1, eos_id=2, length=limit,
+        bos_id=1, eos_id=2, steps=search.Steps(limit),
     )  # fmt: skip
     assert done
     pieces = np.asarray(outputs.pieces[0, 0, : outputs.lengths[0, 0]]).tolist()

@@ -213,7 +213,7 @@ class Decoder:
         return one(*arguments)
 
     def _search_batch(self, params, source, segments, limits, numbers, seed, usual) -> tuple[search.Outputs, jax.Array]:
-        """source, segments [B, S], limits, numbers [B] → the outputs of these sentences; `usual` as in `search`."""
+        """source, segments [B, S], limits, numbers [B] → the outputs of these sentences; `usual` as in `search.Steps`."""
         self.compilations += 1  # runs when this is traced, not when it is executed
         start = functools.partial(self._start_model, params)
         step = functools.partial(self._step_model, params)
@@ -231,8 +231,8 @@ class Decoder:
             logits, cache = step(layout.join(moving, constant), pieces)
             return logits, layout.split(cache)[0]
 
-        common = {"limits": limits, "bos_id": self.bos_id, "eos_id": self.eos_id, "length": room}
-        common |= {"usual": usual, "first": first, "grow": functools.partial(layout.grow, length=room)}
+        steps = search.Steps(room, usual, first, functools.partial(layout.grow, length=room))
+        common = {"limits": limits, "bos_id": self.bos_id, "eos_id": self.eos_id, "steps": steps}
         if self.beam_size > 1:
             kind = {"beam_size": self.beam_size, "n_best": self.n_best, "alpha": self.alpha}
             return search.beam_search(step_leaves, moving, layout.take, **kind, **common)

@@ -29,6 +29,21 @@ class Outputs(NamedTuple):
     scores: jax.Array
 
 
+class Steps(NamedTuple):
+    """How long a search goes on: until every sentence is done, or most are, or the steps are made.
+
+    length: L, the most steps.
+    usual: [] int32, steps after which sentences are left as they are once no more than half of them are not done; None
+      for L.
+    first, grow: if `first` is not 0, the model's state grows to room for L pieces after so many steps: leaves → leaves.
+    """
+
+    length: int
+    usual: jax.Array | int | None = None
+    first: int = 0
+    grow: Callable[[list], list] | None = None
+
+
 def length_penalty(length: jax.Array, alpha: float) -> jax.Array:
     """((5 + length) / 6)^alpha, which divides a log-probability (Wu et al. 2016, section 7, equation 14).
 
@@ -71,21 +86,15 @@ def one_by_one(
     limits: jax.Array,
     bos_id: int,
     eos_id: int,
-    length: int,
-    usual: jax.Array | int | None = None,
-    first: int = 0,
-    grow: Callable[[list], list] | None = None,
+    steps: Steps,
 ) -> tuple[Outputs, jax.Array]:
     """Writes one output a sentence, each piece chosen from the logits of the step, until its end piece or limit.
 
     Args:
-      step: the model, and `leaves` its state, with room for L pieces, or `first`.
+      step: the model, and `leaves` its state, with room for `steps.first` pieces, or L.
       choose: (logits [B, V], index []) → pieces [B] int32: `greedy`, or a draw.
       limits: [B] int32, most pieces a sentence may get, the end piece included; 0 for rows that are padding.
-      length: L, the most steps.
-      usual: [] int32, steps after which sentences are left as they are once no more than half of them are not done; None
-        for L.
-      first, grow: if `first` is not 0, the state grows to room for L pieces after so many steps: leaves → leaves.
+      steps: how long the search goes on.
 
     Returns:
       The outputs, and [B] bool, whether they are what they would be with more steps.
@@ -102,15 +111,15 @@ def one_by_one(
         done = s.done | (chosen == eos_id) | (lengths >= limits)
         return _Rows(s.index + 1, chosen, pieces, lengths, scores, done, leaves)
 
-    zeros, pieces = jnp.zeros(rows, jnp.int32), jnp.zeros((rows, length), jnp.int32)
+    zeros, pieces = jnp.zeros(rows, jnp.int32), jnp.zeros((rows, steps.length), jnp.int32)
     state = _Rows(jnp.int32(0), zeros + bos_id, pieces, zeros, jnp.zeros(rows), limits < 1, leaves)
-    state = _advanced(advance, state, limits, length, usual, first, grow)
+    state = _advanced(advance, state, limits, steps)
     return Outputs(state.pieces[:, None], state.lengths[:, None], state.scores[:, None]), state.done
 
 
-def _advanced(advance: Callable, state, limits, length: int, usual, first: int, grow: Callable[[list], list] | None):
-    """The state after `length` steps, or when every sentence is done, or after `usual` steps when most are."""
-    usual = length if usual is None else usual
+def _advanced(advance: Callable, state, limits, steps: Steps):
+    """The state at the end of the search."""
+    usual = steps.length if steps.usual is None else steps.usual
     few = jnp.sum(limits > 0) // 2
 
     def until(end: int, state):
@@ -120,10 +129,10 @@ def _advanced(advance: Callable, state, limits, length: int, usual, first: int, 
 
         return jax.lax.while_loop(goes_on, advance, state)
 
-    if first:
-        state = until(first, state)
-        state = state._replace(leaves=grow(state.leaves))
-    return until(length, state)
+    if steps.first:
+        state = until(steps.first, state)
+        state = state._replace(leaves=steps.grow(state.leaves))
+    return until(steps.length, state)
 
 
 def greedy(logits: jax.Array, index: jax.Array) -> jax.Array:
@@ -152,10 +161,7 @@ def beam_search(
     alpha: float,
     bos_id: int,
     eos_id: int,
-    length: int,
-    usual: jax.Array | int | None = None,
-    first: int = 0,
-    grow: Callable[[list], list] | None = None,
+    steps: Steps,
 ) -> tuple[Outputs, jax.Array]:
     """The n outputs with the largest log-probability over length penalty that a beam of K finds.
 
@@ -165,21 +171,18 @@ def beam_search(
     would be at the limit. If fewer than n have ended there, those that live, which the limit cuts, come after them.
 
     Args:
-      step: the model over B·K rows, and `leaves` its state, with room for L pieces, or `first`.
+      step: the model over B·K rows, and `leaves` its state, with room for `steps.first` pieces, or L.
       take: (leaves, origins [B, K], last position that is written []) → leaves, reordered.
       limits: [B] int32, most pieces a sentence may get, the end piece included; 0 for rows that are padding.
       beam_size: K.
       n_best: n, at most K.
       alpha: of the length penalty, 0 or more; 0 ranks by log-probability.
-      length: L, the most steps.
-      usual: [] int32, steps after which sentences are left as they are once no more than half of them are not done; None
-        for L.
-      first, grow: if `first` is not 0, the state grows to room for L pieces after so many steps: leaves → leaves.
+      steps: how long the search goes on.
 
     Returns:
       The outputs, and [B] bool, whether they are what they would be with more steps.
     """
-    B, K, L = limits.shape[0], beam_size, length
+    B, K, L = limits.shape[0], beam_size, steps.length
 
     def advance(s: _Beams) -> _Beams:
         last = jnp.where(s.index > 0, s.pieces[:, :, jnp.maximum(s.index - 1, 0)], bos_id)  # [B, K]
@@ -205,7 +208,7 @@ def beam_search(
     ended = Outputs(jnp.zeros((B, n_best, L), jnp.int32), jnp.zeros((B, n_best), jnp.int32), none)
     alone = jnp.where(jnp.arange(K) > 0, -jnp.inf, jnp.zeros((B, K)))  # beams are equal at first: one of them counts
     state = _Beams(jnp.int32(0), jnp.zeros((B, K, L), jnp.int32), alone, ended, none, limits < 1, leaves)
-    state = _advanced(advance, state, limits, L, usual, first, grow)
+    state = _advanced(advance, state, limits, steps)
     return _fill(state, limits), state.done
 
 
