@@ -14,6 +14,7 @@ from transformers_jax.errors import UserError
 from transformers_jax.layers import masked
 from transformers_jax.layers.blocks import EncoderBlock
 from transformers_jax.models.encoder import HEADS
+from transformers_jax.planning import flops
 from transformers_jax.search import cell
 from transformers_jax.search.genome import EVOLVED_TRANSFORMER, replace
 
@@ -135,6 +136,31 @@ def test_masked_language_model_predicts_the_masked_positions_only():
     assert masked.aligned(LENGTH, weights, weights)[0] is weights
 
 
+@pytest.mark.parametrize("kind", MODELS)
+def test_the_last_block_computes_only_what_the_head_reads(kind):
+    model, params = build(kind, "pretraining", masked_share=0.3)
+    batch = make_batch([[1] * LENGTH, [1] * 6 + [0] * 2])
+    batch["weights"] = np.zeros((2, LENGTH), np.int32)
+    batch["weights"][0, [2, 5]], batch["weights"][1, [1, 3, 5]] = 1, 1
+
+    def read(params):
+        return model.apply({"params": params}, batch)
+
+    def whole(params):  # attention for a picture has every query
+        output, pictures = model.apply({"params": params}, batch, mutable=["intermediates"])
+        assert {weights.shape[-2:] for weights in jax.tree.leaves(pictures)} == {(LENGTH, LENGTH)}
+        return output
+
+    def total(output):
+        return jnp.sum(jnp.sin(output.lm.hidden)) + jnp.sum(jnp.sin(output.next))
+
+    got, wanted = (jax.jit(jax.value_and_grad(lambda p, f=f: total(f(p))))(params) for f in (read, whole))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4 * max(1, np.abs(b).max())), got, wanted)
+    assert flops.count(read, params) < flops.count(whole, params)
+    first, its = build(kind, "sequence")
+    assert flops.count(lambda: first.apply({"params": its}, batch)) < flops.count(read, params)
+
+
 def test_groups_of_rows_are_kept_together():
     model, params = build("bert")
     batch = make_batch([[1] * LENGTH, [1] * 3 + [0] * 5], shape=(2,))
@@ -192,6 +218,7 @@ def test_wrong_fields_are_named():
     for fields, says in (
         (dict(name="bert", head="sequnce"), "config.model.head.*masked_lm"),
         (dict(name="bert", variant="electra"), "config.model.variant.*camembert"),
+        (dict(name="bert", layers=0), "config.model.layers is 0"),
         (dict(name="bert", activation="gleu"), "config.model.activation.*gelu_tanh"),
         (dict(name="albert", layers=5, groups=2), "config.model.groups"),
         (dict(name="flaubert", norm="middle"), "config.model.norm"),

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from transformers_jax.layers.attention import MultiHeadAttention
 from transformers_jax.layers.dropout import Dropout
 from transformers_jax.layers.feedforward import FeedForward
+from transformers_jax.layers.masked import gather
 from transformers_jax.layers.masks import Mask
 from transformers_jax.layers.norms import LayerNorm
 
@@ -57,10 +58,19 @@ class Block(nn.Module):
     def norm_layer(self) -> LayerNorm:
         return LayerNorm(self.epsilon, self.dtype, self.param_dtype)
 
-    def residual(self, x: jax.Array, norm: LayerNorm, sublayer: Callable, deterministic: bool = True) -> jax.Array:
+    def residual(
+        self,
+        x: jax.Array,
+        norm: LayerNorm,
+        sublayer: Callable,
+        deterministic: bool = True,
+        read: jax.Array | None = None,
+    ) -> jax.Array:
+        """x [B, T, D] → [B, T, D], or [B, M, D] where the sublayer gives positions `read` [B, M] alone."""
+        kept = gather(x, read)
         if self.norm == "pre":
-            return x + self.drop(sublayer(norm(x)), deterministic=deterministic)
-        return norm(x + self.drop(sublayer(x), deterministic=deterministic))
+            return kept + self.drop(sublayer(norm(x)), deterministic=deterministic)
+        return norm(kept + self.drop(sublayer(x), deterministic=deterministic))
 
 
 class EncoderBlock(Block):
@@ -71,16 +81,18 @@ class EncoderBlock(Block):
         self.feed_forward, self.feed_norm = self.feed_forward_layer(), self.norm_layer()
         self.drop = Dropout(self.dropout)
 
-    def __call__(self, x: jax.Array, mask: Mask, deterministic: bool) -> jax.Array:
-        """x [B, S, D] → [B, S, D]."""
+    def __call__(self, x: jax.Array, mask: Mask, deterministic: bool, read: jax.Array | None = None) -> jax.Array:
+        """x [B, S, D] → [B, S, D], or [B, M, D] of positions `read` [B, M] alone, which see what they always see."""
 
         def attend(h):
-            return self.self_attention(h, mask=mask, deterministic=deterministic)
+            if read is None:
+                return self.self_attention(h, mask=mask, deterministic=deterministic)
+            return self.self_attention(gather(h, read), h, mask=mask.at(read), deterministic=deterministic)
 
         def feed(h):
             return self.feed_forward(h, deterministic=deterministic)
 
-        x = self.residual(x, self.self_norm, attend, deterministic)
+        x = self.residual(x, self.self_norm, attend, deterministic, read)
         return self.residual(x, self.feed_norm, feed, deterministic)
 
 
@@ -154,12 +166,16 @@ class Stack(nn.Module):
         else:
             self.layer = [_Carry(self.block, self.remat, False) for _ in range(self.layers)]
 
-    def __call__(self, x: jax.Array, *shared, method: str = "__call__") -> jax.Array:
-        """Applies the named method of every block in turn; `shared` arguments are the same for all."""
+    def __call__(self, x: jax.Array, *shared, method: str = "__call__", read: jax.Array | None = None) -> jax.Array:
+        """Applies the named method of every block in turn; `shared` arguments are the same for all.
+
+        read: positions [B, M] that the last block is asked for alone; not of scanned layers, which are one block.
+        """
         if self.scan:
             return self.layer(x, method, *shared)[0]
         for layer in self.layer:
-            x, _ = layer(x, method, *shared)
+            rest = (read,) if read is not None and layer is self.layer[-1] else ()
+            x, _ = layer(x, method, *shared, *rest)
         return x
 
 

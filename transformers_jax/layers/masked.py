@@ -1,4 +1,4 @@
-"""Which positions of a row a masked language model predicts: a fixed number of them, so that shapes are known.
+"""Some positions of a row: those that a masked language model predicts, a fixed number of them, so that shapes are known.
 
 Axes: B batch rows, T length, M positions that are predicted.
 """
@@ -35,6 +35,8 @@ def aligned(count: int, weights: jax.Array, targets: jax.Array) -> tuple[jax.Arr
     return gather(targets, positions), gather(weights, positions)
 
 
-def gather(x: jax.Array, positions: jax.Array) -> jax.Array:
-    """The entries of x [B, T, …] at positions [B, M]: [B, M, …]."""
+def gather(x: jax.Array, positions: jax.Array | None) -> jax.Array:
+    """The entries of x [B, T, …] at positions [B, M]: [B, M, …]. All of x for None."""
+    if positions is None:
+        return x
     return jnp.take_along_axis(x, positions.reshape(*positions.shape, *(1,) * (x.ndim - 2)), axis=1)

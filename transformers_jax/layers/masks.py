@@ -11,6 +11,8 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
+from transformers_jax.layers.masked import gather
+
 
 @struct.dataclass
 class Mask:
@@ -28,6 +30,16 @@ class Mask:
     def dense(self) -> jax.Array:
         """Bool [B, 1, T, S], true where a query sees a key. Rows of padding queries are all false."""
         return same_segment(self.query_segments, self.key_segments, self.causal)[:, None]
+
+    def at(self, positions: jax.Array) -> "Mask":
+        """The mask of queries at positions [B, M] of their rows alone.
+
+        Raises:
+          ValueError: the mask is causal, which tells queries by their place in the array.
+        """
+        if self.causal:
+            raise ValueError("a causal mask has no part: its queries stand where they stand in the row")
+        return self.replace(query_segments=gather(self.query_segments, positions))
 
     def rows(self) -> jax.Array:
         """Bool [B, T], true where a query sees at least one key; compiled as one reduction, without the square."""

@@ -67,11 +67,14 @@ class Group(nn.Module):
     def setup(self):
         self.inner_block = [self.block() for _ in range(self.inner)]
 
-    def __call__(self, x: jax.Array, mask: Mask, deterministic: bool) -> tuple[jax.Array, None]:
+    def __call__(
+        self, x: jax.Array, mask: Mask, deterministic: bool, read: jax.Array | None = None
+    ) -> tuple[jax.Array, None]:
         for block in self.inner_block:
+            rest = (read,) if read is not None and block is self.inner_block[-1] else ()
 
-            def run(block, x):
-                return block(x, mask, deterministic)
+            def run(block, x, rest=rest):
+                return block(x, mask, deterministic, *rest)
 
             x = (nn.remat(run, prevent_cse=not self.scanned) if self.remat else run)(block, x)
         return x, None
@@ -103,11 +106,12 @@ class SharedStack(nn.Module):
             )
         self.group = [kind(self.block, self.inner, self.remat, self.scan) for _ in range(self.groups)]
 
-    def __call__(self, x: jax.Array, mask: Mask, deterministic: bool) -> jax.Array:
-        """x [B, T, D] → [B, T, D]."""
-        for group in self.group:
-            for _ in range(1 if self.scan else self.layers // self.groups):
-                x, _ = group(x, mask, deterministic)
+    def __call__(self, x: jax.Array, mask: Mask, deterministic: bool, read: jax.Array | None = None) -> jax.Array:
+        """x [B, T, D] → [B, T, D], or [B, M, D] of positions `read` [B, M] alone; not of scanned layers."""
+        times = 1 if self.scan else self.layers // self.groups
+        for i in range(self.groups * times):
+            rest = (read,) if read is not None and i == self.groups * times - 1 else ()
+            x, _ = self.group[i // times](x, mask, deterministic, *rest)
         return x
 
 
@@ -126,14 +130,14 @@ class Model(encoder.Encoder):
         if c.head in ("masked_lm", "pretraining"):
             self.lm = PieceTransform(c.embedding_width, c.activation, c.epsilon, **c.numbers())
 
-    def states(self, batch: dict, deterministic: bool) -> jax.Array:
+    def states(self, batch: dict, deterministic: bool, read: jax.Array | None = None) -> jax.Array:
         tokens = batch["tokens"]  # [B, T]
         positions = batch["positions"]  # [B, T]
         segments = batch["segments"]  # [B, T]
         token_types = batch.get("token_types")  # [B, T]
 
         x = self.embeddings(tokens, positions, token_types, deterministic=deterministic)  # [B, T, E]
-        return self.encoder(self.widen(x), Mask(segments, segments), deterministic)  # [B, T, D]
+        return self.encoder(self.widen(x), Mask(segments, segments), deterministic, read)  # [B, T, D] or [B, M, D]
 
     def transform(self, hidden: jax.Array) -> jax.Array:
         return self.lm(hidden)  # [B, M, E]

@@ -67,14 +67,14 @@ class Model(encoder.Encoder):
         if c.head in ("masked_lm", "pretraining"):
             self.lm = PieceTransform(c.width, c.activation, c.epsilon, **c.numbers())
 
-    def states(self, batch: dict, deterministic: bool) -> jax.Array:
+    def states(self, batch: dict, deterministic: bool, read: jax.Array | None = None) -> jax.Array:
         tokens = batch["tokens"]  # [B, T]
         positions = batch["positions"]  # [B, T]
         segments = batch["segments"]  # [B, T]
         token_types = batch.get("token_types")  # [B, T]
 
         x = self.embeddings(tokens, positions, token_types, deterministic=deterministic)  # [B, T, D]
-        return self.encoder(x, Mask(segments, segments), deterministic)
+        return self.encoder(x, Mask(segments, segments), deterministic, read=read)
 
     def transform(self, hidden: jax.Array) -> jax.Array:
         return self.lm(hidden)

@@ -24,6 +24,9 @@ from transformers_jax.layers.projections import Linear
 from transformers_jax.models.output import Encoded, Output, Pretraining, Scores
 
 HEADS = ("none", "masked_lm", "pretraining", "next_sentence", "sequence", "tagging", "span", "multiple_choice")
+FIRST_HEADS = ("pretraining", "next_sentence", "sequence", "multiple_choice")
+LANGUAGE_HEADS = ("masked_lm", "pretraining")
+"""Those that read a row's first position, and those that predict pieces."""
 
 STREAM = ("tokens", "positions", "segments", "token_types", "languages")
 
@@ -74,6 +77,8 @@ class Config:
     def __post_init__(self):
         if self.head not in HEADS:
             raise UserError(f"config.model.head is {self.head!r}; it is one of {', '.join(HEADS)}")
+        if self.layers < 1:
+            raise UserError(f"config.model.layers is {self.layers}; it must be 1 or more")
         if self.activation not in ACTIVATIONS:
             raise UserError(f"config.model.activation is {self.activation!r}; it is one of {', '.join(ACTIVATIONS)}")
 
@@ -106,7 +111,7 @@ class Encoder(nn.Module):
         """The output of `config.head`: `Encoded` for "none", `Output`, `Pretraining`, and `Scores` for all others."""
         groups = batch["tokens"].shape[:-1]  # (B,) or (B, C)
         batch = batch | {name: batch[name].reshape(-1, batch[name].shape[-1]) for name in STREAM if name in batch}
-        hidden = self.encode(batch, deterministic)  # [B · C, T, D]
+        hidden = self.encode(batch, deterministic, self.reads(batch))  # [B · C, T or M, D]
         match self.config.head:
             case "none":
                 pooled = self.pooled(hidden, deterministic) if self.pools and self.config.pooler else None
@@ -135,14 +140,13 @@ class Encoder(nn.Module):
         tag_dropout: before the labels of "tagging"; classifier_dropout if not given.
         """
         c, head = self.config, self.config.head
-        reads_first = head in ("pretraining", "next_sentence", "sequence", "multiple_choice")
-        if pooler and (reads_first or head == "none" and self.pools and c.pooler):
+        if pooler and (head in FIRST_HEADS or head == "none" and self.pools and c.pooler):
             self.pooler = Linear(c.width, ("embed", None), **c.numbers())
         if head in ("pretraining", "next_sentence"):
             self.next_sentence = Linear(2, ("embed", None), **c.numbers())
         if outputs := {"sequence": c.labels, "tagging": c.labels, "span": 2, "multiple_choice": choice}.get(head):
             self.classifier = Linear(outputs, ("embed", None), **c.numbers())
-        if head in ("masked_lm", "pretraining"):
+        if head in LANGUAGE_HEADS:
             zeros = nn.with_logical_partitioning(nn.initializers.zeros, ("vocab",))
             self.lm_bias = self.param("lm_bias", zeros, (c.vocab_size,), c.param_dtype)
         if c.genome:
@@ -151,14 +155,36 @@ class Encoder(nn.Module):
         self.classifier_drop = Dropout(tag_dropout if tagging else c.classifier_dropout)
         self.span_drop = Dropout(c.span_dropout)
 
-    def states(self, batch: dict, deterministic: bool) -> jax.Array:
-        """What comes out of the last block, [B, T, D], for a batch without groups."""
+    def states(self, batch: dict, deterministic: bool, read: jax.Array | None = None) -> jax.Array:
+        """What comes out of the last block, [B, T, D], for a batch without groups; of positions `read` alone, [B, M, D]."""
         raise NotImplementedError
 
-    def encode(self, batch: dict, deterministic: bool = True) -> jax.Array:
-        """Hidden states [B, T, D] of a batch without groups. A genome's cells have their norms in front, so one is added."""
-        hidden = self.states(batch, deterministic)
-        return self.final_norm(hidden) if self.config.genome else hidden
+    def encode(self, batch: dict, deterministic: bool = True, read: jax.Array | None = None) -> jax.Array:
+        """Hidden states [B, T, D] of a batch without groups, or [B, M, D] of its positions `read` [B, M] alone.
+
+        The last block computes no others, unless it is another's, shares its program, or its attention is wanted whole.
+        A genome's cells have their norms in front, so one is added.
+        """
+        whole = self.block or self.config.scan_layers or self.is_mutable_collection("intermediates")
+        hidden = self.states(batch, deterministic, None if whole else read)
+        hidden = self.final_norm(hidden) if self.config.genome else hidden
+        return masked.gather(hidden, read) if whole else hidden
+
+    def reads(self, batch: dict) -> jax.Array | None:
+        """The positions that the head reads: a row's first, then the masked ones, [B, M]; None for all."""
+        head, (rows, length) = self.config.head, batch["tokens"].shape
+        found = [jnp.zeros((rows, 1), jnp.int32)] if head in FIRST_HEADS else []
+        if head in LANGUAGE_HEADS:
+            count = self.predicted(batch)
+            if count == length:
+                return None
+            found.append(masked.masked_positions(batch["weights"], count))
+        return jnp.concatenate(found, axis=1) if found else None
+
+    def predicted(self, batch: dict) -> int:
+        """M: how many positions of a row a masked language model predicts; all where the batch does not say which."""
+        length = batch["tokens"].shape[-1]
+        return masked.predicted(self.config.masked_share, length) if "weights" in batch else length
 
     def table(self) -> jax.Array:
         """The vectors of pieces [V, D] of the softmax over them."""
@@ -169,13 +195,8 @@ class Encoder(nn.Module):
         return hidden
 
     def pieces(self, hidden: jax.Array, batch: dict) -> Output:
-        """The masked language model, of the masked positions alone where the batch says which they are.
-
-        Those are `masked.masked_positions` of batch["weights"] and M, the length of the output.
-        """
-        count = masked.predicted(self.config.masked_share, hidden.shape[1])
-        if "weights" in batch and count < hidden.shape[1]:
-            hidden = masked.gather(hidden, masked.masked_positions(batch["weights"], count))  # [B, M, D]
+        """The masked language model's output for the masked positions, of the hidden states of all that `reads` names."""
+        hidden = hidden[:, -self.predicted(batch) :]  # [B, M, D]
         return Output(self.transform(hidden), self.table(), self.lm_bias.astype(hidden.dtype))
 
     def pooled(self, hidden: jax.Array, deterministic: bool) -> jax.Array:

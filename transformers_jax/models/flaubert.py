@@ -18,6 +18,7 @@ from transformers_jax.errors import UserError
 from transformers_jax.layers.blocks import EncoderBlock, Stack
 from transformers_jax.layers.embeddings import lookup
 from transformers_jax.layers.encoder import Embeddings
+from transformers_jax.layers.masked import gather
 from transformers_jax.layers.masks import Mask
 from transformers_jax.layers.projections import Linear
 from transformers_jax.models import encoder
@@ -65,14 +66,14 @@ class Model(encoder.Encoder):
         if c.head == "multiple_choice":
             self.choice = Linear(1, (None, None), **c.numbers())
 
-    def states(self, batch: dict, deterministic: bool) -> jax.Array:
+    def states(self, batch: dict, deterministic: bool, read: jax.Array | None = None) -> jax.Array:
         tokens = batch["tokens"]  # [B, T]
         positions = batch["positions"]  # [B, T]
         segments = batch["segments"]  # [B, T]
 
         x = self.embeddings(tokens, positions, more=self.kinds(batch), deterministic=deterministic)  # [B, T, D]
-        x = self.encoder(x, Mask(segments, segments), deterministic)
-        return x * (segments > 0)[..., None]
+        x = self.encoder(x, Mask(segments, segments), deterministic, read=read)
+        return x * (gather(segments, read) > 0)[..., None]
 
     def kinds(self, batch: dict) -> jax.Array | None:
         """What languages and token types add to the embeddings, [B, T, D]."""

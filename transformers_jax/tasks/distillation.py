@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 
 from transformers_jax.errors import UserError
-from transformers_jax.layers.masked import aligned
+from transformers_jax.layers.masked import aligned, gather
 from transformers_jax.models.output import Output
 from transformers_jax.tasks import masked_lm
 from transformers_jax.tasks.scoring import LossOnly
@@ -159,7 +159,7 @@ def _over_pieces(model: nn.Module, batch: dict, deterministic: bool) -> tuple[Ou
     """A model's output over pieces, and its last hidden states [B, T, D]: an encoder has a transform between the two."""
     if hasattr(model, "pieces"):
         states = model.encode(batch, deterministic)
-        return model.pieces(states, batch), states
+        return model.pieces(gather(states, model.reads(batch)), batch), states
     output = model(batch, deterministic=deterministic)
     return output, output.hidden
 
