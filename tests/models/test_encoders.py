@@ -136,7 +136,7 @@ def test_masked_language_model_predicts_the_masked_positions_only():
     assert masked.aligned(LENGTH, weights, weights)[0] is weights
 
 
-@pytest.mark.parametrize("kind", MODELS)
+@pytest.mark.parametrize("kind", ["bert", "albert", "flaubert"])
 def test_the_last_block_computes_only_what_the_head_reads(kind):
     model, params = build(kind, "pretraining", masked_share=0.3)
     batch = make_batch([[1] * LENGTH, [1] * 6 + [0] * 2])
@@ -154,7 +154,10 @@ def test_the_last_block_computes_only_what_the_head_reads(kind):
     def total(output):
         return jnp.sum(jnp.sin(output.lm.hidden)) + jnp.sum(jnp.sin(output.next))
 
-    got, wanted = (jax.jit(jax.value_and_grad(lambda p, f=f: total(f(p))))(params) for f in (read, whole))
+    quick = {"xla_backend_optimization_level": 0}
+    got, wanted = (
+        jax.jit(jax.value_and_grad(lambda p, f=f: total(f(p))), compiler_options=quick)(params) for f in (read, whole)
+    )
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4 * max(1, np.abs(b).max())), got, wanted)
     assert flops.count(read, params) < flops.count(whole, params)
     first, its = build(kind, "sequence")

@@ -1,6 +1,6 @@
 """What BERT and its descendants share: the fields of their configs, and the heads.
 
-Axes: B batch rows, C rows of a group, T length, M masked positions, D model width, V vocabulary, L labels.
+Axes: B batch rows, C rows of a group, T length, M positions that are read or masked, D model width, V vocabulary, L labels.
 
 A batch has `tokens`, `positions`, `segments` and, where sentences come in pairs, `token_types`, each [B, T]; or [B, C, T]
 with C rows that belong together, as a question's choices do. Rows may be packed where each position has its own target;
