@@ -14,11 +14,10 @@ from transformers_jax.data.structured_sources import json_example
 from transformers_jax.errors import Unreadable, UserError
 from transformers_jax.inference import Loaded
 from transformers_jax.layers import masked
+from transformers_jax.models.encoder import LANGUAGE_HEADS
 from transformers_jax.models.output import Output, Pretraining
 from transformers_jax.tasks import masked_lm
 
-GAPS = ("masked_lm", "pretraining")
-"""Heads that fill gaps."""
 
 class Form(NamedTuple):
     """How a task reads a line.
@@ -96,7 +95,7 @@ def answerer(there: Loaded, name: str, *, top: int = 5) -> "Answers | Filler":
     Raises:
       UserError: see `Answers` and `Filler`.
     """
-    fills = name == Filler.name or getattr(getattr(there.model, "config", None), "head", "") in GAPS
+    fills = name == Filler.name or getattr(getattr(there.model, "config", None), "head", "") in LANGUAGE_HEADS
     return Filler(there, top) if fills else Answers(there, name)
 
 
@@ -153,7 +152,7 @@ class Filler:
 
     def __init__(self, there: Loaded, top: int):
         head = getattr(there.model.config, "head", "")
-        if head not in GAPS:
+        if head not in LANGUAGE_HEADS:
             raise UserError(f"{there.folder} fills no gaps: its head is {head!r}, not a masked language model's")
         student = getattr(there.model, "student", there.model)  # not its teacher
         self.there, self.top, self._predictors = there._replace(model=student), top, {}

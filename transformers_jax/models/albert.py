@@ -110,8 +110,8 @@ class SharedStack(nn.Module):
         """x [B, T, D] → [B, T, D], or [B, M, D] of positions `read` [B, M] alone; not of scanned layers."""
         times = 1 if self.scan else self.layers // self.groups
         for i in range(self.groups * times):
-            rest = (read,) if read is not None and i == self.groups * times - 1 else ()
-            x, _ = self.group[i // times](x, mask, deterministic, *rest)
+            last = i == self.groups * times - 1
+            x, _ = self.group[i // times](x, mask, deterministic, read if last else None)
         return x
 
 
@@ -127,7 +127,7 @@ class Model(encoder.Encoder):
         block = self.block or functools.partial(EncoderBlock, **c.block_fields())
         self.encoder = SharedStack(block, c.layers, c.groups, c.inner, c.scan_layers, c.remat)
         self.setup_head()
-        if c.head in ("masked_lm", "pretraining"):
+        if c.head in encoder.LANGUAGE_HEADS:
             self.lm = PieceTransform(c.embedding_width, c.activation, c.epsilon, **c.numbers())
 
     def states(self, batch: dict, deterministic: bool, read: jax.Array | None = None) -> jax.Array:

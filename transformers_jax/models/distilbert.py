@@ -54,7 +54,7 @@ class Model(encoder.Encoder):
         block = self.block or functools.partial(EncoderBlock, **c.block_fields())
         self.encoder = Stack(block, c.layers, c.scan_layers, c.remat)
         self.setup_head(tag_dropout=c.dropout)
-        if c.head in ("masked_lm", "pretraining"):
+        if c.head in encoder.LANGUAGE_HEADS:
             self.lm = PieceTransform(c.width, c.activation, c.epsilon, **c.numbers())
 
     def states(self, batch: dict, deterministic: bool, read: jax.Array | None = None) -> jax.Array:
