@@ -2,6 +2,7 @@
 
 import functools
 import json
+import re
 
 import flax.linen as nn
 import jax
@@ -14,6 +15,7 @@ from tiny_training import (
     ROWS,
     SGD,
     STEPS,
+    VOCAB,
     WAYS,
     TinyModel,
     TinyTask,
@@ -26,6 +28,7 @@ from tiny_training import (
 from transformers_jax import parameters
 from transformers_jax.errors import UserError
 from transformers_jax.training import sharding
+from transformers_jax.training import step as steps
 from transformers_jax.training.optimizers import make_optimizer
 from transformers_jax.training.state import create_state
 from transformers_jax.training.step import compile_step, make_eval_step, make_train_step
@@ -170,6 +173,32 @@ def test_half_precision_gradients_are_summed_in_float32():
 
 def test_the_state_is_given_up_and_one_program_serves_all_steps(plain):
     assert plain.given_up and plain.compiled == [1, 0, 0]
+
+
+class Deep(nn.Module):
+    """Three square kernels: each but the first is read again for the gradient of what is below it."""
+
+    @nn.compact
+    def __call__(self, batch, *, deterministic=True):
+        x = jax.nn.one_hot(batch["inputs"], VOCAB)
+        for _ in range(3):
+            x = nn.relu(nn.Dense(VOCAB)(x))
+        return x
+
+
+def test_an_update_writes_over_parameters_without_a_copy_of_them(monkeypatch):
+    state, shardings = create_state(Deep(), TX, make_batch(), one_device(), seed=1)
+    step = make_train_step(Deep(), TinyTask(), TX, seed=2)
+
+    def copies():
+        program = compile_step(step, one_device(), shardings).lower(state, make_batch()).compile()
+        return len(re.findall(rf"= f32\[{VOCAB},{VOCAB}\]\S* copy\(", program.as_text()))
+
+    assert copies() == 0
+    monkeypatch.setattr(steps, "IN_PLACE", {})
+    assert copies() == 2
+    monkeypatch.setattr(steps, "IN_PLACE", {"xla_cpu_no_such_option": True})
+    assert copies() == 2
 
 
 def test_pmap_on_one_device_is_jit(plain):

@@ -32,6 +32,7 @@ from transformers_jax.training.checkpoint import AllDamaged, Checkpoints
 from transformers_jax.training.loop import train
 from transformers_jax.training.optimizers import make_optimizer
 from transformers_jax.training.state import abstract_state, create_state
+from transformers_jax.training.step import known_options
 from transformers_jax.writing import write_whole
 
 SETTINGS = (
@@ -295,9 +296,4 @@ def compiler_options(level: int) -> dict[str, bool | int]:
 
 @functools.cache
 def _sooner() -> dict[str, bool]:
-    """SOONER where XLA has these options, which are not part of JAX's interface."""
-    try:
-        jax.jit(lambda: 0).lower().compile(SOONER)
-    except jax.errors.JaxRuntimeError:
-        return {}
-    return SOONER
+    return known_options(SOONER)

@@ -28,6 +28,9 @@ Step = Callable[[TrainState, dict], tuple[TrainState, Metrics]]
 DEVICES = "devices"
 """The name of the axis that `jax.pmap` maps over."""
 
+IN_PLACE = {"xla_cpu_copy_insertion_use_region_analysis": True}
+"""Options of XLA with which an update without clipping writes over the parameters on CPUs, where it would copy them first."""
+
 
 def make_train_step(
     model: nn.Module,
@@ -166,7 +169,17 @@ def compile_step(
         in_shardings=(state_shardings, sharding.row_sharding(mesh)),
         out_shardings=(state_shardings, copied),
         donate_argnums=0,
+        compiler_options=known_options(IN_PLACE) if mesh.devices.flat[0].platform == "cpu" else None,
     )
+
+
+def known_options(options: dict[str, bool]) -> dict[str, bool]:
+    """Options of a compilation, if XLA has them; none if it does not, for they are not part of JAX's interface."""
+    try:
+        jax.jit(lambda: 0).lower().compile(options)
+    except jax.errors.JaxRuntimeError:
+        return {}
+    return options
 
 
 def compile_eval_step(eval_step: Callable, mesh: Mesh) -> Callable[[Any, Any, dict], Metrics]:
