@@ -173,9 +173,9 @@ def compiled_step(run: Experiment, tx, shardings):
 
 def traced_step(run: Experiment, tx, compiled, state):
     """The jaxpr of the update over a whole batch: that of the program itself, or under pmap of its like under jit."""
-    update = compiled if run.config.training.parallelism == "jit" else update_of(run, tx, "jit")
+    update = compiled if run.config.training.parallelism == "jit" else jax.jit(update_of(run, tx, "jit"))
     with in_context(run):
-        return jax.make_jaxpr(update)(state, run.batch_shapes())
+        return update.trace(state, run.batch_shapes()).jaxpr
 
 
 def make_plan(config, workdir=None) -> plan.Plan:

@@ -28,7 +28,7 @@ def made():
     shapes = state.abstract_state(model, tx, batch, mesh)
     shardings = jax.tree.map(lambda x: x.sharding, shapes)
     train = step.compile_step(step.make_train_step(model, task, tx, seed=0), mesh, shardings, batch)
-    jaxpr = jax.make_jaxpr(train)(shapes, batch)
+    jaxpr = train.trace(shapes, batch).jaxpr
     found = plan.make(train, jaxpr, shapes, batch, mesh, steps=100, peak=1e9)
     return found, model, shapes, batch
 
