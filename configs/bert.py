@@ -7,7 +7,7 @@ Pretraining: python -m experiments.pretrain --config=configs/bert.py:VARIANT --w
 |--------------|-------------------------------------------------------------|-----------------------------------------|
 | `base`       | section 3: 12 layers of 768, a million steps of 256 × 512   | paper: 4 days on 16 TPU chips; not run  |
 | `large`      | 24 layers of 1,024                                          | paper: 4 days on 64 TPU chips; not run  |
-| `quickstart` | 7M parameters on the English Bible, on a laptop             | 40 minutes on a core, perplexity 29     |
+| `quickstart` | 7M parameters on the English Bible, on a laptop             | 6 to 40 minutes, perplexity 27 to 29    |
 | `tiny`       | seconds on a CPU, for tests: files given                    | none                                    |
 
 Finetuning, section 4, three epochs each: python -m experiments.finetune --config=configs/bert.py:VARIANT --workdir=DIR
