@@ -154,7 +154,8 @@ def compile_step(
 
     Returns:
       A function of (state, batch), which compiles once a batch shape. Its `.lower(state, batch).compile()` gives the
-      program without running it, from ShapeDtypeStructs too.
+      program without running it, from ShapeDtypeStructs too. Under jit its `.trace(state, batch).jaxpr` says what it computes;
+      no other traced function may call it, since it has options of its own.
 
     Raises:
       UserError: the batch does not divide, or pmap is asked for a mesh that splits parameters or for several processes.
