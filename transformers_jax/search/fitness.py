@@ -6,7 +6,6 @@ A process makes one `Trainer`, which shares tokenizer, encoded batches and valid
 candidate learns is a function of config, seed, genome and unit, whichever process trains it, and whatever came before.
 """
 
-import functools
 import itertools
 import json
 import math
@@ -291,9 +290,4 @@ def compiled(lowered):
 
 def compiler_options(level: int) -> dict[str, bool | int]:
     """LLVM's level of optimization, and what is SOONER on CPUs."""
-    return {"xla_backend_optimization_level": level} | (_sooner() if jax.default_backend() == "cpu" else {})
-
-
-@functools.cache
-def _sooner() -> dict[str, bool]:
-    return known_options(SOONER)
+    return {"xla_backend_optimization_level": level} | (known_options(**SOONER) if jax.default_backend() == "cpu" else {})

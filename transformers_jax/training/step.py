@@ -170,11 +170,12 @@ def compile_step(
         in_shardings=(state_shardings, sharding.row_sharding(mesh)),
         out_shardings=(state_shardings, copied),
         donate_argnums=0,
-        compiler_options=known_options(IN_PLACE) if mesh.devices.flat[0].platform == "cpu" else None,
+        compiler_options=known_options(**IN_PLACE) if mesh.devices.flat[0].platform == "cpu" else None,
     )
 
 
-def known_options(options: dict[str, bool]) -> dict[str, bool]:
+@functools.cache
+def known_options(**options: bool) -> dict[str, bool]:
     """Options of a compilation, if XLA has them; none if it does not, for they are not part of JAX's interface."""
     try:
         jax.jit(lambda: 0).lower().compile(options)
