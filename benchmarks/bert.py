@@ -38,7 +38,7 @@ class Labels:
     def loss(self, output, batch, *, train: bool):
         import jax.numpy as jnp
 
-        from transformers_jax.training.losses import label_sums
+        from transformers_jax.layers.losses import label_sums
 
         sums = label_sums(output.logits, batch["label"], jnp.ones_like(batch["label"]))
         return sums.loss, sums.weight, {}
@@ -80,13 +80,12 @@ class Ours:
 
         from transformers_jax import models
         from transformers_jax.planning import flops
-        from transformers_jax.training import sharding
         from transformers_jax.training.optimizers import make_optimizer
         from transformers_jax.training.state import create_state
         from transformers_jax.training.step import compile_step, make_train_step
 
         jax.config.update("jax_default_prng_impl", "rbg")
-        self.mesh = sharding.make_mesh({})
+        self.mesh = make_mesh({})
         self.model = models.build({"name": "bert", "head": "sequence", "labels": 2}, 30_522)
         options = {"name": "adamw", "schedule": "constant", "learning_rate": 1e-5, "weight_decay": 0.01}
         tx, _ = make_optimizer(options, 1000)
@@ -108,8 +107,8 @@ class Ours:
         """Seconds a training step, and an inference of 1 and of 32 rows."""
         import jax
 
-        from transformers_jax.inference import Predictor
-        from transformers_jax.training.sharding import global_batch
+        from transformers_jax.inference.predictor import Predictor
+        from transformers_jax.mesh import global_batch
 
         batch = global_batch(self.batch, self.mesh)
 

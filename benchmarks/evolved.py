@@ -69,10 +69,11 @@ def speed(data: Path, folder: Path) -> dict:
 
 def compiled(name: str, data: Path, folder: Path):
     """(state, compiled step, iterator of batches on the device, number of parameters) of one model."""
-    from transformers_jax import configuration, pretraining
-    from transformers_jax.experiment import Experiment
-    from transformers_jax.planning import parameters
-    from transformers_jax.training import sharding
+    from transformers_jax import config as configuration
+    from transformers_jax.mesh import global_batch
+    from transformers_jax.planning import counts
+    from transformers_jax.runs import train as pretraining
+    from transformers_jax.runs.experiment import Experiment
 
     config = configuration.load(f"{runs.REPOSITORY}/configs/{name}.py:multi30k")
     learned = folder / "tokenizer.json"
@@ -82,13 +83,13 @@ def compiled(name: str, data: Path, folder: Path):
     run = Experiment(config, None)
     run.tokenizer.save(learned)
     state, step = runs.compiled(run)
-    batches = (sharding.global_batch(batch, run.mesh) for batch in run.train_iterator())
+    batches = (global_batch(batch, run.mesh) for batch in run.train_iterator())
 
     def in_context(state, batch):
         with pretraining.in_context(run):
             return step(state, batch)
 
-    return state, in_context, batches, parameters.count(state.params)
+    return state, in_context, batches, counts.count(state.params)
 
 
 def taken(tokenizer: Path) -> list[str]:

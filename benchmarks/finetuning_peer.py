@@ -17,11 +17,12 @@ import optax
 import torch
 import transformers
 
-from transformers_jax import configuration
-from transformers_jax.evaluation import Scorer
-from transformers_jax.experiment import Experiment
-from transformers_jax.interchange import huggingface, initial
-from transformers_jax.pretraining import first_state
+from transformers_jax import config as configuration
+from transformers_jax.interchange import huggingface
+from transformers_jax.runs import initialise
+from transformers_jax.runs.evaluate import Scorer
+from transformers_jax.runs.experiment import Experiment
+from transformers_jax.runs.train import first_state
 from transformers_jax.training.optimizers import make_optimizer
 
 CLASSES = {
@@ -98,7 +99,7 @@ def validated(model, run: Experiment, scorer: Scorer) -> dict:
     """The task's scores on the validation split, of the model as `transformers` saves it."""
     with tempfile.TemporaryDirectory() as folder:
         model.save_pretrained(Path(folder))
-        params = initial.initial(folder, run.model)
+        params = initialise.initial(folder, run.model)
     return run.task.validate(scorer, {"params": params, "model_state": {}}, 0)
 
 

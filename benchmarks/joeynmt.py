@@ -178,8 +178,8 @@ def joeynmt_decoding(peer: Path, folder: Path, limit: int) -> float:
 
 def our_decoding(data: Path, workdir: Path, options: dict) -> float:
     """Seconds for the same by our decoder; the end piece is one that no model gives."""
-    from transformers_jax import configuration
-    from transformers_jax.experiment import Experiment
+    from transformers_jax import config as configuration
+    from transformers_jax.runs.experiment import Experiment
 
     run = Experiment(configuration.read(workdir), workdir)
     run.tokenizer.encode("")

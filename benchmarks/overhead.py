@@ -58,9 +58,10 @@ def first_step(data: Path, workdir: Path) -> float:
 
 def steady(workdir: Path) -> tuple[list[float], list[float]]:
     """Seconds a step of the loop, and of the bare step, turn by turn."""
-    from transformers_jax import configuration, pretraining
-    from transformers_jax.experiment import Experiment
-    from transformers_jax.training import sharding
+    from transformers_jax import config as configuration
+    from transformers_jax.mesh import global_batch
+    from transformers_jax.runs import train as pretraining
+    from transformers_jax.runs.experiment import Experiment
     from transformers_jax.training.loop import train
 
     run = Experiment(configuration.read(workdir), workdir)
@@ -68,7 +69,7 @@ def steady(workdir: Path) -> tuple[list[float], list[float]]:
     iterator = run.train_iterator()
 
     def to_device(batch):
-        return sharding.global_batch(batch, run.mesh)
+        return global_batch(batch, run.mesh)
 
     loop, bare = [], []
     with pretraining.in_context(run):

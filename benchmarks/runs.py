@@ -39,7 +39,7 @@ def compiled(run):
     """(first state, compiled step) of an experiment."""
     import jax
 
-    from transformers_jax import pretraining
+    from transformers_jax.runs import train as pretraining
     from transformers_jax.training.optimizers import make_optimizer
     from transformers_jax.training.state import create_state
 

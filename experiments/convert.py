@@ -11,7 +11,7 @@ from pathlib import Path
 from absl import flags
 
 from experiments import launch
-from transformers_jax import configuration
+from transformers_jax import config as configuration
 from transformers_jax.errors import UserError
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
@@ -22,7 +22,7 @@ flags.DEFINE_string("to", None, "what is written: a new folder", flag_values=FLA
 
 
 def main(args, config) -> None:
-    from transformers_jax.interchange.conversion import convert
+    from transformers_jax.runs.convert import convert
 
     for name, meaning in ("from", "what is read"), ("to", "the folder to write"):
         if not args[name].value:

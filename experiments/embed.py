@@ -29,7 +29,7 @@ flags.DEFINE_integer("max_length", None, "pieces of a text that are read", 3, fl
 
 
 def main(args, config) -> None:
-    from transformers_jax import sentences
+    from transformers_jax.inference import embeddings
 
     if not args.init_from:
         raise UserError("--init_from is missing: give a folder of Hugging Face's, a workdir, or a name on the hub")
@@ -38,13 +38,13 @@ def main(args, config) -> None:
     if sum(map(bool, (args.nearest, args.similarity_file, args.summary))) > 1:
         raise UserError("--nearest, --similarity_file and --summary are three things: give one")
     changes = {n: args[n].value for n in ("pooling", "normalise", "max_length") if args[n].value is not None}
-    embed = sentences.Embedder.of(args.init_from, **changes)
+    embed = embeddings.Embedder.of(args.init_from, **changes)
     if args.similarity_file:
         print(json.dumps(similarity(embed, args.similarity_file)))
     elif args.summary:
         text = "\n".join(lines.decoded(sys.stdin.buffer))
-        parts = sentences.sentences_of(text)
-        print(*sentences.summary(parts, embed(parts), args.summary) if parts else (), sep="\n")
+        parts = embeddings.sentences_of(text)
+        print(*embeddings.summary(parts, embed(parts), args.summary) if parts else (), sep="\n")
     else:
         answer = search(embed, args.corpus, args.nearest) if args.nearest else vectors_of(embed)
         for block in lines.blocks_of_input():
@@ -65,8 +65,8 @@ def vectors_of(embed):
 
 def search(embed, corpus: str, count: int):
     """Lines → {"text", "nearest": [{"line", "text", "similarity"}, …]} of each; lines of the corpus count from 1."""
-    from transformers_jax import sentences
-    from transformers_jax.data.files import filled
+    from transformers_jax.data.text.lines import filled
+    from transformers_jax.inference import embeddings
 
     there = filled(corpus, "--corpus")
     numbers = [i for i in range(len(there)) if there[i].strip()]
@@ -74,7 +74,7 @@ def search(embed, corpus: str, count: int):
     vectors = embed(texts)
 
     def answer(block: list[str]) -> list[dict]:
-        found = sentences.nearest(embed(block), vectors, count)
+        found = embeddings.nearest(embed(block), vectors, count)
         shown = [
             [{"line": numbers[i] + 1, "text": texts[i], "similarity": round(s, 4)} for i, s in best] if text.strip() else []
             for text, best in zip(block, found, strict=True)
@@ -88,14 +88,14 @@ def similarity(embed, path: str) -> dict:
     """How the cosine of two sentences follows the scores of a file."""
     from ml_collections import ConfigDict
 
-    from transformers_jax import sentences
     from transformers_jax.data import sources
-    from transformers_jax.tasks.metrics import pearson, spearman
+    from transformers_jax.inference import embeddings
+    from transformers_jax.tasks.parts.metrics import pearson, spearman
 
     columns = ("score", "first", "second")
     pairs = sources.open_source(ConfigDict({"source": "tsv", "test": path, "columns": columns}), "test")
     scores, first, second = ([pair[name] for pair in pairs] for name in columns)
-    found = sentences.paired_cosine(embed(first), embed(second))
+    found = embeddings.paired_cosine(embed(first), embed(second))
     return {"spearman": spearman(scores, found), "pearson": pearson(scores, found), "pairs": len(scores)}
 
 

@@ -18,8 +18,8 @@ flags.DEFINE_integer("step", None, "one checkpoint, by its step", flag_values=FL
 
 
 def main(args, config) -> None:
-    from transformers_jax.evaluation import evaluate
-    from transformers_jax.experiment import Experiment
+    from transformers_jax.runs.evaluate import evaluate
+    from transformers_jax.runs.experiment import Experiment
 
     scores, samples = evaluate(Experiment(config, args.workdir), args.split, average=args.average, step=args.step)
     for sample in samples[:: max(1, len(samples) // max(1, args.samples))][: args.samples]:

@@ -15,7 +15,7 @@ from pathlib import Path
 from absl import flags
 
 from experiments import launch
-from transformers_jax import configuration
+from transformers_jax import config as configuration
 from transformers_jax.errors import UserError
 
 FLAGS = launch.flags_of(config="file")
@@ -24,11 +24,11 @@ flags.DEFINE_bool("dry_run", False, "print what the run would take; launch and w
 
 
 def main(args, config) -> None:
-    from transformers_jax import pretraining
-    from transformers_jax.experiment import Experiment
-    from transformers_jax.finetuning import adoption
-    from transformers_jax.finetuning import sweep as sweeps
     from transformers_jax.planning import plan
+    from transformers_jax.runs import adoption
+    from transformers_jax.runs import sweep as sweeps
+    from transformers_jax.runs import train as pretraining
+    from transformers_jax.runs.experiment import Experiment
 
     if not args.init_from:
         raise UserError("--init_from is missing: give the pretrained weights; experiments.pretrain begins from nothing")

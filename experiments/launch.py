@@ -26,7 +26,7 @@ from pathlib import Path
 from absl import flags
 from ml_collections import ConfigDict
 
-from transformers_jax import configuration
+from transformers_jax import config as configuration
 from transformers_jax.errors import UserError
 
 BEGAN = time.monotonic()

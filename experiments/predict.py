@@ -35,17 +35,17 @@ flags.DEFINE_integer("step", None, "one checkpoint, by its step", flag_values=FL
 
 
 def main(args, config) -> None:
-    from transformers_jax import answers, inference
-    from transformers_jax.experiment import Experiment
+    from transformers_jax.inference import answers, predictor
+    from transformers_jax.runs.experiment import Experiment
 
     if bool(args.workdir) == bool(args.init_from):
         raise UserError("give one of --workdir and --init_from")
     if args.init_from:
         if args.task != "fill_mask":
             raise UserError("--init_from is for --task=fill_mask; give --workdir of a run that experiments.finetune has made")
-        there = inference.loaded(args.init_from)
+        there = predictor.loaded(args.init_from)
     else:
-        there = inference.trained(Experiment(config, args.workdir), average=args.average, step=args.step)
+        there = predictor.trained(Experiment(config, args.workdir), average=args.average, step=args.step)
     answer = answers.answerer(there, args.task or config.task.name, top=args.top)
     number = 0
     for block in lines.blocks_of_input():

@@ -14,8 +14,8 @@ flags.DEFINE_bool("dry_run", False, "print what the run would take; launch and w
 
 
 def main(args, config) -> None:
-    from transformers_jax import pretraining
     from transformers_jax.planning import plan
+    from transformers_jax.runs import train as pretraining
 
     if args.dry_run:
         plan.show(pretraining.make_plan(config, args.workdir))

@@ -15,29 +15,29 @@ flags.DEFINE_string("sentences", None, "an encoder: file with sentences of that 
 
 def main(args, config) -> None:
     from transformers_jax.reporting.report import make_report
-    from transformers_jax.reporting.search import is_search
+    from transformers_jax.reporting.search_pictures import is_search
 
     print(make_report(args.workdir, **({} if is_search(args.workdir) else pictures_of(args, config))))
 
 
 def pictures_of(args, config) -> dict:
     """What a trained model can be asked for: attention, and of an encoder a word's vectors. Without a model, nothing."""
-    from transformers_jax.data.files import filled
-    from transformers_jax.evaluation import attention_example
-    from transformers_jax.experiment import Experiment
-    from transformers_jax.reporting import encoder
+    from transformers_jax.data.text.lines import filled
+    from transformers_jax.reporting import word_vectors
+    from transformers_jax.runs.evaluate import attention_example
+    from transformers_jax.runs.experiment import Experiment
 
     texts = filled(args.sentences, "--sentences") if args.sentences else None
     found = {}
     try:
         run = Experiment(config, args.workdir)
-        if not encoder.is_encoder(run):
+        if not word_vectors.is_encoder(run):
             if args.word or args.sentences:
                 raise UserError(f"--word and --sentences are for encoders; {args.workdir} holds none")
             return {"attention": attention_example(run)}
         found["positions"] = False  # they are learned
-        found["attention"] = encoder.attention_example(run)
-        found["word"] = encoder.word_example(run, args.word, texts)
+        found["attention"] = word_vectors.attention_example(run)
+        found["word"] = word_vectors.word_example(run, args.word, texts)
     except UserError as error:
         if args.word or args.sentences:
             raise

@@ -23,7 +23,7 @@ flags.DEFINE_integer("step", None, "one checkpoint, by its step", flag_values=FL
 
 
 def main(args, config) -> None:
-    from transformers_jax.experiment import Experiment
+    from transformers_jax.runs.experiment import Experiment
 
     run = Experiment(config, args.workdir)
     changes = {name: args[name].value for name in ("method", "beam_size", "alpha") if args[name].value is not None}

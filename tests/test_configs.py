@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 from absl import flags
 
-from transformers_jax import configuration, models, tasks
+from transformers_jax import config as configuration
+from transformers_jax import models, tasks
 from transformers_jax.batch import FIELDS
 from transformers_jax.errors import UserError
-from transformers_jax.planning import parameters
+from transformers_jax.planning import counts
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 TRANSFORMER = str(CONFIGS / "transformer.py")
@@ -106,7 +107,7 @@ def test_parameter_counts(name):
     config = configuration.load(f"{CONFIGS / file}.py:{variant}")
     model = model_of(config)
     batch = {name: np.zeros((1, 2)[: len(field.axes)], field.dtype) for name, field in FIELDS.items()}
-    assert parameters.count(parameters.shapes(model, batch)["params"]) == PARAMETERS[name]
+    assert counts.count(counts.shapes(model, batch)["params"]) == PARAMETERS[name]
 
 
 def test_every_config_file_is_pinned():

@@ -15,7 +15,7 @@ from real_data import REPOSITORY, shared_data
 
 from transformers_jax import batch as contract
 from transformers_jax.data import sources
-from transformers_jax.data.assembly import Encoded, Shape, assemble
+from transformers_jax.data.collate import Encoded, Shape, assemble
 from transformers_jax.data.pipeline import batch_shapes, eval_batches, fill, train_iterator
 from transformers_jax.errors import UserError
 

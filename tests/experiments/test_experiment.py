@@ -6,11 +6,13 @@ import pytest
 from launching import REPOSITORY
 from processes import finish, free_port, start
 
-from transformers_jax import checks, configuration, models, tasks
-from transformers_jax.data.learning import placeholder
+from transformers_jax import config as configuration
+from transformers_jax import models, tasks
+from transformers_jax.data.text.train_tokenizer import placeholder
 from transformers_jax.decoding.decoder import LENGTHS
 from transformers_jax.errors import UserError
-from transformers_jax.experiment import Experiment
+from transformers_jax.runs import checks
+from transformers_jax.runs.experiment import Experiment
 
 CONFIGS = REPOSITORY / "configs"
 

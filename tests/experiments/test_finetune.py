@@ -11,11 +11,11 @@ from real_data import shared_data
 
 from configs import bert
 from experiments import evaluate, finetune, pretrain
-from transformers_jax import configuration, parameters
-from transformers_jax.data.tokenizer import Tokenizer
-from transformers_jax.finetuning import adoption
+from transformers_jax import config as configuration
+from transformers_jax import parameters
+from transformers_jax.data.text.tokenizer import Tokenizer
 from transformers_jax.interchange import huggingface
-from transformers_jax.reporting import glue
+from transformers_jax.runs import adoption, glue
 from transformers_jax.training.checkpoint import Checkpoints
 
 STEPS = ["--config.training.steps=2", "--config.data.batch_size=4", "--config.data.workers=0"]
@@ -143,7 +143,7 @@ def test_begins_with_the_pretrained_numbers_or_afresh(encoder, sentences, tmp_pa
 @pytest.fixture
 def folder(encoder, tmp_path):
     """The pretrained model as a folder of `transformers`."""
-    from transformers_jax.experiment import Experiment
+    from transformers_jax.runs.experiment import Experiment
 
     run, path = Experiment(configuration.read(encoder), encoder), tmp_path / "folder"
     fields = dict(run.config.model) | {"vocab_size": run.tokenizer.vocab_size, "head": "pretraining"}

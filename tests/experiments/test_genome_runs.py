@@ -5,8 +5,8 @@ import json
 from launching import call, command, fails, metrics
 
 from experiments import pretrain, translate
-from transformers_jax import configuration
-from transformers_jax.search.genome import EVOLVED_TRANSFORMER, replace
+from transformers_jax import config as configuration
+from transformers_jax.genomes.genome import EVOLVED_TRANSFORMER, replace
 
 GENOME = replace(EVOLVED_TRANSFORMER, {"encoder_cells": 1, "decoder_cells": 1, "encoder.1.right.layer": "light7r4"})
 

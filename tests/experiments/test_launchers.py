@@ -12,8 +12,8 @@ from launching import REPOSITORY, call, command, content, fails, finish, metrics
 
 from experiments import evaluate, launch, pretrain, report, translate
 from experiments import lines as line_blocks
-from transformers_jax import configuration
-from transformers_jax.writing import locked
+from transformers_jax import config as configuration
+from transformers_jax.files import locked
 
 # -- a run -------------------------------------------------------------------------------------------------------------
 

@@ -7,8 +7,8 @@ import pytest
 from launching import REPOSITORY, command, content, fails, metrics
 
 from experiments import embed, evaluate, predict, pretrain, report, translate
-from transformers_jax import configuration
-from transformers_jax.writing import locked
+from transformers_jax import config as configuration
+from transformers_jax.files import locked
 
 CONFIGS = REPOSITORY / "configs"
 

@@ -8,11 +8,11 @@ import pytest
 from launching import REPOSITORY, call, fails
 
 from experiments import finetune, launch, predict
-from transformers_jax import configuration
-from transformers_jax.answers import example_of
+from transformers_jax import config as configuration
 from transformers_jax.errors import UserError
-from transformers_jax.experiment import Experiment
+from transformers_jax.inference.answers import example_of
 from transformers_jax.interchange import huggingface
+from transformers_jax.runs.experiment import Experiment
 
 PASSAGE = "The  “module” object, it's said, has a name — naïve as it is; the name is bound in line 12 of the file. 🙂 Thus."
 

@@ -6,7 +6,7 @@ import pytest
 from launching import REPOSITORY, call, fails, finish, start
 
 from experiments import report
-from transformers_jax.search.genome import from_json
+from transformers_jax.genomes.genome import from_json
 from transformers_jax.search.population import Population
 
 SMALL = ("search.population=1", "search.children=1", "search.steps=(2,)", "search.final_seeds=0")

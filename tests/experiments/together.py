@@ -9,12 +9,14 @@ from pathlib import Path
 import jax
 from launching import REPOSITORY
 
-from transformers_jax import configuration, experiment, pretraining
-from transformers_jax.data.learning import placeholder
+from transformers_jax import config as configuration
+from transformers_jax.data.text.train_tokenizer import placeholder
 from transformers_jax.errors import UserError
-from transformers_jax.experiment import Experiment
+from transformers_jax.files import locked
 from transformers_jax.planning import plan
-from transformers_jax.writing import locked
+from transformers_jax.runs import experiment
+from transformers_jax.runs import train as pretraining
+from transformers_jax.runs.experiment import Experiment
 
 
 def together(index, port, workdir, text):

@@ -11,9 +11,9 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from transformers_jax import models, parameters
-from transformers_jax.data.tokenizer import learn_bpe
+from transformers_jax.data.text.tokenizer import learn_bpe
 from transformers_jax.errors import UserError
-from transformers_jax.interchange import huggingface, layers, weights
+from transformers_jax.interchange import huggingface, stacking, weights
 from transformers_jax.models import name_map
 from transformers_jax.models.name_map import Head, NameMap, Row, linear
 
@@ -83,7 +83,7 @@ def test_stacked_layers_are_the_same_leaves(tmp_path):
     _, separate, _ = huggingface.load(tmp_path)
     kernels = [separate["encoder"][f"layer_{i}"]["block"]["feed_forward"]["expand"]["kernel"] for i in range(2)]
     np.testing.assert_array_equal(params["encoder"]["layer"]["block"]["feed_forward"]["expand"]["kernel"], kernels)
-    same(params, parameters.nest(layers.arranged(parameters.flat(separate), parameters.flat(params))))
+    same(params, parameters.nest(stacking.arranged(parameters.flat(separate), parameters.flat(params))))
 
 
 def test_labels_have_their_names(tmp_path):

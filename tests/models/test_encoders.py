@@ -11,12 +11,12 @@ import pytest
 
 from transformers_jax import models
 from transformers_jax.errors import UserError
-from transformers_jax.layers import masked
+from transformers_jax.genomes import cell
+from transformers_jax.genomes.genome import EVOLVED_TRANSFORMER, replace
+from transformers_jax.layers import gather as masked
 from transformers_jax.layers.blocks import EncoderBlock
 from transformers_jax.models.encoder import HEADS
 from transformers_jax.planning import flops
-from transformers_jax.search import cell
-from transformers_jax.search.genome import EVOLVED_TRANSFORMER, replace
 
 VOCAB, LENGTH = 31, 8
 SIZES = dict(width=12, num_heads=2, hidden=48, layers=2, max_length=12, labels=3)

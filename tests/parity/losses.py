@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from parity.case import Case, differentiate, differentiate_torch, normal
 
-from transformers_jax.training.losses import cross_entropy
+from transformers_jax.layers.losses import cross_entropy
 
 B, T, D, V, PAD = 3, 7, 6, 13, 0
 LENGTHS = (7, 4, 1)

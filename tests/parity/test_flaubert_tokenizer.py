@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import tokenizers
 
-from transformers_jax import sentences
-from transformers_jax.data import bible, moses
-from transformers_jax.data.tokenizer import Tokenizer
+from transformers_jax.data.text import bible, moses
+from transformers_jax.data.text.tokenizer import Tokenizer
+from transformers_jax.inference import embeddings
 from transformers_jax.interchange import tokenizers as files
 
 pytestmark = pytest.mark.slow
@@ -84,4 +84,4 @@ def test_same_vectors_of_texts(tmp_path):
     with torch.no_grad():
         hidden, real = model(**batch).last_hidden_state, batch["attention_mask"][..., None].float()
     wanted = torch.nn.functional.normalize((hidden * real).sum(1) / real.sum(1), dim=-1).numpy()
-    np.testing.assert_allclose(sentences.Embedder.of(str(tmp_path))(texts), wanted, atol=1e-4)
+    np.testing.assert_allclose(embeddings.Embedder.of(str(tmp_path))(texts), wanted, atol=1e-4)

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from real_data import shared_data
 
-from transformers_jax import sentences
-from transformers_jax.data.files import Lines
-from transformers_jax.tasks.metrics import spearman
+from transformers_jax.data.text.lines import Lines
+from transformers_jax.inference import embeddings
+from transformers_jax.tasks.parts.metrics import spearman
 
 pytestmark = pytest.mark.slow
 
@@ -49,7 +49,7 @@ def theirs(folder):
 
 @pytest.fixture(scope="module")
 def ours(folder):
-    return sentences.Embedder.of(str(folder))
+    return embeddings.Embedder.of(str(folder))
 
 
 def test_recipe_is_that_of_the_folder(ours):
@@ -68,6 +68,6 @@ def test_similarity_of_real_pairs_is_equal(ours, theirs):
     scores, texts = [float(score) for score in scores], list(first + second)
     both = [make(texts) for make in (ours, theirs)]
     np.testing.assert_allclose(both[0], both[1], atol=1e-4)
-    found, wanted = (spearman(scores, sentences.paired_cosine(v[: len(first)], v[len(first) :])) for v in both)
+    found, wanted = (spearman(scores, embeddings.paired_cosine(v[: len(first)], v[len(first) :])) for v in both)
     print(f"Spearman of {len(scores)} pairs: ours {found:.5f}, PyTorch's {wanted:.5f}")
     assert round(found, 3) == round(wanted, 3) and found > 0.5

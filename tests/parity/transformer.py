@@ -14,7 +14,7 @@ from parity.attention import attention_weights, seen_by
 from parity.case import Case, differentiate, differentiate_torch, draw_parameters, variables
 
 from transformers_jax import models
-from transformers_jax.training.losses import cross_entropy
+from transformers_jax.layers.losses import cross_entropy
 
 D, N, HIDDEN, L, V, SMOOTHING = 8, 2, 12, 2, 11, 0.1
 SEGMENTS = {"source": [[1, 1, 1, 2, 2, 0], [1, 1, 1, 1, 0, 0]], "target": [[1, 1, 2, 2, 2], [1, 1, 1, 0, 0]]}

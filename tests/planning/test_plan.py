@@ -6,8 +6,9 @@ import pytest
 
 from transformers_jax import models, tasks
 from transformers_jax.batch import FIELDS
-from transformers_jax.planning import flops, parameters, plan
-from transformers_jax.training import sharding, state, step
+from transformers_jax.mesh import make_mesh, row_sharding
+from transformers_jax.planning import counts, flops, plan
+from transformers_jax.training import state, step
 
 ROWS, LENGTH, VOCAB = 4, 8, 64
 
@@ -20,9 +21,9 @@ class Tokenizer:
 def made():
     fields = dict(name="transformer", width=16, num_heads=2, hidden=32, encoder_layers=1, decoder_layers=1)
     model, task = models.build(fields, VOCAB), tasks.build({"name": "translation"}, Tokenizer())
-    mesh, tx = sharding.make_mesh({}), optax.adam(1e-3)
+    mesh, tx = make_mesh({}), optax.adam(1e-3)
     batch = {
-        name: jax.ShapeDtypeStruct((ROWS, LENGTH), field.dtype, sharding=sharding.row_sharding(mesh))
+        name: jax.ShapeDtypeStruct((ROWS, LENGTH), field.dtype, sharding=row_sharding(mesh))
         for name, field in FIELDS.items()
     }
     shapes = state.abstract_state(model, tx, batch, mesh)
@@ -35,11 +36,11 @@ def made():
 
 def test_counts(made):
     found, model, shapes, batch = made
-    assert sum(found.parameters.values()) == parameters.count(shapes.params)
+    assert sum(found.parameters.values()) == counts.count(shapes.params)
     assert found.positions == ROWS * LENGTH
     assert found.devices == 1 and found.mesh == {"data": 1, "fsdp": 1, "tensor": 1}
     assert found.attention == "xla"
-    assert found.memory.state == 3 * parameters.bytes_of(shapes.params) + 2 * 4  # Adam: two moments; two counters
+    assert found.memory.state == 3 * counts.bytes_of(shapes.params) + 2 * 4  # Adam: two moments; two counters
 
 
 def test_step_costs_three_forward_passes(made):

@@ -10,7 +10,7 @@ from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 from transformers_jax import models
 from transformers_jax.batch import FIELDS
-from transformers_jax.planning import flops, memory, parameters, peak
+from transformers_jax.planning import counts, flops, memory, peak
 
 A = jax.ShapeDtypeStruct((4, 8), jnp.float32)
 B = jax.ShapeDtypeStruct((8, 16), jnp.float32)
@@ -80,7 +80,7 @@ def test_transformer_forward(scan_layers):
     axes = {"B": rows, "S": source, "T": target}
     batch = {n: jax.ShapeDtypeStruct([axes[a] for a in f.axes], f.dtype) for n, f in FIELDS.items()}
     model = transformer(scan_layers)
-    variables = parameters.shapes(model, batch)
+    variables = counts.shapes(model, batch)
     attention, feed = 4 * width**2, 2 * width * hidden
     encoder = 2 * (source * (attention + feed) + 2 * source**2 * width)
     decoder = 3 * (target * (attention + feed + attention // 2) + source * attention // 2)
@@ -91,12 +91,12 @@ def test_transformer_forward(scan_layers):
 
 def test_parameters_by_module_sum_to_all():
     batch = {name: np.zeros((1, 2), np.int32) for name in FIELDS}
-    params = parameters.shapes(transformer(True), batch)["params"]
+    params = counts.shapes(transformer(True), batch)["params"]
     for depth in (1, 2, 5):
-        assert sum(parameters.by_module(params, depth).values()) == parameters.count(params)
-    assert {"encoder", "decoder", "embedding"} <= set(parameters.by_module(params))
-    assert parameters.by_module(params)["embedding"] == 50 * 16
-    assert parameters.bytes_of(params) == 4 * parameters.count(params)
+        assert sum(counts.by_module(params, depth).values()) == counts.count(params)
+    assert {"encoder", "decoder", "embedding"} <= set(counts.by_module(params))
+    assert counts.by_module(params)["embedding"] == 50 * 16
+    assert counts.bytes_of(params) == 4 * counts.count(params)
 
 
 def test_memory_counts_one_device_s_share():

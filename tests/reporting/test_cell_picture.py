@@ -5,8 +5,7 @@ import collections
 import numpy as np
 import pytest
 
-from transformers_jax.reporting.cell import draw_cell, genome_of, layer_name, plan
-from transformers_jax.search.genome import (
+from transformers_jax.genomes.genome import (
     EVOLVED_TRANSFORMER,
     TRANSFORMER,
     InvalidGenome,
@@ -14,7 +13,8 @@ from transformers_jax.search.genome import (
     random_genome,
     unused_states,
 )
-from transformers_jax.search.vocabulary import DECODER_LAYERS
+from transformers_jax.genomes.vocabulary import DECODER_LAYERS
+from transformers_jax.reporting.cell_picture import draw_cell, genome_of, layer_name, plan
 
 pytest.importorskip("matplotlib")
 Image = pytest.importorskip("PIL.Image")  # comes with matplotlib

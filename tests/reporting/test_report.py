@@ -18,8 +18,8 @@ from transformers_jax.reporting import attention as attention_module
 from transformers_jax.reporting.attention import Attention, attention_of, attention_weights, encoder_decoder_layers
 from transformers_jax.reporting.curves import running_mean
 from transformers_jax.reporting.pictures import draw_attention, panels_beside, shift_matrix, shorten
-from transformers_jax.reporting.record import read_lines, read_record
 from transformers_jax.reporting.report import make_report
+from transformers_jax.runs.record import read_lines, read_record
 
 pytest.importorskip("matplotlib")
 Image = pytest.importorskip("PIL.Image")  # comes with matplotlib

@@ -9,13 +9,14 @@ import numpy as np
 import pytest
 
 from transformers_jax.errors import UserError
-from transformers_jax.reporting import search, search_page
+from transformers_jax.genomes.cell import count_parameters
+from transformers_jax.genomes.genome import TRANSFORMER, InvalidGenome, fields, from_json, replace
+from transformers_jax.reporting import search_page
+from transformers_jax.reporting import search_pictures as pictures
 from transformers_jax.reporting.report import make_report
 from transformers_jax.search import hurdles as hurdling
 from transformers_jax.search import summary
-from transformers_jax.search.cell import count_parameters
 from transformers_jax.search.evolution import Evolution, Options
-from transformers_jax.search.genome import TRANSFORMER, InvalidGenome, fields, from_json, replace
 from transformers_jax.search.population import Population
 
 pytest.importorskip("matplotlib")
@@ -109,7 +110,7 @@ def test_pictures_are_real_and_in_the_page(searched):
 
 def test_page_says_what_came_of_it(searched):
     folder, page = searched
-    text, history = page.read_text(encoding="utf-8"), search.read_history(folder)
+    text, history = page.read_text(encoding="utf-8"), pictures.read_history(folder)
     found = history.summary
     assert "a &lt;search&gt;" in text and "<search>" not in text
     assert found["candidates"] == 42 and "<b>42</b><span>candidates of evolution</span>" in text
@@ -127,7 +128,7 @@ def test_page_says_what_came_of_it(searched):
 
 
 def test_the_best_perplexity_stands_beside_its_own_steps(searched):
-    history = search.read_history(searched[0])
+    history = pictures.read_history(searched[0])
     (best,) = summary.best(history.rows["evolution"])
     other = next(row for row in history.rows["evolution"] if row["fitness"] and row["steps"] != best["steps"])
     finalist = {"name": summary.trial(other), "steps": sum(SETTINGS["steps"]), "fitness": 0.0}
@@ -143,7 +144,7 @@ def test_perplexity_axis_reaches_as_far_as_floats(low, high):
 
     axes = Figure().subplots()
     axes.set_ylim(low, high)
-    search.perplexity_axis(axes.yaxis, low, high)
+    pictures.perplexity_axis(axes.yaxis, low, high)
     ticks = axes.get_yticks()
     assert len(ticks) and all(low <= tick <= high for tick in ticks)
 
@@ -151,13 +152,13 @@ def test_perplexity_axis_reaches_as_far_as_floats(low, high):
 def test_hurdles_failures_and_the_line_are_drawn(searched, monkeypatch):
     """What matplotlib is told to draw, looked at where it is drawn."""
     folder, _ = searched
-    history, texts, marks = search.read_history(folder), [], []
+    history, texts, marks = pictures.read_history(folder), [], []
     from matplotlib.axes import Axes
 
     plot, text = Axes.plot, Axes.text
     monkeypatch.setattr(Axes, "plot", lambda self, *a, **k: marks.append((a, k)) or plot(self, *a, **k))
     monkeypatch.setattr(Axes, "text", lambda self, x, y, s, **k: texts.append(s) or text(self, x, y, s, **k))
-    search.draw_fitness(history, folder / "again.png")
+    pictures.draw_fitness(history, folder / "again.png")
     failed = [a[0] for a, k in marks if k.get("label") == "failed"]
     assert failed == [[row["finished"] for row in history.rows[m] if row["failure"]] for m in METHODS] and all(failed)
     dashed = [a[1][0] for a, k in marks if a[2:] == ("--",)]
@@ -165,21 +166,21 @@ def test_hurdles_failures_and_the_line_are_drawn(searched, monkeypatch):
     assert len(values) == 4 and sorted(dashed) == sorted(values)
     assert texts == [" hurdle 1", " hurdle 2"] * 2
     texts.clear()
-    search.draw_family(history, folder / "again.png")
-    line = search.lineage(history.rows["evolution"], history.winner)
+    pictures.draw_family(history, folder / "again.png")
+    line = pictures.lineage(history.rows["evolution"], history.winner)
     assert [t for t in texts if t.startswith("candidate ")] == [f"candidate {row['number']}" for row in line]
     assert len(line) > 2 and line[0]["number"] == 0 and line[-1] == history.winner
     for before, row in zip(line, line[1:], strict=False):
         old, new = (fields(from_json(r["genome"])) for r in (before, row))
         changed = {name for name in old if old[name] != new[name]}
         assert changed == set(row["mutated"])
-        wanted = [f"{search.readable(name)}: {old[name]} → {new[name]}" for name in row["mutated"]][: search.MOST_CHANGES]
+        wanted = [f"{pictures.readable(name)}: {old[name]} → {new[name]}" for name in row["mutated"]][: pictures.MOST_CHANGES]
         assert all(any(t.startswith(w) for t in texts) for w in wanted[:1])
 
 
 def test_fields_without_effect_are_told_apart():
     child = {"encoder.1.right.width": 5, "decoder.6.right.layer": "att4", "decoder.6.right.input": 3, "encoder_cells": 2}
-    found = dict(search.changes(TRANSFORMER, replace(TRANSFORMER, child), child))
+    found = dict(pictures.changes(TRANSFORMER, replace(TRANSFORMER, child), child))
     assert found == {
         "encoder block 2 right width: 2 → 5": False,  # of a dead branch
         "decoder block 7 right layer: dead → att4": True,
@@ -187,13 +188,13 @@ def test_fields_without_effect_are_told_apart():
         "encoder cells: 3 → 2": True,
     }
     swapped = {"encoder.1.left.layer": "dead", "encoder.1.right.layer": "conv1"}
-    assert all(matters for _, matters in search.changes(TRANSFORMER, replace(TRANSFORMER, swapped), swapped))
+    assert all(matters for _, matters in pictures.changes(TRANSFORMER, replace(TRANSFORMER, swapped), swapped))
 
 
 def test_pareto_front_and_the_scale_for_outliers():
-    assert search.pareto_front([(3, 1), (1, 5), (2, 5), (2, 2), (4, 1), (5, 0.5)]) == [(1, 5), (2, 2), (3, 1), (5, 0.5)]
-    assert search.floor_of([-2.0, -2.2, -2.4, -60.0]) == pytest.approx(-2.3 - 2.5 * 0.3)
-    assert search.floor_of([-2.0]) == -2.0
+    assert pictures.pareto_front([(3, 1), (1, 5), (2, 5), (2, 2), (4, 1), (5, 0.5)]) == [(1, 5), (2, 2), (3, 1), (5, 0.5)]
+    assert pictures.floor_of([-2.0, -2.2, -2.4, -60.0]) == pytest.approx(-2.3 - 2.5 * 0.3)
+    assert pictures.floor_of([-2.0]) == -2.0
 
 
 def test_a_search_that_has_just_begun(tmp_path):
@@ -207,7 +208,7 @@ def test_a_search_that_has_just_begun(tmp_path):
     with pytest.raises(UserError, match="no candidate has been measured yet"):
         make_report(folder)
     with pytest.raises(UserError, match="give --workdir of a search"):
-        search.read_history(tmp_path)
+        pictures.read_history(tmp_path)
 
 
 @pytest.mark.parametrize("model", [{"name": "evolved_transformer"}, {"name": "transformer", "genome": "transformer"}])

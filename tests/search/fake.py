@@ -12,7 +12,8 @@ from pathlib import Path
 REPOSITORY = Path(__file__).resolve().parent.parent.parent
 sys.path.insert(0, str(REPOSITORY))
 
-from transformers_jax.search import genome, hurdles
+from transformers_jax.genomes import genome
+from transformers_jax.search import hurdles
 from transformers_jax.search.job import Job, Result
 
 LOG = "trained.log"  # one line a training that began
@@ -46,7 +47,7 @@ class Fake:
 
 def config(corpus, **keys):
     """The tiny config with other keys of its group search."""
-    from transformers_jax import configuration
+    from transformers_jax import config as configuration
 
     found = configuration.load(f"{REPOSITORY}/configs/search.py:tiny")
     for split in "train", "validation":
@@ -57,7 +58,7 @@ def config(corpus, **keys):
 
 
 def search(workdir, corpus, workers=0, **keys):
-    from transformers_jax.search import driver  # a worker needs none of it, and it takes seconds
+    from transformers_jax.search import driver
 
     return driver.search(config(corpus, **keys), workdir, workers_wanted=workers, trainer=Fake)
 

@@ -2,9 +2,9 @@
 
 import pytest
 
-from transformers_jax.search import cell
+from transformers_jax.genomes import cell
+from transformers_jax.genomes.genome import EVOLVED_TRANSFORMER, TRANSFORMER, InvalidGenome, replace
 from transformers_jax.search.band import LARGEST, fit_unit
-from transformers_jax.search.genome import EVOLVED_TRANSFORMER, TRANSFORMER, InvalidGenome, replace
 
 PAPER = 59_100_000, 64_100_000  # So, Liang, Le 2019, section 4
 

@@ -6,11 +6,11 @@ import random
 import pytest
 
 from transformers_jax.errors import UserError
-from transformers_jax.search import genome as genomes
+from transformers_jax.genomes import genome as genomes
+from transformers_jax.genomes.canonical import key
+from transformers_jax.genomes.genome import check, fields
 from transformers_jax.search import hurdles as hurdling
-from transformers_jax.search.canonical import key
 from transformers_jax.search.evolution import Evolution, Options
-from transformers_jax.search.genome import check, fields
 
 DEFAULTS = {
     "method": "evolution", "seed_genome": "transformer", "population": 8, "sample": 3, "children": 12, "steps": (10, 20, 40),

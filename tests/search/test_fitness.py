@@ -10,10 +10,11 @@ import pytest
 
 from experiments import launch
 from experiments import search as launcher
-from transformers_jax import configuration
+from transformers_jax import config as configuration
 from transformers_jax.errors import DiskError
-from transformers_jax.experiment import Experiment, write
-from transformers_jax.search import cell, fitness, genome
+from transformers_jax.genomes import cell, genome
+from transformers_jax.runs.experiment import Experiment, write
+from transformers_jax.search import fitness
 from transformers_jax.search.fitness import Trainer
 from transformers_jax.search.job import Job
 from transformers_jax.search.population import Population

@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 
 from transformers_jax.errors import UserError
-from transformers_jax.search import mutation
-from transformers_jax.search.genome import (
+from transformers_jax.genomes.genome import (
     EVOLVED_TRANSFORMER,
     TRANSFORMER,
     InvalidGenome,
@@ -14,6 +13,7 @@ from transformers_jax.search.genome import (
     fields,
     random_genome,
 )
+from transformers_jax.search import mutation
 from transformers_jax.search.mutation import alternatives, mutate
 
 

@@ -13,12 +13,13 @@ from pathlib import Path
 import fake
 import pytest
 
-from transformers_jax import configuration
+from transformers_jax import config as configuration
 from transformers_jax.errors import DiskError, UserError
-from transformers_jax.search import driver, genome, summary
+from transformers_jax.files import locked
+from transformers_jax.genomes import genome
+from transformers_jax.search import driver, summary
 from transformers_jax.search.job import Result
 from transformers_jax.search.population import FILE, Population
-from transformers_jax.writing import locked
 
 SPENT = ("compile_seconds", "train_seconds", "worker", "deaths")
 

@@ -6,8 +6,8 @@ from types import SimpleNamespace
 import numpy as np
 from ml_collections import ConfigDict
 
-from transformers_jax.data.learning import learn
 from transformers_jax.data.pipeline import eval_batches
+from transformers_jax.data.text.train_tokenizer import learn
 
 TEXT = """It was the best of times, it was the worst of times, it was the age of wisdom, it was the age of foolishness,
 it was the epoch of belief, it was the epoch of incredulity, it was the season of Light, it was the season of Darkness.

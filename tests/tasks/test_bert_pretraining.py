@@ -11,7 +11,7 @@ from small import Scorer, batch_of, tokenizer
 from transformers_jax import batch as contract
 from transformers_jax.data.pipeline import train_iterator
 from transformers_jax.errors import UserError
-from transformers_jax.models.output import Output, Pretraining
+from transformers_jax.outputs import Output, Pretraining
 from transformers_jax.tasks.bert_pretraining import Starts, Task
 
 WORDS = "apples belief cost darkness england face foolishness incredulity jaw king light paris pears plums queen season".split()

@@ -11,10 +11,10 @@ from small import TEXT, Scorer, batch_of, tokenizer
 from transformers_jax import models, parameters
 from transformers_jax.errors import UserError
 from transformers_jax.interchange import huggingface
-from transformers_jax.models.output import Output
+from transformers_jax.layers import losses
+from transformers_jax.mesh import make_mesh
+from transformers_jax.outputs import Output
 from transformers_jax.tasks.distillation import FROZEN, Distilled, Pupil, Task, cosine, soft_cross_entropy
-from transformers_jax.training import losses
-from transformers_jax.training.sharding import make_mesh
 from transformers_jax.training.state import create_state
 from transformers_jax.training.step import make_train_step
 

@@ -10,11 +10,11 @@ from small import TEXT, Scorer, batch_of, tokenizer
 
 from transformers_jax import batch as contract
 from transformers_jax.data.pipeline import train_iterator
-from transformers_jax.data.tokenizer import learn_bpe
+from transformers_jax.data.text.tokenizer import learn_bpe
 from transformers_jax.errors import UserError
-from transformers_jax.models.output import Output
+from transformers_jax.outputs import Output
 from transformers_jax.tasks.masked_lm import Task
-from transformers_jax.tasks.masking import Masking
+from transformers_jax.tasks.parts.masking import Masking
 
 LINES = [{"text": line} for line in TEXT]
 

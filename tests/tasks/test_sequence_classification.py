@@ -8,7 +8,7 @@ from small import Scorer, batch_of, tokenizer
 
 from transformers_jax import batch as contract
 from transformers_jax.errors import UserError
-from transformers_jax.models.output import Scores
+from transformers_jax.outputs import Scores
 from transformers_jax.tasks.sequence_classification import Task
 
 EXAMPLES = [

@@ -13,7 +13,7 @@ from transformers_jax import batch as contract
 from transformers_jax import models, parameters
 from transformers_jax.data.sources import open_source
 from transformers_jax.errors import UserError
-from transformers_jax.models.output import Encoded
+from transformers_jax.outputs import Encoded
 from transformers_jax.tasks.similarity import Related, Task
 
 PAIRS = [

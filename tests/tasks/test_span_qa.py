@@ -10,8 +10,8 @@ from small import Scorer, batch_of, tokenizer
 from transformers_jax import batch as contract
 from transformers_jax.data.sources import open_source
 from transformers_jax.errors import UserError
-from transformers_jax.models.output import Scores
-from transformers_jax.tasks import squad
+from transformers_jax.outputs import Scores
+from transformers_jax.tasks.parts import squad
 from transformers_jax.tasks.span_qa import Task
 
 CONTEXT = "It was the best of times, it was the worst of times: 90 plums (at 3.50) cost a  Königreich in Paris! " * 4

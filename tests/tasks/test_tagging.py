@@ -10,12 +10,12 @@ from small import Scorer, batch_of, tokenizer
 
 from transformers_jax import batch as contract
 from transformers_jax.data.sources import open_source
-from transformers_jax.data.tokenizer import learn_bpe
+from transformers_jax.data.text.tokenizer import learn_bpe
 from transformers_jax.errors import UserError
-from transformers_jax.models.output import Scores
-from transformers_jax.tasks import entities
+from transformers_jax.outputs import Scores
+from transformers_jax.tasks.parts import entities
+from transformers_jax.tasks.parts.windows import windows
 from transformers_jax.tasks.tagging import Task
-from transformers_jax.tasks.windows import windows
 
 LABELS = ("O", "B-PER", "I-PER", "B-LOC", "I-LOC")
 EXAMPLES = [

@@ -15,15 +15,16 @@ from tiny_training import ADAM, STEPS, TinyModel, boxed, make_batch, one_device
 
 from transformers_jax import parameters
 from transformers_jax.data import pipeline
-from transformers_jax.data.assembly import layout_of
+from transformers_jax.data.collate import layout_of
 from transformers_jax.errors import UserError
+from transformers_jax.mesh import AXES, check_rows, data_shard, global_batch, make_mesh, row_sharding
 from transformers_jax.training import sharding
 from transformers_jax.training.optimizers import make_optimizer
 from transformers_jax.training.state import TrainState, abstract_state, create_state
 
 
 def abstract(data, fsdp, tensor):
-    return AbstractMesh((data, fsdp, tensor), sharding.AXES)
+    return AbstractMesh((data, fsdp, tensor), AXES)
 
 
 MESH = abstract(2, 4, 2)
@@ -47,7 +48,7 @@ def spec_of(shape, axes, mesh=MESH, rules=sharding.RULES):
 def sized(config, count, monkeypatch):
     """The shape that is asked of jax for so many devices, which need not be there."""
     monkeypatch.setattr(jax, "make_mesh", lambda shape, axes, **_: dict(zip(axes, shape, strict=True)))
-    return tuple(sharding.make_mesh(config, [None] * count).values())
+    return tuple(make_mesh(config, [None] * count).values())
 
 
 @pytest.mark.parametrize(
@@ -94,7 +95,7 @@ def test_devices_of_a_process_stand_side_by_side(monkeypatch):
     assert [d.process_index for d in devices[:4]] == [0, 0, 1, 1]
     monkeypatch.setattr(jax, "process_count", lambda: 4)
     monkeypatch.setattr(sharding, "Mesh", lambda devices, axes, axis_types: devices)
-    placed = sharding.make_mesh({"fsdp": 2}, devices)
+    placed = make_mesh({"fsdp": 2}, devices)
     assert placed.shape == (8, 2, 1) and [d.process_index for d in placed.flat] == [i // 4 for i in range(16)]
     assert [d.id for d in placed.flat[:4]] == [0, 1, 4, 5]
 
@@ -105,7 +106,7 @@ def test_where_jax_has_no_order_for_the_devices_theirs_is_taken(error, monkeypat
         raise error("`jax.make_mesh` does not support multi-slice topologies")
 
     monkeypatch.setattr(jax, "make_mesh", refuse)
-    mesh = sharding.make_mesh({}, jax.devices()[:1])
+    mesh = make_mesh({}, jax.devices()[:1])
     assert dict(mesh.shape) == {"data": 1, "fsdp": 1, "tensor": 1} and mesh.axis_types == one_device().axis_types
 
 
@@ -245,18 +246,18 @@ def test_the_seed_alone_decides_the_parameters():
 )
 def test_a_batch_that_does_not_divide_is_told_which_size_to_take(rows, accumulate, message):
     with pytest.raises(UserError, match="config.data.batch_size: .*" + message):
-        sharding.check_rows(rows, MESH, accumulate)
-    sharding.check_rows(16, MESH, accumulate)
+        check_rows(rows, MESH, accumulate)
+    check_rows(16, MESH, accumulate)
 
 
 def test_a_global_batch_is_the_batch():
     batch, mesh = make_batch(), one_device()
-    placed = sharding.global_batch(batch, mesh)
-    assert placed["inputs"].sharding == sharding.row_sharding(mesh)
+    placed = global_batch(batch, mesh)
+    assert placed["inputs"].sharding == row_sharding(mesh)
     jax.tree.map(np.testing.assert_array_equal, dict(placed), batch)
-    placed = sharding.global_batch(batch, mesh, parallelism="pmap")
+    placed = global_batch(batch, mesh, parallelism="pmap")
     jax.tree.map(np.testing.assert_array_equal, dict(placed), {name: field[None] for name, field in batch.items()})
-    assert sharding.data_shard(mesh) == (0, 1)
+    assert data_shard(mesh) == (0, 1)
 
 
 @pytest.mark.parametrize(
@@ -274,8 +275,8 @@ def share_of(process, shape, processes, monkeypatch):
     rows = types.SimpleNamespace(devices_indices_map=lambda size: held)
     monkeypatch.setattr(sharding, "row_sharding", lambda mesh: rows)
     monkeypatch.setattr(jax, "process_index", lambda: process)
-    mesh = types.SimpleNamespace(shape=dict(zip(sharding.AXES, shape, strict=True)))
-    return sharding.data_shard.__wrapped__(mesh)
+    mesh = types.SimpleNamespace(shape=dict(zip(AXES, shape, strict=True)))
+    return data_shard.__wrapped__(mesh)
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,7 @@ from tiny_training import (
 
 from transformers_jax import parameters
 from transformers_jax.errors import UserError
-from transformers_jax.training import sharding
+from transformers_jax.mesh import AXES
 from transformers_jax.training import step as steps
 from transformers_jax.training.optimizers import make_optimizer
 from transformers_jax.training.state import create_state
@@ -211,7 +211,7 @@ def test_wrong_ways_of_spreading_are_told(monkeypatch):
     with pytest.raises(UserError, match="config.training.parallelism is 'pjit'; known: jit, pmap"):
         make_train_step(TinyModel(), TinyTask(), tx, seed=0, parallelism="pjit")
     step = make_train_step(TinyModel(), TinyTask(), tx, seed=0, parallelism="pmap")
-    split = jax.sharding.AbstractMesh((2, 2, 1), sharding.AXES)
+    split = jax.sharding.AbstractMesh((2, 2, 1), AXES)
     with pytest.raises(UserError, match="pmap copies parameters: set config.mesh.fsdp and .tensor to 1"):
         compile_step(step, split, None, parallelism="pmap")
     with pytest.raises(UserError, match="config.data.batch_size: a batch of 18 rows .* take 16 or 20"):

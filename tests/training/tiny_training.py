@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from transformers_jax.training import sharding
+from transformers_jax.mesh import data_shard, global_batch, make_mesh
 from transformers_jax.training.optimizers import make_optimizer
 from transformers_jax.training.state import abstract_state, create_state
 from transformers_jax.training.step import compile_eval_step, compile_step, make_eval_step, make_train_step
@@ -129,12 +129,12 @@ def train(
     for i in range(STEPS):
         batch = {name: field[rows] for name, field in make_batch(i).items()}
         before = len(COMPILATIONS)
-        state, measured = step(state, sharding.global_batch(batch, mesh, parallelism=parallelism))
+        state, measured = step(state, global_batch(batch, mesh, parallelism=parallelism))
         compiled.append(len(COMPILATIONS) - before)
         metrics.append({name: float(value) for name, value in measured.items()})
     evaluate = compile_eval_step(make_eval_step(model, task), mesh)
     batch = {name: field[rows] for name, field in make_batch(9).items()}
-    sums = evaluate(state.model_params, state.model_state, sharding.global_batch(batch, mesh))
+    sums = evaluate(state.model_params, state.model_state, global_batch(batch, mesh))
     evaluated = {name: float(value) for name, value in sums.items()}
     given_up = all(leaf.is_deleted() for leaf in jax.tree.leaves(initial))
     return Run(metrics, first, fetch(state), evaluated, compiled, given_up)
@@ -146,7 +146,7 @@ def fetch(state):
 
 
 def one_device():
-    return sharding.make_mesh({}, jax.devices()[:1])
+    return make_mesh({}, jax.devices()[:1])
 
 
 def difference(a, b):
@@ -175,7 +175,7 @@ def meshes():
     report = {}
     for name, (mesh, options) in WAYS.items():
         reference = references[options is NOISY]
-        run = train(sharding.make_mesh(mesh), **options)
+        run = train(make_mesh(mesh), **options)
         report[name] = {
             "first": difference(run.first, reference.first),
             "last": difference(run.last, reference.last),
@@ -189,7 +189,7 @@ def meshes():
 
 def placement():
     """Shapes of what one device holds on the mesh 2x2x2, under Adam and under Adafactor."""
-    mesh = sharding.make_mesh({"data": 2, "fsdp": 2, "tensor": 2})
+    mesh = make_mesh({"data": 2, "fsdp": 2, "tensor": 2})
     report = {}
     for optimizer in (ADAM, ADAM | {"name": "adafactor", "min_factored": 8}):
         tx, _ = make_optimizer(optimizer, STEPS)
@@ -210,12 +210,12 @@ def moves():
 
 
 def crossings(mesh, accumulate):
-    mesh = sharding.make_mesh(mesh)
+    mesh = make_mesh(mesh)
     model, (tx, _) = TinyModel(), make_optimizer(SGD, STEPS)
     state = abstract_state(model, tx, make_batch(), mesh)
     step = make_train_step(model, TinyTask(), tx, seed=2, accumulate=accumulate)
     step = compile_step(step, mesh, jax.tree.map(lambda x: x.sharding, state))
-    text = step.lower(state, sharding.global_batch(make_batch(), mesh)).compile().as_text()
+    text = step.lower(state, global_batch(make_batch(), mesh)).compile().as_text()
     return re.findall(r"\w+\[([\d,]*)\]\S* (all-gather|all-to-all|collective-permute|all-reduce|reduce-scatter)\(", text)
 
 
@@ -223,11 +223,11 @@ def process(index, count, port):
     """Trains as one of several processes, each with its share of the rows."""
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     jax.distributed.initialize(f"localhost:{port}", int(count), int(index))
-    mesh = sharding.make_mesh({"fsdp": 2})
-    share, shares = sharding.data_shard(mesh)
+    mesh = make_mesh({"fsdp": 2})
+    share, shares = data_shard(mesh)
     rows = slice(share * ROWS // shares, (share + 1) * ROWS // shares)
     run = train(mesh, rows=rows, accumulate=2)
-    tensor = sharding.data_shard(sharding.make_mesh({"data": 1, "tensor": -1}))
+    tensor = data_shard(make_mesh({"data": 1, "tensor": -1}))
     return {
         "devices": jax.device_count(),
         "share": [share, shares],

@@ -32,8 +32,8 @@ from absl import logging
 from grain.experimental import DatasetOptions, ThreadPrefetchIterDataset, WithOptionsIterDataset
 
 from transformers_jax.batch import Streams
-from transformers_jax.data import assembly
-from transformers_jax.data.assembly import Encoded, Layout, Shape, collate, layout_of
+from transformers_jax.data import collate as assembly
+from transformers_jax.data.collate import Encoded, Layout, Shape, collate, layout_of
 from transformers_jax.data.packing import bucket, pack, pack_in_order
 from transformers_jax.errors import UserError
 

@@ -16,9 +16,9 @@ from collections.abc import Sequence
 import numpy as np
 from absl import logging
 
-from transformers_jax.data import bible, structured_sources, text_sources
-from transformers_jax.data.files import Lines
-from transformers_jax.data.prepared import open_prepared
+from transformers_jax.data.text import bible, labelled_sources, text_sources
+from transformers_jax.data.text.lines import Lines
+from transformers_jax.data.tfds import open_prepared
 from transformers_jax.errors import UserError
 
 SPLITS = ("train", "validation", "test")
@@ -47,7 +47,7 @@ def open_source(config, split: str) -> Sequence[dict]:
     """
     if split not in SPLITS:
         raise ValueError(f"split {split!r} is not one of {', '.join(SPLITS)}")
-    kinds = {"files": _files, "bible": _bible, "tfds": _tfds} | text_sources.KINDS | structured_sources.KINDS
+    kinds = {"files": _files, "bible": _bible, "tfds": _tfds} | text_sources.KINDS | labelled_sources.KINDS
     if config.source not in kinds:
         raise UserError(f"config.data.source={config.source!r} is not one of {', '.join(kinds)}")
     if config.source in ("files", "bible", "tfds") and len(config.languages) != 2:

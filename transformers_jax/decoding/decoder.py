@@ -15,9 +15,9 @@ import numpy as np
 from absl import logging
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from transformers_jax.decoding import beam
 from transformers_jax.decoding import cache as caches
 from transformers_jax.decoding import sampling as samplers
-from transformers_jax.decoding import search
 from transformers_jax.errors import UserError
 
 METHODS = ("greedy", "beam", "sample")
@@ -200,7 +200,7 @@ class Decoder:
         sharding = NamedSharding(self.mesh, PartitionSpec(_row_axes(self.mesh)))
         return jax.make_array_from_callback(x.shape, sharding, lambda index: x[index])
 
-    def _search_rows(self, *arguments) -> tuple[search.Outputs, jax.Array]:
+    def _search_rows(self, *arguments) -> tuple[beam.Outputs, jax.Array]:
         """The compiled function: each device searches for its own sentences, and waits for no other's."""
         if self.mesh is None:
             return self._search_batch(*arguments)
@@ -212,7 +212,7 @@ class Decoder:
         )
         return one(*arguments)
 
-    def _search_batch(self, params, source, segments, limits, numbers, seed, usual) -> tuple[search.Outputs, jax.Array]:
+    def _search_batch(self, params, source, segments, limits, numbers, seed, usual) -> tuple[beam.Outputs, jax.Array]:
         """source, segments [B, S], limits, numbers [B] → the outputs of these sentences; `usual` as in `search.Steps`."""
         self.compilations += 1  # runs when this is traced, not when it is executed
         start = functools.partial(self._start_model, params)
@@ -231,17 +231,17 @@ class Decoder:
             logits, cache = step(layout.join(moving, constant), pieces)
             return logits, layout.split(cache)[0]
 
-        steps = search.Steps(room, usual, first, functools.partial(layout.grow, length=room))
+        steps = beam.Steps(room, usual, first, functools.partial(layout.grow, length=room))
         common = {"limits": limits, "bos_id": self.bos_id, "eos_id": self.eos_id, "steps": steps}
         if self.beam_size > 1:
             kind = {"beam_size": self.beam_size, "n_best": self.n_best, "alpha": self.alpha}
-            return search.beam_search(step_leaves, moving, layout.take, **kind, **common)
+            return beam.beam_search(step_leaves, moving, layout.take, **kind, **common)
 
         def draw(logits, index):
             key = jax.random.key(seed, impl="threefry2x32")  # rbg's draws for many keys at once depend on one another
             return samplers.sample(logits, samplers.row_keys(key, numbers, index), self.sampling)
 
-        return search.one_by_one(step_leaves, moving, draw if self.method == "sample" else search.greedy, **common)
+        return beam.one_by_one(step_leaves, moving, draw if self.method == "sample" else beam.greedy, **common)
 
     def _start_model(self, params, source, segments, length):
         positions = jnp.broadcast_to(jnp.arange(source.shape[1], dtype=jnp.int32), source.shape)
@@ -253,7 +253,7 @@ class Decoder:
         logits, changed = self.model.apply(variables, pieces, method="step", mutable=["cache"])
         return logits, changed["cache"]
 
-    def _hypotheses(self, outputs: search.Outputs, b: int) -> list[Hypothesis]:
+    def _hypotheses(self, outputs: beam.Outputs, b: int) -> list[Hypothesis]:
         """Those of sentence b, without their end pieces; one of probability 0 if there are none (the model gives NaN)."""
         found = []
         for pieces, length, score in zip(*(x[b] for x in outputs), strict=True):

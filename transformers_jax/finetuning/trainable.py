@@ -2,9 +2,9 @@
 
 from collections.abc import Mapping
 
-from transformers_jax.interchange import initial
+from transformers_jax.runs import initialise
 
-NAMES = {"all": ".", "head": initial.HEAD}
+NAMES = {"all": ".", "head": initialise.HEAD}
 """Words that stand for a pattern: all parameters, and those that a finetuned model has beside the encoder's."""
 
 

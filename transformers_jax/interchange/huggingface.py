@@ -17,9 +17,9 @@ from flax.core import meta
 
 from transformers_jax import batch as batches
 from transformers_jax import models, parameters
-from transformers_jax.data.tokenizer import Tokenizer
+from transformers_jax.data.text.tokenizer import Tokenizer
 from transformers_jax.errors import UserError
-from transformers_jax.interchange import layers, tokenizers, weights
+from transformers_jax.interchange import stacking, tokenizers, weights
 from transformers_jax.models import encoder
 from transformers_jax.models.name_map import VERBS, Ignore, NameMap, Row, Shape, regex
 
@@ -105,7 +105,7 @@ def save(
     names = next(n for n in module.NAMES if n.model_type == described["model_type"])
     if config.head not in names.heads:
         raise UserError(f"transformers has no {names.model_type} with head {config.head!r}; with {', '.join(names.heads)}")
-    leaves = layers.separate(parameters.flat(params))
+    leaves = stacking.separate(parameters.flat(params))
     plan = _plan(names, config.head, {name: x.shape for name, x in leaves.items()})
     described |= _described(config, names, labels)
     if tokenizer:
@@ -250,7 +250,7 @@ def _plan(names: NameMap, head: str, ours: dict[str, Shape]) -> list[tuple[Row, 
     Raises:
       UserError: parameters that no row covers.
     """
-    ours = {name: tuple(shape) for name, shape in layers.names(ours).items()}
+    ours = {name: tuple(shape) for name, shape in stacking.names(ours).items()}
     rows = [(row, [regex(pattern) for pattern in row.names()]) for row in names.rows(head) if isinstance(row, Row)]
     plan, covered = [], set()
     for name in ours:

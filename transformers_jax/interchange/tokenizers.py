@@ -5,7 +5,7 @@ from pathlib import Path
 
 from absl import logging
 
-from transformers_jax.data.tokenizer import Tokenizer
+from transformers_jax.data.text.tokenizer import Tokenizer
 from transformers_jax.errors import UserError
 
 FILES = (

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from transformers_jax.layers.attention import MultiHeadAttention
 from transformers_jax.layers.dropout import Dropout
 from transformers_jax.layers.feedforward import FeedForward
-from transformers_jax.layers.masked import gather
+from transformers_jax.layers.gather import gather
 from transformers_jax.layers.masks import Mask
 from transformers_jax.layers.norms import LayerNorm
 

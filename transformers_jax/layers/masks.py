@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from transformers_jax.layers.masked import gather
+from transformers_jax.layers.gather import gather
 
 
 @struct.dataclass

@@ -16,7 +16,7 @@ import jax
 
 from transformers_jax.errors import UserError
 from transformers_jax.layers.blocks import EncoderBlock
-from transformers_jax.layers.encoder import Embeddings, PieceTransform
+from transformers_jax.layers.embeddings import Embeddings, PieceTransform
 from transformers_jax.layers.masks import Mask
 from transformers_jax.layers.projections import Linear
 from transformers_jax.models import encoder

@@ -13,7 +13,7 @@ import functools
 import jax
 
 from transformers_jax.layers.blocks import EncoderBlock, Stack
-from transformers_jax.layers.encoder import Embeddings, PieceTransform
+from transformers_jax.layers.embeddings import Embeddings, PieceTransform
 from transformers_jax.layers.masks import Mask
 from transformers_jax.models import encoder
 from transformers_jax.models.name_map import (

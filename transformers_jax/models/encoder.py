@@ -16,12 +16,12 @@ import jax
 import jax.numpy as jnp
 
 from transformers_jax.errors import UserError
-from transformers_jax.layers import masked
+from transformers_jax.layers import gather as masked
 from transformers_jax.layers.dropout import Dropout
 from transformers_jax.layers.feedforward import ACTIVATIONS
 from transformers_jax.layers.norms import LayerNorm
 from transformers_jax.layers.projections import Linear
-from transformers_jax.models.output import Encoded, Output, Pretraining, Scores
+from transformers_jax.outputs import Encoded, Output, Pretraining, Scores
 
 HEADS = ("none", "masked_lm", "pretraining", "next_sentence", "sequence", "tagging", "span", "multiple_choice")
 FIRST_HEADS = ("pretraining", "next_sentence", "sequence", "multiple_choice")

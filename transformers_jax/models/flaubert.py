@@ -16,9 +16,8 @@ import jax
 
 from transformers_jax.errors import UserError
 from transformers_jax.layers.blocks import EncoderBlock, Stack
-from transformers_jax.layers.embeddings import lookup
-from transformers_jax.layers.encoder import Embeddings
-from transformers_jax.layers.masked import gather
+from transformers_jax.layers.embeddings import Embeddings, lookup
+from transformers_jax.layers.gather import gather
 from transformers_jax.layers.masks import Mask
 from transformers_jax.layers.projections import Linear
 from transformers_jax.models import encoder

@@ -41,7 +41,7 @@ from transformers_jax.layers.recurrent import (
     time_first,
     zero_state,
 )
-from transformers_jax.models.output import Output
+from transformers_jax.outputs import Output
 
 SCORES = ("dot", "general", "concat")
 

@@ -20,7 +20,7 @@ from transformers_jax.layers.embeddings import embed, embedding_table
 from transformers_jax.layers.masks import Mask
 from transformers_jax.layers.norms import LayerNorm
 from transformers_jax.layers.positions import LearnedPositions, sinusoidal_at
-from transformers_jax.models.output import Output
+from transformers_jax.outputs import Output
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Config:
     share_embeddings: one matrix for source, target and softmax; otherwise the source has its own.
     attention: which kernel; "auto" chooses by shape and dtype.
     dropout: on embeddings and sublayer outputs; attention_dropout on weights; hidden_dropout inside the feed-forward.
-    genome: other blocks than these, as a genome's JSON file, text or name; its cells are the layers (`search.cell.build`).
+    genome: other blocks than these, as a genome's JSON file, text or name; its cells are the layers (`genomes.cell.build`).
     genome_unit: width that one relative output dimension of the genome stands for; 0 is width // 2.
     """
 
@@ -80,7 +80,7 @@ class Model(nn.Module):
     def setup(self):
         c = self.config
         if c.genome and self.encoder_block is None:
-            raise ValueError("a genome's blocks are made in search.cell.build")
+            raise ValueError("a genome's blocks are made in genomes.cell.build")
         self.target_embedding = embedding_table(self, "embedding", c.vocab_size, c.width, c.param_dtype)
         self.source_embedding = self.target_embedding
         if not c.share_embeddings:

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from transformers_jax.planning import flops, memory, parameters
+from transformers_jax.planning import counts, flops, memory
 
 
 class Plan(NamedTuple):
@@ -67,7 +67,7 @@ def make(
     compiled = step.lower(state, split or batch).compile()
     seconds = time.perf_counter() - start
     return Plan(
-        parameters=parameters.by_module(state.model_params),
+        parameters=counts.by_module(state.model_params),
         operations=flops.of_jaxpr(jaxpr),
         positions=batch["targets" if "targets" in batch else "tokens"].size,
         memory=memory.of_step(compiled, state, batch),

@@ -6,8 +6,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from transformers_jax.reporting.record import Record
 from transformers_jax.reporting.style import GREY, MARKERS, colour, figure
+from transformers_jax.runs.record import Record
 
 
 class Plot(NamedTuple):

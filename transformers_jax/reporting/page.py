@@ -7,7 +7,7 @@ from html import escape
 from pathlib import Path
 
 from transformers_jax.reporting.curves import PLOTS
-from transformers_jax.reporting.record import Record, is_number
+from transformers_jax.runs.record import Record, is_number
 
 MOST_SAMPLES = 50
 PIXELS = 1.5

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from transformers_jax.data import words
+from transformers_jax.data.text import words
 from transformers_jax.layers.positions import STYLES, frequencies, sinusoidal
 from transformers_jax.reporting.attention import Attention
 from transformers_jax.reporting.style import COLOURS, GREY, figure

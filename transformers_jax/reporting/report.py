@@ -5,17 +5,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from transformers_jax.errors import UserError
-from transformers_jax.reporting import search
+from transformers_jax.files import write_whole
+from transformers_jax.genomes.genome import from_json
+from transformers_jax.reporting import search_pictures
 from transformers_jax.reporting.attention import Attention
-from transformers_jax.reporting.cell import draw_cell, genome_of
+from transformers_jax.reporting.cell_picture import draw_cell, genome_of
 from transformers_jax.reporting.curves import draw_curves
-from transformers_jax.reporting.encoder import WordVectors, draw_word
 from transformers_jax.reporting.page import page
 from transformers_jax.reporting.pictures import draw_attention, draw_positions
-from transformers_jax.reporting.record import Record, read_record
 from transformers_jax.reporting.search_page import search_page
-from transformers_jax.search.genome import from_json
-from transformers_jax.writing import write_whole
+from transformers_jax.reporting.word_vectors import WordVectors, draw_word
+from transformers_jax.runs.record import Record, read_record
 
 
 def make_report(
@@ -42,7 +42,7 @@ def make_report(
       UserError: no such workdir, nothing written in it yet, or matplotlib is not installed.
     """
     folder = Path(workdir) / "report"
-    if search.is_search(workdir):
+    if search_pictures.is_search(workdir):
         return _write(folder, _search_report(Path(workdir), folder))
     record = read_record(workdir)
     curves = draw_curves(record, folder)
@@ -76,20 +76,20 @@ def _cells(record: Record, folder: Path) -> dict[str, Path]:
 
 def _search_report(workdir: Path, folder: Path) -> str:
     """Draws a search; the page as text."""
-    history = search.read_history(workdir)
+    history = search_pictures.read_history(workdir)
     pictures = {"The winner's cells": folder / "cell.png", "Fitness": folder / "fitness.png"}
     winner, width = history.winner, history.config.model.width
     draw_cell(from_json(winner["genome"]), pictures["The winner's cells"], width=width, unit=winner["unit"])
-    search.draw_fitness(history, pictures["Fitness"])
+    search_pictures.draw_fitness(history, pictures["Fitness"])
     if history.summary.get("final"):
         pictures["Comparison"] = folder / "finals.png"
-        search.draw_finals(history, pictures["Comparison"])
+        search_pictures.draw_finals(history, pictures["Comparison"])
     pictures["Parameters and perplexity"] = folder / "front.png"
-    search.draw_front(history, pictures["Parameters and perplexity"])
-    first = search.lineage(history.rows[history.methods[0]], winner)[0]
+    search_pictures.draw_front(history, pictures["Parameters and perplexity"])
+    first = search_pictures.lineage(history.rows[history.methods[0]], winner)[0]
     if first["id"] != winner["id"]:
         pictures |= {"Family tree of the winner": folder / "family.png", "The first ancestor's cells": folder / "ancestor.png"}
-        search.draw_family(history, pictures["Family tree of the winner"])
+        search_pictures.draw_family(history, pictures["Family tree of the winner"])
         draw_cell(from_json(first["genome"]), pictures["The first ancestor's cells"], width=width, unit=first["unit"])
     return search_page(history, pictures, workdir)
 

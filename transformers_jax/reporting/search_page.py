@@ -1,4 +1,4 @@
-"""The page about an architecture search: who won, what it took, what failed, and the pictures of `reporting.search`."""
+"""The page about an architecture search: who won, what it took, what failed, and pictures (`reporting.search_pictures`)."""
 
 import math
 import re
@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 
+from transformers_jax.genomes.genome import from_json
 from transformers_jax.reporting.page import config_tables, document, masthead, number, picture
-from transformers_jax.reporting.search import History, Row
+from transformers_jax.reporting.search_pictures import History, Row
 from transformers_jax.search import summary
-from transformers_jax.search.genome import from_json
 from transformers_jax.search.summary import lineage
 
 MOST_CANDIDATES = 20

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from transformers_jax.search.genome import Genome, InvalidGenome
+from transformers_jax.genomes.genome import Genome, InvalidGenome
 
 LARGEST = 16
 """Units are searched up to so many times the first one tried."""

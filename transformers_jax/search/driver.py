@@ -20,23 +20,24 @@ from pathlib import Path
 import jax
 from absl import logging
 
-from transformers_jax import experiment as experiments
 from transformers_jax.data import sources
 from transformers_jax.errors import UserError
-from transformers_jax.experiment import Experiment
-from transformers_jax.search import cell, summary, workers
-from transformers_jax.search import genome as genomes
+from transformers_jax.files import locked
+from transformers_jax.genomes import cell
+from transformers_jax.genomes import genome as genomes
+from transformers_jax.genomes.genome import Genome
+from transformers_jax.runs import experiment as experiments
+from transformers_jax.runs.experiment import Experiment
 from transformers_jax.search import hurdles as hurdling
+from transformers_jax.search import summary, workers
 from transformers_jax.search.band import fit_unit
 from transformers_jax.search.evolution import Evolution, Options
 from transformers_jax.search.finals import Finals
 from transformers_jax.search.fitness import SETTINGS, Trainer
-from transformers_jax.search.genome import Genome
 from transformers_jax.search.job import Job, Result
 from transformers_jax.search.population import Population
 from transformers_jax.training.metrics import Progress
 from transformers_jax.training.optimizers import make_optimizer
-from transformers_jax.writing import locked
 
 CROWD = 20
 """A search at the steps of another ends at so many times the candidates, should nearly all of its own be known."""

@@ -16,10 +16,10 @@ from collections.abc import Callable, Collection
 import numpy as np
 
 from transformers_jax.errors import UserError
-from transformers_jax.search import genome as genomes
+from transformers_jax.genomes import genome as genomes
+from transformers_jax.genomes.canonical import key
+from transformers_jax.genomes.genome import Genome, InvalidGenome
 from transformers_jax.search import hurdles as hurdling
-from transformers_jax.search.canonical import key
-from transformers_jax.search.genome import Genome, InvalidGenome
 from transformers_jax.search.mutation import mutate
 
 METHODS = {

@@ -9,7 +9,7 @@ config.search.final_seeds seeds that no genome had.
 import shutil
 from pathlib import Path
 
-from transformers_jax.search import genome as genomes
+from transformers_jax.genomes import genome as genomes
 from transformers_jax.search import summary, workers
 from transformers_jax.search.evolution import Evolution
 from transformers_jax.search.job import Job, Result

@@ -19,20 +19,20 @@ import filelock
 import jax
 from ml_collections import ConfigDict
 
-from transformers_jax import pretraining
 from transformers_jax.errors import DiskError, UserError
-from transformers_jax.evaluation import Scorer
-from transformers_jax.experiment import Experiment
-from transformers_jax.planning import parameters
+from transformers_jax.files import write_whole
+from transformers_jax.mesh import global_batch
+from transformers_jax.planning import counts
+from transformers_jax.runs import train as pretraining
+from transformers_jax.runs.evaluate import Scorer
+from transformers_jax.runs.experiment import Experiment
 from transformers_jax.search import hurdles as hurdling
 from transformers_jax.search.job import Job, Result
-from transformers_jax.training import sharding
 from transformers_jax.training.checkpoint import AllDamaged, Checkpoints
 from transformers_jax.training.loop import train
 from transformers_jax.training.optimizers import make_optimizer
 from transformers_jax.training.state import abstract_state, create_state
 from transformers_jax.training.step import known_options
-from transformers_jax.writing import write_whole
 
 SETTINGS = (
     "jax_compilation_cache_dir",
@@ -161,7 +161,7 @@ class Measure(Scorer):
     def compile(self, state) -> None:
         """state: a training state, arrays or ShapeDtypeStructs."""
         batch = next(iter(self.experiment.eval_batches("validation")))
-        batch = sharding.global_batch(batch, self.experiment.mesh)
+        batch = global_batch(batch, self.experiment.mesh)
         self._step = compiled(self._step.lower(state.model_params, state.model_state, batch))
 
 
@@ -183,7 +183,7 @@ class Training:
         tx, _ = make_optimizer(run.config.optimizer, sum(self.job.steps))
         shapes = run.batch_shapes()
         abstract = abstract_state(run.model, tx, shapes, run.mesh)
-        self.parameters = parameters.count(abstract.params)
+        self.parameters = counts.count(abstract.params)
         update = pretraining.compiled_step(run, tx, jax.tree.map(lambda x: x.sharding, abstract))
         self.scorer = Measure(run)
         with pretraining.in_context(run):
@@ -272,7 +272,7 @@ class Training:
         return self.update(state, batch)
 
     def _to_device(self, batch):
-        return sharding.global_batch(batch, self.run.mesh, parallelism=self.options.parallelism)
+        return global_batch(batch, self.run.mesh, parallelism=self.options.parallelism)
 
 
 def measured(path: Path) -> list[float]:

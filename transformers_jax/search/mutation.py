@@ -3,7 +3,7 @@
 import numpy as np
 
 from transformers_jax.errors import UserError
-from transformers_jax.search.genome import Genome, InvalidGenome, check, choices, fields, replace
+from transformers_jax.genomes.genome import Genome, InvalidGenome, check, choices, fields, replace
 
 LIMIT = 1000  # draws before giving up; from the Transformer's genome about one draw in three is a valid child
 

@@ -6,9 +6,9 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
-from transformers_jax.search import genome as genomes
+from transformers_jax.files import write_whole
+from transformers_jax.genomes import genome as genomes
 from transformers_jax.search.population import Population
-from transformers_jax.writing import write_whole
 
 BEST = "best.json"
 

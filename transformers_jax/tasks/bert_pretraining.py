@@ -11,13 +11,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from transformers_jax.batch import Streams
-from transformers_jax.data.pairs import truncated
+from transformers_jax.data.text.pairs import truncated
 from transformers_jax.errors import UserError
-from transformers_jax.models.output import Pretraining
+from transformers_jax.layers.losses import label_sums
+from transformers_jax.outputs import Pretraining
 from transformers_jax.tasks.masked_lm import cross_entropy_of_masked
-from transformers_jax.tasks.masking import Masking
-from transformers_jax.tasks.scoring import LossOnly
-from transformers_jax.training.losses import label_sums
+from transformers_jax.tasks.parts.masking import Masking
+from transformers_jax.tasks.parts.scoring import LossOnly
 
 RELATIONS = ("next_sentence", "sentence_order")
 

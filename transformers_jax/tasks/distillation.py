@@ -20,11 +20,11 @@ import jax
 import jax.numpy as jnp
 
 from transformers_jax.errors import UserError
-from transformers_jax.layers.masked import aligned, gather
-from transformers_jax.models.output import Output
+from transformers_jax.layers.gather import aligned, gather
+from transformers_jax.layers.losses import cross_entropy, in_chunks
+from transformers_jax.outputs import Output
 from transformers_jax.tasks import masked_lm
-from transformers_jax.tasks.scoring import LossOnly
-from transformers_jax.training.losses import cross_entropy, in_chunks
+from transformers_jax.tasks.parts.scoring import LossOnly
 
 OF = {"masked_lm": masked_lm.Task}
 """Tasks over pieces that a teacher may have learned."""
@@ -106,7 +106,7 @@ class Task(LossOnly):
         Raises:
           UserError: the teacher lacks something, say the head over pieces.
         """
-        from transformers_jax.interchange.initial import initial
+        from transformers_jax.runs.initialise import initial
 
         own = initial(self.teacher, model.student, self.tokenizer, only=self.layers) if self.layers else {}
         return {**own, "teacher": initial(self.teacher, model.teacher, self.tokenizer, complete=True)}
@@ -174,8 +174,8 @@ def teacher_model(path: str, fields: dict) -> nn.Module:
       UserError: nothing to read there, or an architecture that is not supported.
     """
     from transformers_jax import models
-    from transformers_jax.data.tokenizer import Tokenizer
-    from transformers_jax.interchange.initial import fields_of, folder_of
+    from transformers_jax.data.text.tokenizer import Tokenizer
+    from transformers_jax.runs.initialise import fields_of, folder_of
 
     folder = folder_of(path)
     found = fields_of(folder)

@@ -11,11 +11,11 @@ import numpy as np
 
 from transformers_jax.batch import Streams
 from transformers_jax.errors import UserError
-from transformers_jax.layers.masked import aligned
-from transformers_jax.models.output import Output
-from transformers_jax.tasks.masking import Masking
-from transformers_jax.tasks.scoring import LossOnly
-from transformers_jax.training.losses import Sums, cross_entropy
+from transformers_jax.layers.gather import aligned
+from transformers_jax.layers.losses import Sums, cross_entropy
+from transformers_jax.outputs import Output
+from transformers_jax.tasks.parts.masking import Masking
+from transformers_jax.tasks.parts.scoring import LossOnly
 
 
 class Task(LossOnly):

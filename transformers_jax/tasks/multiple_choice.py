@@ -7,13 +7,13 @@ import jax
 import jax.numpy as jnp
 
 from transformers_jax.batch import Streams
-from transformers_jax.data.pairs import grouped
+from transformers_jax.data.text.pairs import grouped
 from transformers_jax.errors import UserError
-from transformers_jax.models.output import Scores
-from transformers_jax.tasks import metrics
-from transformers_jax.tasks.labels import Labels
-from transformers_jax.tasks.scoring import Scored
-from transformers_jax.training.losses import label_sums
+from transformers_jax.layers.losses import label_sums
+from transformers_jax.outputs import Scores
+from transformers_jax.tasks.parts import metrics
+from transformers_jax.tasks.parts.labels import Labels
+from transformers_jax.tasks.parts.scoring import Scored
 
 
 class Task(Scored):

@@ -9,11 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from transformers_jax.batch import Streams
-from transformers_jax.models.output import Scores
-from transformers_jax.tasks import metrics as measures
-from transformers_jax.tasks.labels import Labels
-from transformers_jax.tasks.scoring import Scored
-from transformers_jax.training.losses import label_sums, squared_error
+from transformers_jax.layers.losses import label_sums, squared_error
+from transformers_jax.outputs import Scores
+from transformers_jax.tasks.parts import metrics as measures
+from transformers_jax.tasks.parts.labels import Labels
+from transformers_jax.tasks.parts.scoring import Scored
 
 
 class Task(Scored):

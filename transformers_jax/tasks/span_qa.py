@@ -14,11 +14,11 @@ import numpy as np
 
 from transformers_jax.batch import Streams
 from transformers_jax.errors import UserError
-from transformers_jax.models.output import Scores
-from transformers_jax.tasks import squad
-from transformers_jax.tasks.scoring import Scored
-from transformers_jax.tasks.windows import Remembered, windows
-from transformers_jax.training.losses import label_sums
+from transformers_jax.layers.losses import label_sums
+from transformers_jax.outputs import Scores
+from transformers_jax.tasks.parts import squad
+from transformers_jax.tasks.parts.scoring import Scored
+from transformers_jax.tasks.parts.windows import Remembered, windows
 
 
 class Task(Scored):

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from transformers_jax.batch import Streams
-from transformers_jax.models.output import Output
-from transformers_jax.training.losses import cross_entropy
+from transformers_jax.layers.losses import cross_entropy
+from transformers_jax.outputs import Output
 
 
 class Task:

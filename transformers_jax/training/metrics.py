@@ -18,7 +18,7 @@ import jax
 import numpy as np
 from absl import logging
 
-from transformers_jax.writing import write_whole
+from transformers_jax.files import write_whole
 
 TIMING_KEYS = ("tokens_per_second", "seconds", "first_step_seconds", "evaluation_seconds", "flops", "share_of_peak")
 """Keys that depend on the machine.

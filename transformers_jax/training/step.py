@@ -19,6 +19,7 @@ from flax import linen as nn
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from transformers_jax.errors import UserError
+from transformers_jax.mesh import check_rows, row_sharding
 from transformers_jax.training import sharding
 from transformers_jax.training.state import TrainState
 
@@ -161,13 +162,13 @@ def compile_step(
       UserError: the batch does not divide, or pmap is asked for a mesh that splits parameters or for several processes.
     """
     if batch_shapes is not None:
-        sharding.check_rows(next(iter(batch_shapes.values())).shape[0], mesh)
+        check_rows(next(iter(batch_shapes.values())).shape[0], mesh)
     if parallelism == "pmap":
         return _compile_pmap(step, mesh)
     copied = NamedSharding(mesh, PartitionSpec())
     return jax.jit(
         _over(mesh, step),
-        in_shardings=(state_shardings, sharding.row_sharding(mesh)),
+        in_shardings=(state_shardings, row_sharding(mesh)),
         out_shardings=(state_shardings, copied),
         donate_argnums=0,
         compiler_options=known_options(**IN_PLACE) if mesh.devices.flat[0].platform == "cpu" else None,

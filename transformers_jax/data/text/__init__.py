@@ -1,0 +1,1 @@
+"""Text: tokenizers, and the sources that read files of lines, tables and JSON."""

@@ -1,0 +1,137 @@
+"""Vectors of sentences, and what is done with them: similarity, search, extractive summaries.
+
+Axes: B batch rows, T length, D model width, n texts, m texts of a corpus.
+"""
+
+import re
+from collections.abc import Sequence
+
+import jax
+import numpy as np
+
+from transformers_jax.errors import UserError
+from transformers_jax.inference.predictor import Loaded, loaded
+from transformers_jax.interchange import recipe as recipes
+from transformers_jax.interchange.recipe import Recipe
+from transformers_jax.layers.pooling import POOLINGS, pool, unit
+from transformers_jax.outputs import Encoded
+
+_NEXT = r"""(?=["'“‘«(\[]?[^\Wa-z])"""  # what begins a sentence
+_SENTENCE_END = re.compile(rf"""(?<=[.!?…])\s+{_NEXT}|(?<=[.!?…]["'”’»)\]])\s+{_NEXT}|\n+|(?<=[。！？])""")
+
+
+class Sentences:
+    """Texts to vectors: a task to be handed to an `inference.Predictor` of a model with head "none".
+
+    Raises:
+      UserError: an unknown pooling.
+    """
+
+    one_a_row = True
+    streams = {"": ("tokens", "token_types")}
+
+    def __init__(self, tokenizer, recipe: Recipe):
+        if recipe.pooling not in POOLINGS:
+            raise UserError(f"pooling {recipe.pooling!r} is not one of {', '.join(POOLINGS)}")
+        self.tokenizer, self.recipe = tokenizer, recipe
+
+    def encode(self, example: dict) -> dict[str, np.ndarray]:
+        """{"text": str} → `tokens`, `token_types`."""
+        return self.tokenizer.encode_pair(example["text"], max_length=self.recipe.max_length).fields()
+
+    def predict(self, output: Encoded, batch: dict) -> dict[str, jax.Array]:
+        """`vector` [B, D]."""
+        vectors = pool(output.hidden, batch["segments"] > 0, self.recipe.pooling)
+        return {"vector": unit(vectors) if self.recipe.normalise else vectors}
+
+
+def cosine(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """Cosine similarity [n, m] of vectors [n, D] and [m, D]; 0 to a vector of zeros."""
+    return _unit(first) @ _unit(second).T
+
+
+def paired_cosine(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """Cosine similarity [n] of vectors [n, D], one to one."""
+    return np.einsum("nd,nd->n", _unit(first), _unit(second))
+
+
+def _unit(vectors: np.ndarray) -> np.ndarray:
+    lengths = np.linalg.norm(vectors, axis=-1, keepdims=True)
+    return vectors / np.maximum(lengths, 1e-12)
+
+
+def nearest(queries: np.ndarray, corpus: np.ndarray, count: int) -> list[list[tuple[int, float]]]:
+    """(number, cosine similarity) of the `count` most similar of corpus [m, D] to each of queries [n, D], best first.
+
+    Equally similar ones come in their order.
+    """
+    found = []
+    for start in range(0, len(queries), 256):  # [256, m] at once
+        for row in cosine(queries[start : start + 256], corpus):
+            best = np.argsort(-row, kind="stable")[:count]
+            found.append([(int(i), float(row[i])) for i in best])
+    return found
+
+
+def sentences_of(text: str) -> list[str]:
+    """The sentences of a text: they end with a line, or with . ! ? before white space and what does not begin small."""
+    return [part.strip() for part in _SENTENCE_END.split(text) if part and part.strip()]
+
+
+def centrality(vectors: np.ndarray, *, damping: float = 0.15, rounds: int = 100) -> np.ndarray:
+    """How central each of n sentences is: LexRank over cosine similarities (Erkan and Radev 2004, section 3.3, "continuous
+    LexRank", with sentence vectors in place of tf-idf). Sums to 1.
+
+    The stationary distribution of a walk that goes from a sentence to another one with a chance proportional to their
+    similarity (negative ones count as none), and anywhere with chance `damping`.
+
+    Args:
+      vectors: [n, D].
+    """
+    n = len(vectors)
+    weights = np.maximum(cosine(vectors, vectors), 0.0) * (1 - np.eye(n))
+    totals = weights.sum(axis=1, keepdims=True)
+    walk = np.where(totals > 0, weights / np.maximum(totals, 1e-12), 1 / n)
+    rank = np.full(n, 1 / n)
+    for _ in range(rounds):
+        rank = damping / n + (1 - damping) * rank @ walk
+    return rank / rank.sum()
+
+
+def summary(sentences: Sequence[str], vectors: np.ndarray, count: int) -> list[str]:
+    """The `count` most central sentences, in the order of the text."""
+    best = np.argsort(-centrality(vectors), kind="stable")[:count]
+    return [sentences[i] for i in sorted(best)]
+
+
+class Embedder:
+    """Texts → vectors [n, D], one a text in their order; a blank text gives zeros.
+
+    Args:
+      there: an encoder.
+      recipe: how a text becomes a vector.
+    """
+
+    def __init__(self, there: Loaded, recipe: Recipe):
+        longest = there.longest()
+        self.recipe = recipe._replace(max_length=min(recipe.max_length or longest, longest))
+        self._predict = there.states(Sentences(there.tokenizer, self.recipe))
+        self.width = there.model.config.width
+
+    @classmethod
+    def of(cls, path: str, **changes) -> "Embedder":
+        """Of a folder, a workdir or a name on the hub; `changes` replace fields of the recipe found there.
+
+        Raises:
+          UserError: there is no encoder, or none whose recipe is supported.
+        """
+        there = loaded(path)
+        own = getattr(there.task, "recipe", None) or recipes.read(there.folder)
+        return cls(there, own._replace(**changes))
+
+    def __call__(self, texts: Sequence[str]) -> np.ndarray:
+        full = [i for i, text in enumerate(texts) if text.strip()]
+        out = np.zeros((len(texts), self.width), np.float32)
+        if full:
+            out[full] = self._predict([{"text": texts[i]} for i in full])["vector"]
+        return out

@@ -1,0 +1,193 @@
+"""A trained model on new examples: rows of like length together, answers in the order of the examples.
+
+Axes: B batch rows, T length, D model width.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from absl import logging
+from jax.sharding import Mesh
+
+from transformers_jax import config as configuration
+from transformers_jax import models
+from transformers_jax.data import collate as assembly
+from transformers_jax.data.text.tokenizer import Tokenizer
+from transformers_jax.errors import Unreadable, UserError
+from transformers_jax.interchange import huggingface
+from transformers_jax.mesh import global_batch, make_mesh
+from transformers_jax.models import encoder
+from transformers_jax.outputs import Encoded
+from transformers_jax.runs import initialise
+from transformers_jax.runs.experiment import Experiment
+from transformers_jax.training.step import compile_eval_step, make_predict_step
+
+WIDTHS = (16, 32, 48, 64, 96, 128, 192, 256, 384, 512)
+"""Lengths that rows are filled up to: each is one program."""
+
+POSITIONS = {"cpu": 1024}
+"""Positions of a batch, rows times length, by backend; 4,096 on others. A processor's caches hold what a layer makes of few."""
+
+
+class Loaded(NamedTuple):
+    """A model with its numbers.
+
+    variables: {"params": …, "model_state": …}.
+    task: which it was trained for; None where the weights come from elsewhere.
+    folder: where it was read.
+    """
+
+    model: Any
+    variables: dict
+    tokenizer: Tokenizer
+    mesh: Mesh
+    task: Any
+    folder: Path
+
+    def predictor(self, task: Any) -> "Predictor":
+        """For what the model itself gives."""
+        return Predictor(self.model, task, self.variables, self.mesh, longest=self.longest())
+
+    def states(self, task: Any) -> "Predictor":
+        """For the last hidden states, an `Encoded`, whatever head there is."""
+        return Predictor(Body(self.model), task, self.variables, self.mesh, longest=self.longest())
+
+    def longest(self) -> int:
+        """Pieces that the model reads at most.
+
+        Raises:
+          UserError: the model is no encoder.
+        """
+        if not hasattr(self.model, "encode") or not hasattr(self.model.config, "head"):
+            raise UserError(f"{self.folder} holds no encoder, as BERT is one")
+        return encoder.longest(self.model.config)
+
+
+class Body:
+    """An encoder without its head; `mutable` is Flax's."""
+
+    def __init__(self, model):
+        self.model = model
+
+    def apply(self, variables: dict, batch: dict, *, deterministic: bool, mutable: Any = False):
+        found = self.model.apply(variables, batch, deterministic, method="encode", mutable=mutable)
+        return (Encoded(found[0]), found[1]) if mutable else Encoded(found)
+
+
+def trained(run: Experiment, *, average: int | None = None, step: int | None = None) -> Loaded:
+    """The model of a run.
+
+    Args:
+      average, step: see `Experiment.trained`.
+    """
+    variables = run.trained(average=average, step=step)
+    return Loaded(run.model, variables, run.tokenizer, run.mesh, run.task, run.workdir)
+
+
+def loaded(path: str) -> Loaded:
+    """The model of a folder of Hugging Face's, of a workdir, or of a name on the hub.
+
+    Raises:
+      UserError: there is none, or it has no tokenizer.
+    """
+    folder = initialise.folder_of(path)
+    if not huggingface.is_folder(folder):
+        return trained(Experiment(configuration.read(folder), folder))
+    found = huggingface.load(folder)
+    if found.tokenizer is None:
+        raise UserError(f"--init_from={path} has no tokenizer that can be read: put a tokenizer.json beside its weights")
+    variables = {"params": found.params, "model_state": {}}
+    return Loaded(models.build(found.fields, 0), variables, found.tokenizer, make_mesh({}), None, folder)
+
+
+class Predictor:
+    """A model's answers to examples that are given to it; compiled once a shape of batch.
+
+    Args:
+      model: of this codebase.
+      task: its `encode` and streams are those of training (see `assembly`), and `predict` says what is wanted of a row. It
+        has `one_a_row`.
+      variables: {"params": …, "model_state": …}, as `Experiment.trained` gives them.
+      mesh: of this process's devices.
+      longest: pieces that the model reads; longer examples are cut, with a warning.
+    """
+
+    def __init__(self, model, task: Any, variables: dict, mesh: Mesh, *, longest: int):
+        self.task, self.variables, self.mesh, self.longest = task, variables, mesh, longest
+        self.layout = assembly.layout_of(task)
+        self._step = compile_eval_step(make_predict_step(model, task), mesh)
+        self._ways = mesh.shape["data"] * mesh.shape["fsdp"]
+
+    def __call__(
+        self, examples: Sequence[dict], where: Callable[[int], str] = "example {}".format
+    ) -> dict[str, np.ndarray]:
+        """What `task.predict` gives by name, one entry an example, in their order; shorter ones are filled with zeros.
+
+        Args:
+          where: names the place of example i where it cannot be encoded.
+
+        Raises:
+          Unreadable: an example that cannot be encoded.
+        """
+        encoded = [self._encoded(example, i, where) for i, example in enumerate(examples)]
+        found: list[dict] = [{}] * len(encoded)
+        waiting: list[tuple[list[int], dict]] = []
+        for numbers, batch in self._batches(encoded):
+            waiting.append((numbers, self._step(*self._model(), global_batch(batch, self.mesh))))
+            if len(waiting) > 1:  # the next batch is made while the device is at this one
+                self._take(found, *waiting.pop(0))
+        for numbers, answers in waiting:
+            self._take(found, numbers, answers)
+        return {name: _stacked([entry[name] for entry in found]) for name in (found[0] if found else ())}
+
+    def _model(self) -> tuple:
+        return self.variables["params"], self.variables["model_state"]
+
+    def _encoded(self, example: dict, i: int, where) -> assembly.Single:
+        try:
+            single = assembly.Encoded([example], self.task, cache=False)[0]
+        except UserError as error:
+            raise Unreadable(f"{where(i)}: {error}", i) from error
+        if (size := max(assembly.lengths(single))) > self.longest:
+            logging.warning("%s has %d pieces and is cut to %d", where(i), size, self.longest)
+            single = assembly.cut(single, [self.longest] * len(self.layout.streams))
+        return single
+
+    def _batches(self, encoded: list[assembly.Single]) -> Iterator[tuple[list[int], dict]]:
+        """(numbers of its examples, the batch) from the longest on: what does not fit into memory shows at once."""
+        sizes = [max(1, *assembly.lengths(single)) for single in encoded]
+        order = sorted(range(len(encoded)), key=lambda i: -sizes[i])
+        widths = sorted({*(w for w in WIDTHS if w < self.longest), self.longest})
+        positions = POSITIONS.get(jax.default_backend(), 4096) // max(1, self.layout.groups)
+        while order:
+            width = next(w for w in widths if w >= sizes[order[0]])
+            rows = min(_power(len(order)), max(1, _power(positions // width + 1) // 2))
+            rows = -(-rows // self._ways) * self._ways
+            numbers, order = order[:rows], order[rows:]
+            shape = assembly.Shape(rows, (width,) * len(self.layout.streams))
+            yield numbers, assembly.collate([[encoded[i]] for i in numbers], layout=self.layout, shape=shape)
+
+    @staticmethod
+    def _take(found: list[dict], numbers: list[int], answers: dict) -> None:
+        answers = jax.device_get(answers)
+        for row, i in enumerate(numbers):
+            found[i] = {name: values[row] for name, values in answers.items() if name != "row_weights"}
+
+
+def _power(n: int) -> int:
+    """The smallest power of two that is at least n."""
+    return 1 << max(0, n - 1).bit_length()
+
+
+def _stacked(entries: list[np.ndarray]) -> np.ndarray:
+    """One array of entries of different sizes, filled with zeros behind."""
+    sizes = np.array([entry.shape for entry in entries])  # [entries, axes]
+    if (sizes == sizes[:1]).all():
+        return np.stack(entries)
+    out = np.zeros((len(entries), *sizes.max(axis=0)), entries[0].dtype)
+    for i, entry in enumerate(entries):
+        out[(i, *map(slice, entry.shape))] = entry
+    return out

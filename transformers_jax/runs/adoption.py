@@ -1,0 +1,49 @@
+"""The config of a run that begins with a pretrained model: its architecture and its vocabulary are that model's."""
+
+import dataclasses
+import importlib
+from collections.abc import Mapping
+
+from ml_collections import ConfigDict
+
+from transformers_jax import models
+from transformers_jax.errors import UserError
+from transformers_jax.interchange import huggingface
+from transformers_jax.runs import initialise
+
+OWN = ("dtype", "param_dtype", "scan_layers", "remat", "attention", "masked_share", "pooler")
+"""Keys of config.model that the run itself decides: how the model is computed."""
+
+DROPOUTS = ("dropout", "attention_dropout", "classifier_dropout", "span_dropout")
+"""Keys of config.model that the run decides where the pretrained model is a workdir's, which may have learned without any;
+a folder of `transformers` says what its model is finetuned with."""
+
+OF_TASK = ("head", "labels")
+"""Keys of config.model that follow from the task."""
+
+
+def adopted(config: ConfigDict, path: str, given: Mapping[str, object] = {}) -> ConfigDict:  # noqa: B006
+    """The config with the pretrained model's fields for config.model, and its tokenizer.
+
+    Args:
+      path: a folder of `transformers`, a workdir, or a name on the hub; kept as config.finetuning.init_from.
+      given: keys of the config that the user has set, "model.dropout" say: they stay as they are.
+
+    Raises:
+      UserError: there is no such model, it is not supported, or the config has no group finetuning.
+    """
+    if "finetuning" not in config:
+        raise UserError("--config has no group finetuning: give one of a model that is finetuned, as configs/bert.py:sst2")
+    folder = initialise.folder_of(path)
+    fields = {key: value for key, value in initialise.fields_of(folder).items() if key not in OF_TASK}
+    allowed = {f.name for f in dataclasses.fields(importlib.import_module(f"{models.__name__}.{fields['name']}").Config)}
+    mine = OWN if huggingface.is_folder(folder) else OWN + DROPOUTS
+    own = {key: config.model[key] for key in mine if key in config.model and key in allowed}
+    theirs = {key.removeprefix("model."): value for key, value in given.items() if key.startswith("model.")}
+    config = config.copy_and_resolve_references()
+    with config.unlocked():
+        config.model = ConfigDict(fields | own | theirs)
+    if "tokenizer.path" not in given:
+        config.tokenizer.path = str(folder)
+    config.finetuning.init_from = str(path)
+    return config

@@ -1,0 +1,94 @@
+"""What does not go together in a run: said before it begins, in one line that names the keys."""
+
+from ml_collections import ConfigDict
+
+from transformers_jax.data import pipeline
+from transformers_jax.data.collate import layout_of
+from transformers_jax.errors import UserError
+from transformers_jax.models import encoder
+
+
+def run(config: ConfigDict) -> None:
+    """Checks that a config is that of one run.
+
+    Raises:
+      UserError: it is one of a search or a sweep; says which launcher takes it.
+    """
+    if "search" in config:
+        raise UserError(
+            "this is the config of a search, which experiments.search runs; what it finds is trained by "
+            "experiments.pretrain with --config.model.name=transformer --config.model.genome=DIR/best.json"
+        )
+    if "sweep" in config:
+        raise UserError(f"this is the config of several runs, which experiments.finetune makes: {', '.join(config.sweep)}")
+
+
+def lengths(config: ConfigDict, task, model) -> None:
+    """Checks that no training example is longer than a model has learned positions: there it would be NaN.
+
+    Raises:
+      UserError: names the key that lets longer ones through.
+    """
+    shapes, _ = pipeline.shapes_of(config.data, layout_of(task), 1)
+    rows = "boundaries" if config.data.batching == "buckets" and config.data.get("tokens_per_batch", 0) else "lengths"
+    longest = {
+        "task.max_length": config.task.get("max_length", 0),
+        "data.max_length": config.data.get("max_length", 0),
+        f"data.{rows}": max(shapes[-1].lengths),
+    }
+    key = min((key for key in longest if longest[key]), key=longest.get)
+    for fields in _configs(model):
+        if isinstance(fields, encoder.Config) or getattr(fields, "positions", "") == "learned":
+            places = encoder.longest(fields)
+            if longest[key] > places:
+                raise UserError(
+                    f"config.{key} lets examples of {longest[key]} pieces through, and the model has {places} learned "
+                    f"positions (config.model.max_length): give at most {places}, or take a model with more"
+                )
+
+
+def shares(task, model) -> None:
+    """Checks that a masked language model predicts as many positions as its task masks.
+
+    Raises:
+      UserError: names both keys.
+    """
+    masking = getattr(getattr(task, "task", task), "masking", None)  # a distillation has a task inside
+    for fields in _configs(model):
+        if masking and hasattr(fields, "masked_share") and masking.share > fields.masked_share:
+            raise UserError(
+                f"config.task.share={masking.share} masks more than config.model.masked_share={fields.masked_share}, the "
+                "share of a row that the model predicts at most: raise the latter above the former"
+            )
+
+
+def whole(options: ConfigDict, task) -> None:
+    """Checks that a task whose loss takes the whole batch is given it in one piece.
+
+    Raises:
+      UserError: names the key that cuts it.
+    """
+    if getattr(task, "contrasts", False):
+        for key, whole in ("accumulate", 1), ("parallelism", "jit"):
+            if options[key] != whole:
+                raise UserError(
+                    f"config.training.{key}={options[key]} cuts the batch that config.task.objective={task.objective} takes "
+                    f"its other sentences from: give {key}={whole}"
+                )
+
+
+def known(task, source) -> None:
+    """Checks that every training example says what the task learns, in a source that can say where an example stands.
+
+    Raises:
+      UserError: names the example.
+    """
+    if (key := getattr(task, "learned", "")) and hasattr(source, "where"):
+        for i in range(len(source)):
+            if key not in source[i]:
+                raise UserError(f"{source.where(i)} has no {key}, which the task learns; see config.data.columns")
+
+
+def _configs(model) -> list:
+    """The config of a model, and of its teacher if it has one."""
+    return [part.config for part in (model, getattr(model, "teacher", None)) if part is not None]

@@ -1,0 +1,187 @@
+"""Where the parameters come from that training starts with: another model's, as far as they fit.
+
+1. a folder of `transformers`,
+2. a workdir of ours, its newest checkpoint,
+3. a name on the Hugging Face hub, where `huggingface_hub` is installed and there is a network.
+"""
+
+import importlib
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+import numpy as np
+from absl import logging
+from ml_collections import ConfigDict
+
+from transformers_jax import config as configuration
+from transformers_jax import models, parameters, tasks
+from transformers_jax.data.text.tokenizer import Tokenizer
+from transformers_jax.errors import UserError
+from transformers_jax.interchange import huggingface, recipe, stacking, tokenizers, weights
+from transformers_jax.training.checkpoint import Checkpoints
+
+HEAD = r"^(pooler|classifier|choice|next_sentence|lm|lm_bias)(/|$)"
+"""Parameters that may be new: those of heads."""
+
+CHOOSES = r"^(classifier|choice)(/|$)"
+"""Parameters of a head that mean something else under another head, though their shapes may be the same."""
+
+CUT = r"^(embeddings/word|lm_bias|embeddings/position/embedding)$"
+"""Tables of which a model may take the first rows: pretrained ones have rows to spare."""
+
+_HUB = re.compile(r"[\w.-]+/[\w.-]+|[\w.-]+")
+
+
+def initial(
+    path: str,
+    model,
+    tokenizer: Tokenizer | None = None,
+    *,
+    only: Sequence[int] | None = None,
+    complete: bool = False,
+) -> dict:
+    """The parameters of `model` that a pretrained one has, as nested dicts of numpy arrays; heads may be missing.
+
+    What is newly initialised and what is left out is logged.
+
+    Args:
+      path: a folder of `transformers`, a workdir, or a name on the hub.
+      model: a Flax module that takes a batch.
+      tokenizer: the model's, to be compared with the pretrained one's.
+      only: numbers of the pretrained layers that are taken; they become layers 0, 1, …
+      complete: no head may be missing either.
+
+    Raises:
+      UserError: nothing to read there, weights that cannot be read, other shapes, another vocabulary, or parameters missing
+        that are not a head's.
+    """
+    folder = folder_of(path)
+    found, theirs, head = read(folder)
+    if head != getattr(getattr(model, "config", None), "head", None):
+        found = {name: array for name, array in found.items() if not re.match(CHOOSES, name)}
+    if tokenizer and theirs and theirs.fingerprint() != tokenizer.fingerprint():
+        raise UserError(
+            f"--init_from={path}: its vocabulary is not that of this run; set config.tokenizer.path={folder} to take it over"
+        )
+    wanted = huggingface.shapes(model)
+    found = found if only is None else stacking.chosen(found, only)
+    found = stacking.arranged(found, wanted)
+    taken, other = {}, []
+    for name in [name for name in found if name in wanted]:
+        taken[name] = _cut(name, found[name], wanted[name])
+        if taken[name].shape != wanted[name]:
+            other.append(f"{name} {taken.pop(name).shape} there, {wanted[name]} here")
+    new = [name for name in wanted if name not in taken]
+    if wrong := [text for text in other if not re.match(HEAD, text.split()[0])]:
+        raise UserError(f"--init_from={path} does not fit config.model: {some(wrong)}{_hint(wrong)}")
+    if missing := [name for name in new if complete or not re.match(HEAD, name)]:
+        raise UserError(f"--init_from={path} lacks parameters of config.model: {some(missing)}")
+    size = sum(x.size for x in taken.values())
+    logging.info("%s parameters from %s; newly initialised: %s", f"{size:,}", path, some(new) or "none")
+    if left := [name for name in found if name not in wanted]:
+        logging.info("left out: %s", some(left))
+    return parameters.nest(taken)
+
+
+def merged(params: dict, pretrained: dict) -> dict:
+    """A model's fresh parameters (arrays on devices) with the pretrained ones in their places, sharded as those were."""
+    new = parameters.flat(pretrained)
+
+    def take(path, leaf):
+        array = new.pop(parameters.name_of(path), None)
+        return leaf if array is None else jax.device_put(array.astype(leaf.dtype), leaf.sharding)
+
+    result = jax.tree_util.tree_map_with_path(take, params)
+    if new:
+        raise ValueError(f"not parameters of the model: {', '.join(new)}")
+    return result
+
+
+def folder_of(path: str, key: str = "--init_from") -> Path:
+    """The folder of a path or of a name on the hub, which is fetched.
+
+    Args:
+      key: of the command line, for messages.
+
+    Raises:
+      UserError: there is no such folder, and no such name can be fetched.
+    """
+    folder = Path(path)
+    if folder.is_file():
+        weights.refuse_pickle(folder)
+        raise UserError(f"{key}={path} is a file; give the folder that holds config.json")
+    if folder.is_dir():
+        return folder
+    if not _HUB.fullmatch(str(path)):
+        raise UserError(f"{key}={path}: no such folder")
+    try:
+        import huggingface_hub
+    except ImportError as error:
+        raise UserError(f"{key}={path}: no such folder; for a name on the hub install huggingface_hub") from error
+    files = ["*.safetensors", "*.safetensors.index.json", huggingface.CONFIG, *tokenizers.FILES, *recipe.FILES]
+    try:
+        return Path(huggingface_hub.snapshot_download(str(path), allow_patterns=files))
+    except Exception as error:  # of the library, the network or the file system
+        reason = str(error).partition("\n")[0]
+        raise UserError(f"{key}={path}: no such folder, and the hub does not give it: {reason}") from error
+
+
+def fields_of(folder: Path) -> dict:
+    """`name` and the other keys of config.model of the model in a folder; no weights are read.
+
+    Raises:
+      UserError: it is neither a folder of `transformers` nor a workdir, or of another architecture.
+    """
+    if not huggingface.is_folder(folder):
+        if not (folder / configuration.FILE).is_file():
+            raise UserError(f"--init_from={folder} has no {configuration.FILE}: give a folder of transformers or a workdir")
+        return dict(configuration.read(folder).get("model", {}))
+    described = huggingface.read_config(folder)
+    name, _, _ = huggingface.architecture(described)
+    return {"name": name} | importlib.import_module(f"{models.__name__}.{name}").from_hf(described)
+
+
+def trained_fields(config: ConfigDict, tokenizer: Tokenizer | None) -> dict:
+    """The keys of a workdir's config.model with what its task asks for, the head: what its checkpoints are of."""
+    fields = dict(config.get("model", {}))
+    if "head" in fields or tokenizer is None:  # it may say so itself
+        return fields
+    return fields | getattr(tasks.build(config.task, tokenizer), "model_fields", dict)()
+
+
+def read(folder: Path) -> tuple[dict[str, np.ndarray], Tokenizer | None, str | None]:
+    """(leaves by name, layers apart; tokenizer; the model's head) of a folder of `transformers` or a workdir.
+
+    Raises:
+      UserError: it is neither, or cannot be read.
+    """
+    if huggingface.is_folder(folder):
+        fields, params, tokenizer = huggingface.load(folder)
+        return parameters.flat(params), tokenizer, fields["head"]
+    if not (folder / configuration.FILE).is_file():
+        raise UserError(f"{folder}: no {configuration.FILE}: neither a folder of transformers nor a workdir")
+    config, tokenizer = configuration.read(folder), tokenizers.read(folder)
+    with Checkpoints(folder / "checkpoints") as checkpoints:
+        state = checkpoints.restore_params()
+    params = parameters.merge(state["params"], state["frozen"])
+    return stacking.separate(parameters.flat(params)), tokenizer, trained_fields(config, tokenizer).get("head")
+
+
+def _cut(name: str, array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    return array[: shape[0]] if re.match(CUT, name) and len(shape) == array.ndim else array
+
+
+def _hint(wrong: Sequence[str]) -> str:
+    """What to do about the first wrong shape."""
+    if wrong[0].startswith("embeddings/word"):
+        return ": the vocabulary does not fit the embedding"
+    if wrong[0].startswith("embeddings/position"):
+        return ": lower config.model.max_length"
+    return ""
+
+
+def some(names: Sequence[str]) -> str:
+    """The first names, and how many more there are."""
+    return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")

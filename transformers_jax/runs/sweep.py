@@ -1,0 +1,76 @@
+"""Several finetunings under one workdir, one after the other: those of GLUE, and the table that they make."""
+
+import json
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import jax
+from ml_collections import ConfigDict
+
+from transformers_jax.errors import UserError
+from transformers_jax.files import write_whole
+from transformers_jax.runs import glue
+from transformers_jax.runs.record import read_record
+from transformers_jax.training.checkpoint import any_process
+from transformers_jax.training.metrics import TIMING_KEYS
+
+RESULTS, TABLE = "glue.json", "glue.md"
+
+
+def sweep(
+    parts: Sequence[str],
+    workdir: str | os.PathLike,
+    *,
+    config_of: Callable[[str], ConfigDict],
+    finetune: Callable[[ConfigDict, Path], None],
+    name: str,
+) -> dict:
+    """Finetunes each part in a folder of its own name in the workdir; given again, goes on where it stopped.
+
+    After each part the workdir has glue.json, all scores so far, and glue.md, the table.
+
+    Args:
+      config_of: part → its config. All are read before the first one begins.
+      finetune: (config, folder) → None; does nothing where the folder has such a run that is finished.
+      name: of the row in the table.
+
+    Returns:
+      {"scores": {part: {split: {metric: value}}}, "row": {column: percent}, "average": percent or None}.
+
+    Raises:
+      UserError: no parts; or what a finetuning raises.
+    """
+    if not parts:
+        raise UserError("config.sweep names no part")
+    found = {}
+    for part, config in [(part, config_of(part)) for part in parts]:
+        folder = Path(workdir) / part
+        finetune(config, folder)
+        any_process(False)  # the others wait for what the first has written
+        found[part] = last_scores(folder)
+        numbers = glue.row(found)
+        named = {c.name: round(x, 2) for c, x in zip(glue.COLUMNS, numbers, strict=True) if x is not None}
+        summary = {"scores": found, "row": named, "average": glue.average(numbers)}
+        if jax.process_index() == 0:
+            write_whole(Path(workdir) / RESULTS, json.dumps(summary, indent=2) + "\n")
+            write_whole(Path(workdir) / TABLE, glue.table(found, name))
+    return summary
+
+
+def last_scores(workdir: Path) -> dict[str, dict[str, float]]:
+    """What a finished run measured last, by split: numbers by name, no timings."""
+    record, last = read_record(workdir), {}
+    for row in record.rows:
+        if row["split"] != "train":
+            last[row["split"]] = {k: x for k, x in row.items() if k not in ("step", "split") and k not in TIMING_KEYS}
+    return last
+
+
+def best(workdir: str | os.PathLike, metric: str) -> dict:
+    """The best value of a metric on the validation split, and where it was: {"metric", "best", "step", "last"}; {} without."""
+    steps, values = read_record(workdir).curve("validation", metric)
+    if not values:
+        return {}
+    at = max(range(len(values)), key=values.__getitem__)
+    return {"metric": metric, "best": values[at], "step": steps[at], "last": values[-1]}
