@@ -2,7 +2,7 @@
 
     python -m benchmarks.bert --peer=PYTHON_WITH_TORCH_AND_TRANSFORMERS
 
-Rows of 128 pieces without padding: 8 a training step, 1 and 32 an inference, here as `predict` makes it, in batches of its
+Rows of 128 tokens without padding: 8 a training step, 1 and 32 an inference, here as `predict` makes it, in batches of its
 own size; a sequence head, dropout 0.1 in training. The peak is that of a large matrix product, measured between the turns.
 Medians leave out the first third of the steps, with compilation. The last line is one JSON object.
 """
@@ -79,6 +79,7 @@ class Ours:
         import numpy as np
 
         from transformers_jax import models
+        from transformers_jax.mesh import make_mesh
         from transformers_jax.planning import flops
         from transformers_jax.training.optimizers import make_optimizer
         from transformers_jax.training.state import create_state

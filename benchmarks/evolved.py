@@ -106,7 +106,7 @@ def perplexity(data: Path, folder: Path) -> dict:
         f"--config.training.checkpoint_every={every}", "--config.training.log_every=50",
         f"--config.optimizer.warmup_steps={2 * steps // 5}",
     ]  # fmt: skip
-    hidden = {"transformer": ["--config.model.hidden=512"], "evolved_transformer": []}
+    hidden = {"transformer": ["--config.model.mlp_width=512"], "evolved_transformer": []}
     curves, first = {name: [] for name in MODELS}, folder / f"{next(iter(MODELS))}0"  # which learns the vocabulary
     for seed in range(FLAGS.seeds):
         for name, flags_of_model in MODELS.items():

@@ -8,10 +8,10 @@ places, one shared embedding) over a joint BPE vocabulary of about 8,000, on bat
 Ours cuts a batch in two, whose activations a processor's cache holds longer: the gradient is the whole batch's. Counted
 are real target tokens a second, each by its own tokenizer.
 
-For decoding both turn the same 1,014 sentences into exactly 20 and exactly 60 pieces each, greedily, with hardly trained
-weights: equal work, whatever a model has learned. Then up to the limit that JoeyNMT has by itself, 1.5 pieces for each of the
+For decoding both turn the same 1,014 sentences into exactly 20 and exactly 60 tokens each, greedily, with hardly trained
+weights: equal work, whatever a model has learned. Then up to the limit that JoeyNMT has by itself, 1.5 tokens for each of the
 source: there of the longest source in a batch, here of each one. (JoeyNMT's greedy search does not read its own
-min_output_length, so the end piece is held back from outside.) Compile time is left out (a first call is not counted) and
+min_output_length, so the end token is held back from outside.) Compile time is left out (a first call is not counted) and
 so is loading.
 
 The last line is one JSON object.
@@ -44,7 +44,7 @@ LIMITS = {
     "60": (60, {"max_ratio": 0.0, "extra_length": 60}),
     "1.5 * source": (-1, {"max_ratio": 1.5, "extra_length": 0}),
 }
-"""Pieces of an output: JoeyNMT's max_output_length and our decoder's options."""
+"""Tokens of an output: JoeyNMT's max_output_length and our decoder's options."""
 GREEDY = """
 import functools
 from joeynmt import search
@@ -92,8 +92,8 @@ def prepare(data: Path, peer: Path, folder: Path) -> None:
     tool = [peer.parent / "subword-nmt"]
     codes = subprocess.run([*tool, "learn-bpe", "-s", "8000"], input=both, capture_output=True, check=True).stdout
     (folder / "codes").write_bytes(codes)
-    pieces = subprocess.run([*tool, "apply-bpe", "-c", folder / "codes"], input=both, capture_output=True, check=True)
-    vocabulary = sorted(set(pieces.stdout.decode().split()))
+    tokens = subprocess.run([*tool, "apply-bpe", "-c", folder / "codes"], input=both, capture_output=True, check=True)
+    vocabulary = sorted(set(tokens.stdout.decode().split()))
     (folder / "vocabulary").write_text("\n".join(["<unk>", "<pad>", "<s>", "</s>", *vocabulary]) + "\n")
     (folder / "config.yaml").write_text(json.dumps(joeynmt_config(folder)))
 
@@ -154,7 +154,7 @@ def our_training(data: Path, workdir: Path) -> float:
     """Target tokens a second, the median of metrics.jsonl's lines, one a step."""
     lines = runs.pretrain(
         "transformer", data, workdir, "--config.data.batch_size=64", "--config.model.dropout=0.2",
-        "--config.model.attention_dropout=0.2", "--config.model.hidden_dropout=0.2",
+        "--config.model.attention_dropout=0.2", "--config.model.mlp_width_dropout=0.2",
         "--config.training.accumulate=2", f"--config.training.steps={FLAGS.steps}",
     )  # fmt: skip
     return runs.tokens_per_second(lines)
@@ -165,7 +165,7 @@ def sentences(folder: Path) -> list[str]:
 
 
 def joeynmt_decoding(peer: Path, folder: Path, limit: int) -> float:
-    """Seconds to turn the validation set into so many pieces each, by its own log."""
+    """Seconds to turn the validation set into so many tokens each, by its own log."""
     config = joeynmt_config(folder)
     config["testing"]["max_output_length"] = limit
     (folder / "decoding.yaml").write_text(json.dumps(config))
@@ -177,7 +177,7 @@ def joeynmt_decoding(peer: Path, folder: Path, limit: int) -> float:
 
 
 def our_decoding(data: Path, workdir: Path, options: dict) -> float:
-    """Seconds for the same by our decoder; the end piece is one that no model gives."""
+    """Seconds for the same by our decoder; the end token is one that no model gives."""
     from transformers_jax import config as configuration
     from transformers_jax.runs.experiment import Experiment
 

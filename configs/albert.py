@@ -46,19 +46,19 @@ def common() -> ConfigDict:
     config.model.name = "albert"
     config.model.width = 768
     config.model.num_heads = 12
-    config.model.hidden = 3072
+    config.model.mlp_width = 3072
     config.model.layers = 12
     config.model.embedding_width = 128
     config.model.groups = 1  # sets of parameters that the layers share
     config.model.max_length = 512
     config.model.token_types = 2
-    config.model.vocab_size = 0  # rows of the embedding, where they are more than the tokenizer's pieces
+    config.model.vocab_size = 0  # rows of the embedding, where they are more than the tokenizer's tokens
     config.model.activation = "gelu_tanh"
     config.model.dropout = 0.0
     config.model.attention_dropout = 0.0
     config.model.classifier_dropout = 0.1
-    config.model.epsilon = 1e-12
-    config.model.masked_share = 0.2
+    config.model.norm_epsilon = 1e-12
+    config.model.max_mask_rate = 0.2
     config.model.scan_layers = True
     config.model.remat = False
     config.model.attention = "auto"
@@ -71,7 +71,7 @@ def common() -> ConfigDict:
     config.task.name = "bert_pretraining"
     config.task.relation = "sentence_order"
     config.task.max_length = 512
-    config.task.share = 0.15
+    config.task.mask_rate = 0.15
     config.task.masking = "dynamic"
     config.task.whole_words = False
 
@@ -141,7 +141,7 @@ def common() -> ConfigDict:
 
 
 def base(config: ConfigDict) -> None:
-    """Table 1 and section 4.1, on Wikipedia: AdamW in place of LAMB, pieces in place of n-grams."""
+    """Table 1 and section 4.1, on Wikipedia: AdamW in place of LAMB, tokens in place of n-grams."""
     config.data.tfds_name = "wikipedia/20230601.en"
     config.data.train = "train[1%:]"
     config.data.validation = "train[:1%]"
@@ -153,7 +153,7 @@ def large(config: ConfigDict) -> None:
     base(config)
     config.model.width = 1024
     config.model.num_heads = 16
-    config.model.hidden = 4096
+    config.model.mlp_width = 4096
     config.model.layers = 24
 
 
@@ -162,7 +162,7 @@ def xlarge(config: ConfigDict) -> None:
     base(config)
     config.model.width = 2048
     config.model.num_heads = 16
-    config.model.hidden = 8192
+    config.model.mlp_width = 8192
     config.model.layers = 24
 
 
@@ -171,7 +171,7 @@ def xxlarge(config: ConfigDict) -> None:
     base(config)
     config.model.width = 4096
     config.model.num_heads = 64
-    config.model.hidden = 16384
+    config.model.mlp_width = 16384
     config.model.layers = 12
 
 
@@ -180,7 +180,7 @@ def quickstart(config: ConfigDict) -> None:
     small(config)
     config.model.width = 256
     config.model.num_heads = 4
-    config.model.hidden = 1024
+    config.model.mlp_width = 1024
     config.model.layers = 6
     config.model.max_length = 256
     config.task.max_length = 128
@@ -201,7 +201,7 @@ def tiny(config: ConfigDict) -> None:
     small(config)
     config.model.width = 32
     config.model.num_heads = 2
-    config.model.hidden = 64
+    config.model.mlp_width = 64
     config.model.layers = 2
     config.model.embedding_width = 16
     config.model.max_length = 64
@@ -248,17 +248,17 @@ def finetuning(config: ConfigDict) -> None:
     config.finetuning.evaluations = 6
 
 
-def glue(config: ConfigDict, part: str, labels: tuple, pieces: int) -> None:
+def glue(config: ConfigDict, part: str, labels: tuple, tokens: int) -> None:
     """A part of GLUE from TFDS; its test labels are not public: `test` is the validation set, of MNLI the mismatched one."""
     finetuning(config)
     config.task = ConfigDict({"name": "sequence_classification", "labels": labels, "metrics": ("accuracy",)})
-    config.task.max_length = pieces
+    config.task.max_length = tokens
     config.data.source = "glue"
     config.data.tfds_name = f"glue/{part}"
     config.data.train = "train"
     config.data.validation = "validation_matched" if part == "mnli" else "validation"
     config.data.test = "validation_mismatched" if part == "mnli" else "validation"
-    config.data.lengths = ConfigDict({"tokens": pieces})
+    config.data.lengths = ConfigDict({"tokens": tokens})
 
 
 def mnli(config: ConfigDict) -> None:

@@ -31,7 +31,7 @@ Finetuning, section 4, three epochs each: python -m experiments.finetune --confi
 
 from ml_collections import ConfigDict
 
-GLUE = {  # labels as TFDS has them, metrics, pieces
+GLUE = {  # labels as TFDS has them, metrics, tokens
     "mnli": (("entailment", "neutral", "contradiction"), ("accuracy",), 128),
     "qqp": (("not_duplicate", "duplicate"), ("f1", "accuracy"), 128),
     "qnli": (("entailment", "not_entailment"), ("accuracy",), 128),
@@ -76,18 +76,18 @@ def common() -> ConfigDict:
     config.model.variant = "bert"  # or "roberta", "camembert", "xlm-roberta"
     config.model.width = 768
     config.model.num_heads = 12
-    config.model.hidden = 3072
+    config.model.mlp_width = 3072
     config.model.layers = 12
     config.model.max_length = 512
     config.model.position_offset = 0
     config.model.token_types = 2
-    config.model.vocab_size = 0  # rows of the embedding, where they are more than the tokenizer's pieces
+    config.model.vocab_size = 0  # rows of the embedding, where they are more than the tokenizer's tokens
     config.model.activation = "gelu"
     config.model.dropout = 0.1
     config.model.attention_dropout = 0.1
     config.model.classifier_dropout = 0.1
-    config.model.epsilon = 1e-12
-    config.model.masked_share = 0.2
+    config.model.norm_epsilon = 1e-12
+    config.model.max_mask_rate = 0.2
     config.model.scan_layers = True
     config.model.remat = False
     config.model.attention = "auto"
@@ -99,7 +99,7 @@ def common() -> ConfigDict:
     config.task = ConfigDict()
     config.task.name = "bert_pretraining"
     config.task.max_length = 512
-    config.task.share = 0.15
+    config.task.mask_rate = 0.15
     config.task.masking = "static"
     config.task.whole_words = False
 
@@ -181,7 +181,7 @@ def large(config: ConfigDict) -> None:
     base(config)
     config.model.width = 1024
     config.model.num_heads = 16
-    config.model.hidden = 4096
+    config.model.mlp_width = 4096
     config.model.layers = 24
 
 
@@ -194,13 +194,13 @@ def quickstart(config: ConfigDict) -> None:
     small(config)
     config.model.width = 256
     config.model.num_heads = 4
-    config.model.hidden = 1024
+    config.model.mlp_width = 1024
     config.model.layers = 6
     config.model.max_length = 256
     config.model.dropout = 0.0
     config.model.attention_dropout = 0.0
-    config.model.masked_share = 0.4
-    config.task = ConfigDict({"name": "masked_lm", "share": 0.3, "masking": "dynamic", "whole_words": True})
+    config.model.max_mask_rate = 0.4
+    config.task = ConfigDict({"name": "masked_lm", "mask_rate": 0.3, "masking": "dynamic", "whole_words": True})
     config.tokenizer.vocab_size = 8000
     config.data.source = "bible_text"
     config.data.unit = "line"
@@ -222,7 +222,7 @@ def tiny(config: ConfigDict) -> None:
     small(config)
     config.model.width = 32
     config.model.num_heads = 2
-    config.model.hidden = 64
+    config.model.mlp_width = 64
     config.model.layers = 2
     config.model.max_length = 64
     config.task.max_length = 32
@@ -267,11 +267,11 @@ def finetuning(config: ConfigDict) -> None:
     config.finetuning.evaluations = 6
 
 
-def classification(config: ConfigDict, labels: tuple, metrics: tuple, pieces: int) -> None:
+def classification(config: ConfigDict, labels: tuple, metrics: tuple, tokens: int) -> None:
     """A label, or without labels a number, for a sentence or a pair."""
     finetuning(config)
-    config.task = ConfigDict({"name": "sequence_classification", "labels": labels, "metrics": metrics, "max_length": pieces})
-    config.data.lengths = ConfigDict({"tokens": pieces})
+    config.task = ConfigDict({"name": "sequence_classification", "labels": labels, "metrics": metrics, "max_length": tokens})
+    config.data.lengths = ConfigDict({"tokens": tokens})
 
 
 def glue(config: ConfigDict, part: str) -> None:
@@ -291,7 +291,7 @@ def sweep(config: ConfigDict) -> None:
 
 
 def squad(config: ConfigDict) -> None:
-    """Section 4.2: SQuAD 1.1, windows of 384 pieces every 128, 32 rows, rate 5e-5, three epochs."""
+    """Section 4.2: SQuAD 1.1, windows of 384 tokens every 128, 32 rows, rate 5e-5, three epochs."""
     finetuning(config)
     config.task = ConfigDict({"name": "span_qa", "max_length": 384, "stride": 128, "max_question": 64, "max_answer": 30})
     config.task.no_answers = False

@@ -42,17 +42,17 @@ def common() -> ConfigDict:
     config.model.name = "distilbert"
     config.model.width = 768
     config.model.num_heads = 12
-    config.model.hidden = 3072
+    config.model.mlp_width = 3072
     config.model.layers = 6
     config.model.max_length = 512
     config.model.token_types = 0
-    config.model.vocab_size = 0  # rows of the embedding, where they are more than the tokenizer's pieces
+    config.model.vocab_size = 0  # rows of the embedding, where they are more than the tokenizer's tokens
     config.model.activation = "gelu"
     config.model.dropout = 0.1
     config.model.attention_dropout = 0.1
     config.model.classifier_dropout = 0.2
-    config.model.epsilon = 1e-12
-    config.model.masked_share = 0.2
+    config.model.norm_epsilon = 1e-12
+    config.model.max_mask_rate = 0.2
     config.model.scan_layers = True
     config.model.remat = False
     config.model.attention = "auto"
@@ -71,7 +71,7 @@ def common() -> ConfigDict:
     config.task.hard = 2.0
     config.task.cosine = 1.0
     config.task.max_length = 512
-    config.task.share = 0.15
+    config.task.mask_rate = 0.15
     config.task.masking = "dynamic"
     config.task.whole_words = False
 
@@ -153,7 +153,7 @@ def quickstart(config: ConfigDict) -> None:
     small(config)
     config.model.width = 256
     config.model.num_heads = 4
-    config.model.hidden = 1024
+    config.model.mlp_width = 1024
     config.model.layers = 3
     config.task.layers = (0, 2, 4)
     config.model.max_length = 256
@@ -174,7 +174,7 @@ def tiny(config: ConfigDict) -> None:
     small(config)
     config.model.width = 32
     config.model.num_heads = 2
-    config.model.hidden = 64
+    config.model.mlp_width = 64
     config.model.layers = 1
     config.task.layers = (0,)
     config.model.max_length = 64
@@ -222,17 +222,17 @@ def finetuning(config: ConfigDict) -> None:
     config.finetuning.evaluations = 6
 
 
-def glue(config: ConfigDict, part: str, labels: tuple, pieces: int) -> None:
+def glue(config: ConfigDict, part: str, labels: tuple, tokens: int) -> None:
     """A part of GLUE from TFDS; its test labels are not public: `test` is the validation set, of MNLI the mismatched one."""
     finetuning(config)
     config.task = ConfigDict({"name": "sequence_classification", "labels": labels, "metrics": ("accuracy",)})
-    config.task.max_length = pieces
+    config.task.max_length = tokens
     config.data.source = "glue"
     config.data.tfds_name = f"glue/{part}"
     config.data.train = "train"
     config.data.validation = "validation_matched" if part == "mnli" else "validation"
     config.data.test = "validation_mismatched" if part == "mnli" else "validation"
-    config.data.lengths = ConfigDict({"tokens": pieces})
+    config.data.lengths = ConfigDict({"tokens": tokens})
 
 
 def mnli(config: ConfigDict) -> None:

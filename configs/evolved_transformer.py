@@ -54,7 +54,7 @@ def common() -> ConfigDict:
     config.model.decoder_layers = 4
     config.model.dropout = 0.1
     config.model.attention_dropout = 0.0
-    config.model.hidden_dropout = 0.1
+    config.model.mlp_width_dropout = 0.1
     config.model.positions = "concatenated"
     config.model.relative_distance = 0
     config.model.max_length = 512
@@ -86,7 +86,7 @@ def common() -> ConfigDict:
     config.data.max_words = 0  # longer pairs are left out of training; 0 leaves out none
     config.data.max_words_evaluation = 0
     config.data.batching = "packing"  # or "buckets", with boundaries and tokens_per_batch in place of the three below
-    config.data.batch_size = 196  # rows over all devices: 196 · 128 positions are 25,000 pieces a side
+    config.data.batch_size = 196  # rows over all devices: 196 · 128 positions are 25,000 tokens a side
     config.data.lengths = ConfigDict({"source": 128, "target": 128})
     config.data.max_length = 128
     config.data.boundaries = (16, 24, 32, 48, 64, 96, 128)
@@ -127,7 +127,7 @@ def common() -> ConfigDict:
     config.decoding.method = "beam"
     config.decoding.beam_size = 4
     config.decoding.alpha = 0.6
-    config.decoding.max_ratio = 1.0  # no more than max_ratio · source length + extra_length pieces
+    config.decoding.max_ratio = 1.0  # no more than max_ratio · source length + extra_length tokens
     config.decoding.extra_length = 50
     config.decoding.batch_size = 256  # rows: a beam takes beam_size of them
     config.decoding.temperature = 1.0  # of method "sample", as are the next two
@@ -147,7 +147,7 @@ def big(config: ConfigDict) -> None:
     config.model.width = 1024
     config.model.num_heads = 16
     config.model.dropout = 0.3
-    config.model.hidden_dropout = 0.3
+    config.model.mlp_width_dropout = 0.3
 
 
 def small(config: ConfigDict) -> None:
@@ -196,7 +196,7 @@ def multi30k(config: ConfigDict) -> None:
     small(config)
     config.model.dropout = 0.2
     config.model.attention_dropout = 0.1
-    config.model.hidden_dropout = 0.1
+    config.model.mlp_width_dropout = 0.1
     config.data.source = "files"
     for split, file in ("train", "train"), ("validation", "val"), ("test", "test_2016_flickr"):
         config.data[split] = ",".join(f"data/multi30k/{file}.{language}" for language in config.data.languages)

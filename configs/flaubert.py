@@ -48,18 +48,18 @@ def common() -> ConfigDict:
     config.model.name = "flaubert"
     config.model.width = 768
     config.model.num_heads = 12
-    config.model.hidden = 3072
+    config.model.mlp_width = 3072
     config.model.layers = 12
     config.model.norm = "post"
     config.model.max_length = 512
     config.model.token_types = 0
-    config.model.vocab_size = 0  # rows of the embedding, where they are more than the tokenizer's pieces
+    config.model.vocab_size = 0  # rows of the embedding, where they are more than the tokenizer's tokens
     config.model.activation = "gelu"
     config.model.dropout = 0.1
     config.model.attention_dropout = 0.1
     config.model.classifier_dropout = 0.1
-    config.model.epsilon = 1e-12
-    config.model.masked_share = 0.2
+    config.model.norm_epsilon = 1e-12
+    config.model.max_mask_rate = 0.2
     config.model.scan_layers = True
     config.model.remat = False
     config.model.attention = "auto"
@@ -71,7 +71,7 @@ def common() -> ConfigDict:
     config.task = ConfigDict()
     config.task.name = "masked_lm"
     config.task.max_length = 512
-    config.task.share = 0.15
+    config.task.mask_rate = 0.15
     config.task.masking = "dynamic"
     config.task.whole_words = False
 
@@ -141,7 +141,7 @@ def common() -> ConfigDict:
 
 
 def base(config: ConfigDict) -> None:
-    """Section 3, on Wikipedia: one of the 24 corpora of the paper; byte-level pieces in place of Moses' words."""
+    """Section 3, on Wikipedia: one of the 24 corpora of the paper; byte-level tokens in place of Moses' words."""
     config.data.tfds_name = "wikipedia/20230601.fr"
     config.data.train = "train[1%:]"
     config.data.validation = "train[:1%]"
@@ -153,7 +153,7 @@ def large(config: ConfigDict) -> None:
     base(config)
     config.model.width = 1024
     config.model.num_heads = 16
-    config.model.hidden = 4096
+    config.model.mlp_width = 4096
     config.model.layers = 24
     config.model.norm = "pre"
     config.optimizer.learning_rate = 3e-4
@@ -164,13 +164,13 @@ def quickstart(config: ConfigDict) -> None:
     small(config)
     config.model.width = 256
     config.model.num_heads = 4
-    config.model.hidden = 1024
+    config.model.mlp_width = 1024
     config.model.layers = 6
     config.model.max_length = 256
     config.model.dropout = 0.0
     config.model.attention_dropout = 0.0
-    config.model.masked_share = 0.4
-    config.task.share = 0.3
+    config.model.max_mask_rate = 0.4
+    config.task.mask_rate = 0.3
     config.tokenizer.vocab_size = 8000
     config.data.source = "bible_text"
     config.data.unit = "line"
@@ -190,7 +190,7 @@ def tiny(config: ConfigDict) -> None:
     small(config)
     config.model.width = 32
     config.model.num_heads = 2
-    config.model.hidden = 64
+    config.model.mlp_width = 64
     config.model.layers = 2
     config.model.max_length = 64
     config.tokenizer.vocab_size = 400
@@ -237,15 +237,15 @@ def finetuning(config: ConfigDict) -> None:
     config.finetuning.evaluations = 10
 
 
-def pairs(config: ConfigDict, labels: tuple, pieces: int = 128) -> None:
+def pairs(config: ConfigDict, labels: tuple, tokens: int = 128) -> None:
     """A label for a sentence or a pair, from TSV files with the columns first, second (of pairs) and label."""
     finetuning(config)
     config.task = ConfigDict({"name": "sequence_classification", "labels": labels, "metrics": ("accuracy",)})
-    config.task.max_length = pieces
+    config.task.max_length = tokens
     config.data.source = "tsv"
     config.data.columns = ("first", "second", "label")
     config.data.header = False
-    config.data.lengths = ConfigDict({"tokens": pieces})
+    config.data.lengths = ConfigDict({"tokens": tokens})
 
 
 def cls(config: ConfigDict) -> None:

@@ -49,7 +49,7 @@ def common() -> ConfigDict:
     config.model = ConfigDict()
     config.model.name = "luong"
     config.model.width = 1000
-    config.model.hidden = 0  # as wide as the model
+    config.model.lstm_width = 0  # as wide as the model
     config.model.encoder_layers = 4
     config.model.decoder_layers = 4
     config.model.bidirectional = False
@@ -113,7 +113,7 @@ def common() -> ConfigDict:
     config.decoding.method = "beam"
     config.decoding.beam_size = 4
     config.decoding.alpha = 0.6
-    config.decoding.max_ratio = 1.0  # no more than max_ratio · source length + extra_length pieces
+    config.decoding.max_ratio = 1.0  # no more than max_ratio · source length + extra_length tokens
     config.decoding.extra_length = 50
     config.decoding.batch_size = 256  # rows: a beam takes beam_size of them
     config.decoding.temperature = 1.0  # of method "sample", as are the next two
@@ -123,7 +123,7 @@ def common() -> ConfigDict:
 
 
 def wmt(config: ConfigDict) -> None:
-    """WMT14 as in section 4.1, with pieces in place of the 50,000 most frequent words."""
+    """WMT14 as in section 4.1, with tokens in place of the 50,000 most frequent words."""
     config.data.tfds_name = f"wmt14_translate/{config.data.languages[1]}-en"
 
 

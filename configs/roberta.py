@@ -1,5 +1,5 @@
 """RoBERTa: "A Robustly Optimized BERT Pretraining Approach" (Liu et al. 2019, https://arxiv.org/abs/1907.11692): BERT masked
-anew each time, without next sentences, on full rows, with byte-level pieces, in large batches.
+anew each time, without next sentences, on full rows, with byte-level tokens, in large batches.
 
 Pretraining: python -m experiments.pretrain --config=configs/roberta.py:VARIANT --workdir=DIR
 Finetuning: python -m experiments.finetune --config=configs/roberta.py:VARIANT --workdir=DIR --init_from=FOLDER
@@ -46,18 +46,18 @@ def common() -> ConfigDict:
     config.model.variant = "roberta"  # or "roberta", "camembert", "xlm-roberta"
     config.model.width = 768
     config.model.num_heads = 12
-    config.model.hidden = 3072
+    config.model.mlp_width = 3072
     config.model.layers = 12
     config.model.max_length = 514  # positions count from 2
     config.model.position_offset = 2
     config.model.token_types = 1
-    config.model.vocab_size = 0  # rows of the embedding, where they are more than the tokenizer's pieces
+    config.model.vocab_size = 0  # rows of the embedding, where they are more than the tokenizer's tokens
     config.model.activation = "gelu"
     config.model.dropout = 0.1
     config.model.attention_dropout = 0.1
     config.model.classifier_dropout = 0.1
-    config.model.epsilon = 1e-5
-    config.model.masked_share = 0.2
+    config.model.norm_epsilon = 1e-5
+    config.model.max_mask_rate = 0.2
     config.model.scan_layers = True
     config.model.remat = False
     config.model.attention = "auto"
@@ -69,7 +69,7 @@ def common() -> ConfigDict:
     config.task = ConfigDict()
     config.task.name = "masked_lm"
     config.task.max_length = 512
-    config.task.share = 0.15
+    config.task.mask_rate = 0.15
     config.task.masking = "dynamic"
     config.task.whole_words = False
 
@@ -151,7 +151,7 @@ def large(config: ConfigDict) -> None:
     base(config)
     config.model.width = 1024
     config.model.num_heads = 16
-    config.model.hidden = 4096
+    config.model.mlp_width = 4096
     config.model.layers = 24
     config.optimizer.learning_rate = 4e-4
     config.optimizer.warmup_steps = 30_000
@@ -162,13 +162,13 @@ def quickstart(config: ConfigDict) -> None:
     small(config)
     config.model.width = 256
     config.model.num_heads = 4
-    config.model.hidden = 1024
+    config.model.mlp_width = 1024
     config.model.layers = 6
     config.model.max_length = 258
     config.model.dropout = 0.0
     config.model.attention_dropout = 0.0
-    config.model.masked_share = 0.4
-    config.task.share = 0.3
+    config.model.max_mask_rate = 0.4
+    config.task.mask_rate = 0.3
     config.tokenizer.vocab_size = 8000
     config.data.source = "bible_text"
     config.data.unit = "line"
@@ -188,7 +188,7 @@ def tiny(config: ConfigDict) -> None:
     small(config)
     config.model.width = 32
     config.model.num_heads = 2
-    config.model.hidden = 64
+    config.model.mlp_width = 64
     config.model.layers = 2
     config.model.max_length = 66
     config.tokenizer.vocab_size = 400
@@ -236,17 +236,17 @@ def finetuning(config: ConfigDict) -> None:
     config.finetuning.evaluations = 10
 
 
-def glue(config: ConfigDict, part: str, labels: tuple, pieces: int) -> None:
+def glue(config: ConfigDict, part: str, labels: tuple, tokens: int) -> None:
     """A part of GLUE from TFDS; its test labels are not public: `test` is the validation set, of MNLI the mismatched one."""
     finetuning(config)
     config.task = ConfigDict({"name": "sequence_classification", "labels": labels, "metrics": ("accuracy",)})
-    config.task.max_length = pieces
+    config.task.max_length = tokens
     config.data.source = "glue"
     config.data.tfds_name = f"glue/{part}"
     config.data.train = "train"
     config.data.validation = "validation_matched" if part == "mnli" else "validation"
     config.data.test = "validation_mismatched" if part == "mnli" else "validation"
-    config.data.lengths = ConfigDict({"tokens": pieces})
+    config.data.lengths = ConfigDict({"tokens": tokens})
 
 
 def mnli(config: ConfigDict) -> None:

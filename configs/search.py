@@ -63,12 +63,12 @@ def common() -> ConfigDict:
     config.model.name = "transformer"
     config.model.width = 512
     config.model.num_heads = 8  # of the decoder's attention to the encoder
-    config.model.hidden = 2048  # of the model without a genome, as are the numbers of layers
+    config.model.mlp_width = 2048  # of the model without a genome, as are the numbers of layers
     config.model.encoder_layers = 6
     config.model.decoder_layers = 6
     config.model.dropout = 0.1
     config.model.attention_dropout = 0.0
-    config.model.hidden_dropout = 0.0
+    config.model.mlp_width_dropout = 0.0
     config.model.norm = "pre"
     config.model.positions = "concatenated"
     config.model.relative_distance = 0
@@ -145,7 +145,7 @@ def small(config: ConfigDict) -> None:
     """What the searches on a laptop share: width 64 in float32, packed rows of 32 positions."""
     config.model.width = 64
     config.model.num_heads = 8
-    config.model.hidden = 256
+    config.model.mlp_width = 256
     config.model.dtype = "float32"
     config.tokenizer.vocab_size = 2000
     config.data.batch_size = 48
@@ -194,7 +194,7 @@ def tiny(config: ConfigDict) -> None:
     """For tests: a search of seconds on files that are given."""
     small(config)
     config.model.width = 16
-    config.model.hidden = 64
+    config.model.mlp_width = 64
     config.data.source = "files"
     config.tokenizer.vocab_size = 400
     config.data.batch_size = 4

@@ -41,18 +41,18 @@ def common() -> ConfigDict:
     config.model.variant = "bert"  # or "roberta", "camembert", "xlm-roberta"
     config.model.width = 768
     config.model.num_heads = 12
-    config.model.hidden = 3072
+    config.model.mlp_width = 3072
     config.model.layers = 12
     config.model.max_length = 512
     config.model.position_offset = 0
     config.model.token_types = 2
-    config.model.vocab_size = 0  # rows of the embedding, where they are more than the tokenizer's pieces
+    config.model.vocab_size = 0  # rows of the embedding, where they are more than the tokenizer's tokens
     config.model.activation = "gelu"
     config.model.dropout = 0.1
     config.model.attention_dropout = 0.1
     config.model.classifier_dropout = 0.1
-    config.model.epsilon = 1e-12
-    config.model.masked_share = 0.2
+    config.model.norm_epsilon = 1e-12
+    config.model.max_mask_rate = 0.2
     config.model.scan_layers = True
     config.model.remat = False
     config.model.attention = "auto"
@@ -150,7 +150,7 @@ def finetuning(config: ConfigDict) -> None:
 
 
 def similarity(config: ConfigDict, objective: str, labels: tuple = ()) -> None:
-    """Pairs of sentences of up to 128 pieces each."""
+    """Pairs of sentences of up to 128 tokens each."""
     finetuning(config)
     config.task = ConfigDict({"name": "similarity", "objective": objective, "pooling": "mean", "max_length": 128})
     if objective == "classification":

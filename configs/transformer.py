@@ -49,12 +49,12 @@ def common() -> ConfigDict:
     config.model.name = "transformer"
     config.model.width = 512
     config.model.num_heads = 8
-    config.model.hidden = 2048
+    config.model.mlp_width = 2048
     config.model.encoder_layers = 6
     config.model.decoder_layers = 6
     config.model.dropout = 0.1
     config.model.attention_dropout = 0.0
-    config.model.hidden_dropout = 0.0
+    config.model.mlp_width_dropout = 0.0
     config.model.norm = "post"
     config.model.positions = "interleaved"
     config.model.relative_distance = 0
@@ -90,7 +90,7 @@ def common() -> ConfigDict:
     config.data.max_words = 0  # longer pairs are left out of training; 0 leaves out none
     config.data.max_words_evaluation = 0
     config.data.batching = "packing"  # or "buckets", with boundaries and tokens_per_batch in place of the three below
-    config.data.batch_size = 196  # rows over all devices: 196 · 128 positions are 25,000 pieces a side
+    config.data.batch_size = 196  # rows over all devices: 196 · 128 positions are 25,000 tokens a side
     config.data.lengths = ConfigDict({"source": 128, "target": 128})
     config.data.max_length = 128
     config.data.boundaries = (16, 24, 32, 48, 64, 96, 128)
@@ -131,7 +131,7 @@ def common() -> ConfigDict:
     config.decoding.method = "beam"
     config.decoding.beam_size = 4
     config.decoding.alpha = 0.6
-    config.decoding.max_ratio = 1.0  # no more than max_ratio · source length + extra_length pieces
+    config.decoding.max_ratio = 1.0  # no more than max_ratio · source length + extra_length tokens
     config.decoding.extra_length = 50
     config.decoding.batch_size = 256  # rows: a beam takes beam_size of them
     config.decoding.temperature = 1.0  # of method "sample", as are the next two
@@ -141,7 +141,7 @@ def common() -> ConfigDict:
 
 
 def base(config: ConfigDict) -> None:
-    """Table 3, base. Section 5.1: WMT14, 37,000 joint pieces for en-de, 32,000 for en-fr."""
+    """Table 3, base. Section 5.1: WMT14, 37,000 joint tokens for en-de, 32,000 for en-fr."""
     french = config.data.languages == ("en", "fr")
     config.data.tfds_name = f"wmt14_translate/{config.data.languages[1]}-en"
     config.tokenizer.vocab_size = 32_000 if french else 37_000
@@ -152,7 +152,7 @@ def big(config: ConfigDict) -> None:
     base(config)
     config.model.width = 1024
     config.model.num_heads = 16
-    config.model.hidden = 4096
+    config.model.mlp_width = 4096
     config.model.dropout = 0.1 if config.data.languages == ("en", "fr") else 0.3
     config.training.steps = 300_000
     config.training.keep_checkpoints = 20
@@ -163,7 +163,7 @@ def small(config: ConfigDict) -> None:
     """What the models for a laptop share: 3 + 3 layers of width 256 in float32, packed rows of 64 positions."""
     config.model.width = 256
     config.model.num_heads = 4
-    config.model.hidden = 1024
+    config.model.mlp_width = 1024
     config.model.encoder_layers = 3
     config.model.decoder_layers = 3
     config.model.norm = "pre"
@@ -206,7 +206,7 @@ def multi30k(config: ConfigDict) -> None:
     small(config)
     config.model.dropout = 0.2
     config.model.attention_dropout = 0.1
-    config.model.hidden_dropout = 0.1
+    config.model.mlp_width_dropout = 0.1
     config.data.source = "files"
     for split, file in ("train", "train"), ("validation", "val"), ("test", "test_2016_flickr"):
         config.data[split] = ",".join(f"data/multi30k/{file}.{language}" for language in config.data.languages)
@@ -230,7 +230,7 @@ def tiny(config: ConfigDict) -> None:
     small(config)
     config.model.width = 32
     config.model.num_heads = 2
-    config.model.hidden = 64
+    config.model.mlp_width = 64
     config.model.encoder_layers = 1
     config.model.decoder_layers = 1
     config.data.source = "files"

@@ -25,7 +25,7 @@ flags.DEFINE_string("similarity_file", None, "TSV of score, sentence and sentenc
 flags.DEFINE_integer("summary", 0, "sentences of an extractive summary", 0, flag_values=FLAGS)
 flags.DEFINE_string("pooling", None, "mean, first, max or mean_sqrt_len", flag_values=FLAGS)
 flags.DEFINE_bool("normalise", None, "make vectors of length 1", flag_values=FLAGS)
-flags.DEFINE_integer("max_length", None, "pieces of a text that are read", 3, flag_values=FLAGS)
+flags.DEFINE_integer("max_length", None, "tokens of a text that are read", 3, flag_values=FLAGS)
 
 
 def main(args, config) -> None:

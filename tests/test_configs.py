@@ -79,7 +79,7 @@ FINETUNING = {
 """Variants whose model comes from pretrained weights; by default it is the file's `base`."""
 
 
-class Pieces:
+class Tokens:
     """Stands in for a tokenizer: what tasks ask one for when they are made."""
 
     mask_id, eos_id, unk_id = 4, 2, 3
@@ -97,7 +97,7 @@ class Pieces:
 def model_of(config):
     """The model of a config, with the head that its task asks for."""
     teacher = {"teacher": "given"} if config.task.name == "distillation" else {}
-    task = tasks.build(dict(config.task) | teacher, Pieces())
+    task = tasks.build(dict(config.task) | teacher, Tokens())
     return models.build(dict(config.model) | getattr(task, "model_fields", dict)(), config.tokenizer.vocab_size)
 
 
@@ -228,9 +228,9 @@ def test_differences_name_what_hinders_resuming(tmp_path):
     saved = configuration.load(TRANSFORMER + ":tiny")
     allowed = override("--config.training.steps=99", "--config.decoding.alpha=1", "--config.training.eval_every=1")
     assert configuration.differences(saved, allowed) == []
-    other = override("--config.model.hidden=128", "--config.seed=3")
+    other = override("--config.model.mlp_width=128", "--config.seed=3")
     assert configuration.differences(saved, other) == [
-        "model.hidden is 64 there and 128 here",
+        "model.mlp_width is 64 there and 128 here",
         "seed is 0 there and 3 here",
     ]
 

@@ -8,8 +8,8 @@ from typing import NamedTuple
 import jax
 
 
-class Output(NamedTuple):
-    """Logits over pieces are `hidden @ table.T + bias`: left undone, so that the loss can take them in chunks.
+class LanguageModelOutput(NamedTuple):
+    """Logits over tokens are `hidden @ table.T + bias`: left undone, so that the loss can take them in chunks.
 
     hidden: [B, T, D] final hidden states; of a masked language model only those of its masked positions, [B, M, D].
     table: [V, D] output embedding.
@@ -21,7 +21,7 @@ class Output(NamedTuple):
     bias: jax.Array | None = None
 
 
-class Scores(NamedTuple):
+class LabelOutput(NamedTuple):
     """Logits of labels.
 
     logits: [B, L] of whole rows, [B, T, L] of each position, [B, T, 2] of an answer's first and last position, [B, C] of
@@ -31,7 +31,7 @@ class Scores(NamedTuple):
     logits: jax.Array
 
 
-class Encoded(NamedTuple):
+class EncoderOutput(NamedTuple):
     """An encoder's states, without a head.
 
     hidden: [B, T, D]; [B, C, T, D] where the batch has groups of C rows.
@@ -42,12 +42,12 @@ class Encoded(NamedTuple):
     pooled: jax.Array | None = None
 
 
-class Pretraining(NamedTuple):
+class PretrainingOutput(NamedTuple):
     """Masked language model, and how a row's second sentence relates to its first.
 
-    lm: an `Output` of the masked positions.
+    lm: an `LanguageModelOutput` of the masked positions.
     next: [B, 2] logits: the second sentence follows the first (0), or not (1).
     """
 
-    lm: Output
+    lm: LanguageModelOutput
     next: jax.Array

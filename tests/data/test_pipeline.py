@@ -15,7 +15,7 @@ from real_data import REPOSITORY, shared_data
 
 from transformers_jax import batch as contract
 from transformers_jax.data import sources
-from transformers_jax.data.collate import Encoded, Shape, assemble
+from transformers_jax.data.collate import BatchShape, EncodedExamples, assemble
 from transformers_jax.data.pipeline import batch_shapes, eval_batches, fill, train_iterator
 from transformers_jax.errors import UserError
 
@@ -24,7 +24,7 @@ ROW = 16
 
 
 def make_source(count: int, longest: int = ROW) -> list[dict]:
-    """Examples that tell by each of their pieces which one they are."""
+    """Examples that tell by each of their tokens which one they are."""
     lengths = np.random.default_rng(0).integers(1, longest + 1, [count, 2])
     return [{"number": i, "lengths": pair} for i, pair in enumerate(lengths.tolist())]
 
@@ -130,7 +130,7 @@ class TestTraining:
     def test_epochs_group_examples_anew(self):
         source = make_source(60, 7)
         rows = [row for batch in batches_of(source, PACKING, 40) for row in batch["source"].tolist()]
-        assert len({tuple(sorted({piece // 100 for piece in row})) for row in rows}) > len(rows) / 2
+        assert len({tuple(sorted({token // 100 for token in row})) for row in rows}) > len(rows) / 2
 
     @both
     def test_an_encoded_example_is_kept_if_wanted(self, batching):
@@ -237,7 +237,7 @@ class TestEvaluation:
         source = [{"number": i, "lengths": (8, 8 + 2 * i)} for i in range(5)]
         batches = list(eval_batches(source, TASK, config(max_length=12)))
         assert [number for batch in batches for number in unpacked(batch, source, 12)] == list(range(5))
-        assert [r.getMessage() for r in caplog.records] == ["evaluation cuts 2 of 5 examples to source 12, target 12 pieces"]
+        assert [r.getMessage() for r in caplog.records] == ["evaluation cuts 2 of 5 examples to source 12, target 12 tokens"]
 
 
 def test_buckets_of_batch_size_rows_are_as_wide_as_their_examples():
@@ -260,7 +260,7 @@ class TestLongExamples:
         assert {number for batch in batches for number in unpacked(batch, source)} == short
         said, limit = [record.getMessage() for record in caplog.records], max_length or ROW
         assert len(said) == 2
-        assert said[1].endswith(f"over source {limit}, target {limit} pieces: {60 - len(short)} of 60 so far")
+        assert said[1].endswith(f"over source {limit}, target {limit} tokens: {60 - len(short)} of 60 so far")
 
     @both
     @pytest.mark.parametrize("prefetch", [0, 2])
@@ -301,8 +301,8 @@ def test_no_examples_are_an_error():
 
 def test_the_unnamed_stream_has_plain_names():
     task = SimpleNamespace(encode=lambda e: e, streams={"": ("ids",)})
-    examples = Encoded([{"ids": [7, 8]}], task, cache=False)
-    batch = assemble([[examples[0], examples[0]], []], streams={"": ("ids",)}, shape=Shape(3, (5,)))
+    examples = EncodedExamples([{"ids": [7, 8]}], task, cache=False)
+    batch = assemble([[examples[0], examples[0]], []], streams={"": ("ids",)}, shape=BatchShape(3, (5,)))
     assert {name: value.tolist() for name, value in batch.items()} == {
         "ids": [[7, 8, 7, 8, 0], [0] * 5, [0] * 5],
         "positions": [[0, 1, 0, 1, 0], [0] * 5, [0] * 5],
@@ -312,7 +312,7 @@ def test_the_unnamed_stream_has_plain_names():
 
 
 class TestMulti30k:
-    """Real captions. Words are cut into pieces of up to five letters: 14 pieces in English, 17 in German."""
+    """Real captions. Words are cut into tokens of up to five letters: 14 tokens in English, 17 in German."""
 
     @pytest.fixture(scope="class")
     @staticmethod
@@ -322,7 +322,7 @@ class TestMulti30k:
 
     @staticmethod
     def encode(example: dict) -> dict[str, list[int]]:
-        source, target = ([len(piece) for piece in re.findall(r"\w{1,8}|\S", example[k])] for k in ("source", "target"))
+        source, target = ([len(token) for token in re.findall(r"\w{1,8}|\S", example[k])] for k in ("source", "target"))
         return {"source": [*source, 2], "target_inputs": [1, *target], "targets": [*target, 2]}
 
     def test_nineteen_of_twenty_positions_are_real(self, source):

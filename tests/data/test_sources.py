@@ -61,7 +61,7 @@ class TestFiles:
             read = lines.Lines(write(path, data), "key")
             assert [read[i] for i in range(len(read))] == wanted
 
-    def test_bytes_are_checked_piece_by_piece(self, tmp_path, monkeypatch):
+    def test_bytes_are_checked_token_by_token(self, tmp_path, monkeypatch):
         whole = "é日🙂\na🙂é\n".encode()
         for size in range(1, 9):
             monkeypatch.setattr(lines, "PIECE", size)

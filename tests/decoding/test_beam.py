@@ -39,7 +39,7 @@ def test_greedy_is_the_argmax_of_each_prefix():
     for source, [(ids, score)] in zip(sources, decoder.decode(sources), strict=True):
         expected = greedy_by_hand(params, source, 6)
         ended += expected[-1] == toy.EOS
-        assert ids == [piece for piece in expected if piece != toy.EOS]
+        assert ids == [token for token in expected if token != toy.EOS]
         assert score == pytest.approx(toy.log_probability(params, source, expected), abs=1e-4)
     assert 3 < ended < 37  # both ways of ending were seen
 
@@ -67,9 +67,9 @@ def test_a_beam_of_one_is_greedy():
 
     cache, structure = jax.tree.flatten(start(sources))
 
-    def step(leaves, pieces):
+    def step(leaves, tokens):
         variables = {"params": params, "cache": structure.unflatten(leaves)}
-        logits, changed = model.apply(variables, pieces, method="step", mutable=["cache"])
+        logits, changed = model.apply(variables, tokens, method="step", mutable=["cache"])
         return logits, jax.tree.leaves(changed["cache"])
 
     common = {"limits": jnp.full(len(sources), 6), "bos_id": toy.BOS, "eos_id": toy.EOS, "steps": beam.Steps(6)}
@@ -79,7 +79,7 @@ def test_a_beam_of_one_is_greedy():
     )  # fmt: skip
     assert len(set(np.asarray(greedy.lengths).ravel())) > 1
     np.testing.assert_array_equal(greedy.lengths, best.lengths)
-    np.testing.assert_array_equal(greedy.pieces, best.pieces)
+    np.testing.assert_array_equal(greedy.tokens, best.tokens)
     np.testing.assert_allclose(greedy.scores, best.scores, rtol=1e-5)
 
 
@@ -103,18 +103,18 @@ def test_beam_scores_are_log_probabilities_and_ranked(alpha):
 
 
 def probabilities_by_prefix(table):
-    """A model that is a table, for one row a beam: prefix → probabilities of pieces; its state is the prefixes."""
+    """A model that is a table, for one row a beam: prefix → probabilities of tokens; its state is the prefixes."""
     prefixes, rows = list(table), {prefix: np.log(np.maximum(p, 1e-30)) for prefix, p in table.items()}
     logits = jnp.array([rows[prefix] for prefix in prefixes])
     size = logits.shape[1]
     after = np.zeros((len(prefixes), size), np.int32)
     for i, prefix in enumerate(prefixes):
-        for piece in range(size):
-            after[i, piece] = prefixes.index((*prefix, piece)) if (*prefix, piece) in rows else i
+        for token in range(size):
+            after[i, token] = prefixes.index((*prefix, token)) if (*prefix, token) in rows else i
 
-    def step(leaves, pieces):
+    def step(leaves, tokens):
         [state], calls = leaves[:1], leaves[1]
-        state = jnp.where(pieces == 1, 0, jnp.asarray(after)[state, pieces])
+        state = jnp.where(tokens == 1, 0, jnp.asarray(after)[state, tokens])
         return logits[state], [state, calls + 1]
 
     def take(leaves, origins, index):
@@ -129,21 +129,21 @@ def run_table(table, alpha, limit, beam_size=2, n_best=1):
     leaves = [jnp.zeros(beam_size, jnp.int32), jnp.zeros((), jnp.int32)]
     seen = []
 
-    def counted(leaves, pieces):
+    def counted(leaves, tokens):
         jax.debug.callback(lambda: seen.append(1))
-        return step(leaves, pieces)
+        return step(leaves, tokens)
 
     outputs, [done] = beam.beam_search(
         counted, leaves, take, limits=jnp.array([limit]), beam_size=beam_size, n_best=n_best, alpha=alpha,
         bos_id=1, eos_id=2, steps=beam.Steps(limit),
     )  # fmt: skip
     assert done
-    pieces = np.asarray(outputs.pieces[0, 0, : outputs.lengths[0, 0]]).tolist()
+    tokens = np.asarray(outputs.tokens[0, 0, : outputs.lengths[0, 0]]).tolist()
     jax.effects_barrier()
-    return pieces, float(jnp.exp(outputs.scores[0, 0])), len(seen)
+    return tokens, float(jnp.exp(outputs.scores[0, 0])), len(seen)
 
 
-LOOP = {  # pieces 0 pad, 1 bos, 2 eos, 3 and 4
+LOOP = {  # tokens 0 pad, 1 bos, 2 eos, 3 and 4
     (): [0, 0, 0.5, 0.4, 0.1],
     (3,): [0, 0, 0.1, 0.9, 0],
     (3, 3): [0, 0, 0.9, 0.1, 0],
@@ -153,14 +153,14 @@ LOOP = {  # pieces 0 pad, 1 bos, 2 eos, 3 and 4
 
 def test_the_search_stops_when_nothing_alive_can_win_and_not_before():
     # alpha 0: the end at once has 0.5, everything that lives at most 0.4
-    pieces, probability, steps = run_table(LOOP, alpha=0.0, limit=12)
-    assert (pieces, steps) == ([2], 1) and probability == pytest.approx(0.5)
+    tokens, probability, steps = run_table(LOOP, alpha=0.0, limit=12)
+    assert (tokens, steps) == ([2], 1) and probability == pytest.approx(0.5)
     # alpha 1: 3 3 eos has ln 0.324 / (8/6) = -0.845, which loses to ln 0.5 = -0.693 …
-    pieces, _, steps = run_table(LOOP, alpha=1.0, limit=12)
-    assert pieces == [2] and 1 < steps < 12
-    # … and with alpha 2 wins, by -0.634, though its first pieces looked worse for two steps
-    pieces, probability, steps = run_table(LOOP, alpha=2.0, limit=12)
-    assert pieces == [3, 3, 2] and probability == pytest.approx(0.324, rel=1e-4) and 3 <= steps <= 12
+    tokens, _, steps = run_table(LOOP, alpha=1.0, limit=12)
+    assert tokens == [2] and 1 < steps < 12
+    # … and with alpha 2 wins, by -0.634, though its first tokens looked worse for two steps
+    tokens, probability, steps = run_table(LOOP, alpha=2.0, limit=12)
+    assert tokens == [3, 3, 2] and probability == pytest.approx(0.324, rel=1e-4) and 3 <= steps <= 12
 
 
 def test_more_outputs_take_a_longer_search():

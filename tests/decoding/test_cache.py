@@ -12,8 +12,8 @@ def functions(model, params):
         one = jnp.ones((rows, 3), jnp.int32)
         return model.apply({"params": params}, one, one, one, length, method="start", mutable=["cache"])[1]["cache"]
 
-    def step(cache, pieces):
-        logits, changed = model.apply({"params": params, "cache": cache}, pieces, method="step", mutable=["cache"])
+    def step(cache, tokens):
+        logits, changed = model.apply({"params": params, "cache": cache}, tokens, method="step", mutable=["cache"])
         return logits, changed["cache"]
 
     return start, step
@@ -92,9 +92,9 @@ def test_a_cache_without_one_axis_of_rows_is_refused(shape):
         return {"layer": {"bad": jnp.zeros((rows, rows) if shape == "square" else (rows * 4, length))}}
 
     with pytest.raises(ValueError, match="layer/bad needs one axis of rows"):
-        caches.layout(start, lambda cache, pieces: (pieces, cache))
+        caches.layout(start, lambda cache, tokens: (tokens, cache))
 
 
 def test_a_step_that_changes_shapes_is_refused():
     with pytest.raises(ValueError, match="changes the structure, a shape or a dtype"):
-        caches.layout(lambda rows, length: {"a": jnp.zeros(rows)}, lambda cache, pieces: (pieces, {"a": cache["a"][:, None]}))
+        caches.layout(lambda rows, length: {"a": jnp.zeros(rows)}, lambda cache, tokens: (tokens, {"a": cache["a"][:, None]}))

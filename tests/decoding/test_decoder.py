@@ -31,7 +31,7 @@ def test_outputs_come_in_the_order_of_the_sources_one_for_each():
     assert decoder.decode([]) == []
 
 
-def test_no_source_with_pieces_needs_no_model():
+def test_no_source_with_tokens_needs_no_model():
     decoder = Decoder(None, None, **toy.options())
     assert decoder.decode([[], []]) == [[([], 0.0)], [([], 0.0)]]
 
@@ -84,7 +84,7 @@ def test_a_long_source_is_cut_with_one_warning_and_keeps_its_end(caplog):
     with caplog.at_level(logging.WARNING, logger="absl"):
         found = decoder.decode([[3], long, longer], first=40)
     assert len(caplog.records) == 1
-    assert "2 of 3 sources have more than 8 pieces" in caplog.text and "number 42, of 10 pieces" in caplog.text
+    assert "2 of 3 sources have more than 8 tokens" in caplog.text and "number 42, of 10 tokens" in caplog.text
     cut = decoder.decode([[3] * 8, [*[3] * 7, toy.EOS]])
     assert [found[1][0].ids, found[2][0].ids] == [cut[0][0].ids, cut[1][0].ids]
 
@@ -157,8 +157,8 @@ T, S = 16, 8
 
 @functools.cache
 def small(name):
-    """(model, params, (source, output) → log-probabilities [T, V] of all next pieces, by one full pass)."""
-    sizes = {"width": 16, "hidden": 32, "encoder_layers": 1, "decoder_layers": 2}
+    """(model, params, (source, output) → log-probabilities [T, V] of all next tokens, by one full pass)."""
+    sizes = {"width": 16, "mlp_width": 32, "encoder_layers": 1, "decoder_layers": 2}
     sizes |= {"num_heads": 2, "relative_distance": 2} if name == "transformer" else {}
     model = models.build({"name": name, **sizes}, vocab_size=12)
     names = "source source_positions source_segments target_inputs target_positions target_segments".split()

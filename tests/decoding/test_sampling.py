@@ -12,8 +12,8 @@ PROBABILITIES = np.array([0.05, 0.4, 0.1, 0.3, 0.15])
 
 
 def allowed(sampling, probabilities=PROBABILITIES):
-    values, pieces = likeliest(jnp.log(jnp.array([probabilities])), sampling)
-    return sorted(int(p) for p, v in zip(pieces[0], values[0], strict=True) if v > -jnp.inf)
+    values, tokens = likeliest(jnp.log(jnp.array([probabilities])), sampling)
+    return sorted(int(p) for p, v in zip(tokens[0], values[0], strict=True) if v > -jnp.inf)
 
 
 def test_top_k_and_top_p_keep_what_they_say():

@@ -11,7 +11,7 @@ PAD, BOS, EOS = 0, 1, 2
 
 
 class Toy(nn.Module):
-    """Logits depend on the source and on all pieces so far, in their order.
+    """Logits depend on the source and on all tokens so far, in their order.
 
     The cache has leaves with the rows first (running, code), second (written), and none (index); one never changes.
     """
@@ -57,7 +57,7 @@ def make(seed: int = 0, vocab_size: int = 5):
 
 
 def log_probabilities(params, source, inputs) -> np.ndarray:
-    """Of every next piece, [B, T, V], for one source and decoder inputs [B, T], without any cache: in plain numpy."""
+    """Of every next token, [B, T, V], for one source and decoder inputs [B, T], without any cache: in plain numpy."""
     embedding, table = np.asarray(params["embedding"], np.float64), np.asarray(params["table"], np.float64)
     code = (embedding[source] / (1.0 + np.arange(len(source)))[:, None]).sum(axis=0)  # [D]
     x = embedding[inputs]  # [B, T, D]
@@ -69,20 +69,20 @@ def log_probabilities(params, source, inputs) -> np.ndarray:
 
 
 def sentences(count: int, longest: int, vocab_size: int = 5, seed: int = 0) -> list[list[int]]:
-    """Sources of 1 … longest pieces, all lengths mixed."""
+    """Sources of 1 … longest tokens, all lengths mixed."""
     random = np.random.default_rng(seed)
     return [random.integers(3, vocab_size, 1 + random.integers(longest)).tolist() for _ in range(count)]
 
 
 def log_probability(params, source, output) -> float:
-    """Of output, with its end piece if it has one, given source."""
+    """Of output, with its end token if it has one, given source."""
     table = log_probabilities(params, source, np.array([[BOS, *output[:-1]]]))[0]
     return table[np.arange(len(output)), output].sum()
 
 
 def enumerate_ended(params, source, limit: int, vocab_size: int = 5) -> list[tuple[list[int], float]]:
-    """Every output that ends within `limit` pieces, without its end piece, and its log-probability; by brute force."""
-    others = [piece for piece in range(vocab_size) if piece != EOS]
+    """Every output that ends within `limit` tokens, without its end token, and its log-probability; by brute force."""
+    others = [token for token in range(vocab_size) if token != EOS]
     found = []
     for length in range(1, limit + 1):
         outputs = np.array([[*body, EOS] for body in itertools.product(others, repeat=length - 1)])

@@ -11,7 +11,7 @@ from launching import REPOSITORY, command, finish, start
 
 from experiments import launch, pretrain
 
-SMALLER = ["--config.model.layers=1", "--config.model.width=16", "--config.model.hidden=32", "--config.training.steps=6"]
+SMALLER = ["--config.model.layers=1", "--config.model.width=16", "--config.model.mlp_width=32", "--config.training.steps=6"]
 OPTIONS = ("jax_default_prng_impl", "jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
 
 

@@ -47,14 +47,14 @@ def test_every_config_goes_together(variant):
 @pytest.mark.parametrize(
     ("variant", "keys", "says"),
     [
-        ("bert.py:squad", {"model__max_length": 256}, "config.task.max_length lets examples of 384 pieces .* has 256 learned"),
+        ("bert.py:squad", {"model__max_length": 256}, "config.task.max_length lets examples of 384 tokens .* has 256 learned"),
         ("roberta.py:tiny", {"model__max_length": 33, "task__max_length": 0}, "config.data.max_length lets .* 32 .* has 31"),
         ("bert.py:tiny", {"model__max_length": 31, "task__max_length": 32}, "config.task.max_length lets .* 32 .* has 31"),
         ("transformer.py:tiny", {"model__positions": "learned", "model__max_length": 16}, "config.data.max_length .* 32 "),
         (
             "transformer.py:tiny",
             {"model__positions": "learned", "model__max_length": 100, "data__batching": "buckets", "data__max_length": 0},
-            r"config.data.boundaries lets examples of 128 pieces .*\(config.model.max_length\): give at most 100",
+            r"config.data.boundaries lets examples of 128 tokens .*\(config.model.max_length\): give at most 100",
         ),
     ],
 )
@@ -83,10 +83,10 @@ def test_more_masks_than_are_predicted(name, monkeypatch):
         monkeypatch.setattr("transformers_jax.tasks.distillation.teacher_model", lambda path, fields: models.build(
             dict(run.config.model) | fields, run.tokenizer.vocab_size
         ))  # fmt: skip
-    with pytest.raises(UserError, match="config.task.share=0.5 masks more than config.model.masked_share=0.[24]"):
+    with pytest.raises(UserError, match="config.task.mask_rate=0.5 masks more than config.model.max_mask_rate=0.[24]"):
         _ = run.model
     run.training = False  # what is trained already can be read
-    assert run.model.config.masked_share < 0.5
+    assert run.model.config.max_mask_rate < 0.5
 
 
 @pytest.mark.parametrize(
@@ -107,7 +107,7 @@ def test_sources_are_read_as_far_as_they_were_trained(variant, keys, longest):
 
 
 @pytest.mark.parametrize(("key", "value"), [("accumulate", 2), ("parallelism", "pmap")])
-def test_a_batch_that_must_be_in_one_piece(key, value):
+def test_a_batch_that_must_be_in_one_token(key, value):
     assert experiment("sentence_bert.py:pairs").model
     with pytest.raises(UserError, match=f"config.training.{key}={value} cuts the batch .*objective=multiple_negatives"):
         _ = experiment("sentence_bert.py:pairs", **{f"training__{key}": value}).model

@@ -280,5 +280,5 @@ def test_from_nothing_it_is_pretraining(encoder, sentences, tmp_path, capfd):
     """The same config without pretrained weights, as the measure of what pretraining is worth."""
     flags = flags_of("sentences", tmp_path / "w", encoder, *sentences, "--config.model.width=16", "--config.model.layers=1")
     flags = [*(f for f in flags if not f.startswith("--init_from")), f"--config.tokenizer.path={encoder}"]
-    code, _, err = call(pretrain, capfd, *flags, "--config.model.num_heads=2", "--config.model.hidden=32", "--dry_run")
+    code, _, err = call(pretrain, capfd, *flags, "--config.model.num_heads=2", "--config.model.mlp_width=32", "--dry_run")
     assert code == 0, err

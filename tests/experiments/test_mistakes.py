@@ -153,14 +153,14 @@ def test_loss_that_is_not_finite(tmp_path, corpus, capfd):
 
 def test_workdir_of_another_run(run, corpus, capfd):
     before = (run / "config.json").read_bytes(), content(run), metrics(run)
-    flags = command(run, corpus, "--config.model.hidden=128", "--config.seed=3")[2:]
-    fails(pretrain, capfd, *flags, says=["holds another run", "config.model.hidden is 64 there and 128 here", "1 more"])
+    flags = command(run, corpus, "--config.model.mlp_width=128", "--config.seed=3")[2:]
+    fails(pretrain, capfd, *flags, says=["holds another run", "config.model.mlp_width is 64 there and 128 here", "1 more"])
     after = (run / "config.json").read_bytes(), content(run), metrics(run)
     assert str(before) == str(after)
 
 
 def test_checkpoint_of_another_model(run, capfd):
-    flags = [f"--workdir={run}", "--config.model.hidden=128"]
+    flags = [f"--workdir={run}", "--config.model.mlp_width=128"]
     fails(evaluate, capfd, *flags, says=["does not fit the model", "feed_forward"])
 
 

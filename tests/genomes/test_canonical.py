@@ -15,9 +15,9 @@ from transformers_jax.genomes.canonical import canonical, key
 from transformers_jax.genomes.genome import (
     EVOLVED_TRANSFORMER,
     TRANSFORMER,
-    Block,
     Branch,
     Genome,
+    GenomeBlock,
     cell_text,
     check,
     choices,
@@ -29,7 +29,7 @@ from transformers_jax.genomes.genome import (
 )
 from transformers_jax.search.mutation import mutate
 
-Cell = tuple[Block, ...]
+Cell = tuple[GenomeBlock, ...]
 
 # ---- the reference: expressions and their comparison ----
 
@@ -129,7 +129,8 @@ def small_cell(rng: np.random.Generator, blocks: int, widths: int = 2) -> Cell:
     """Few layers, many identities and dead branches: chains, shared norms and twins abound."""
     cell = []
     while len(cell) < blocks:
-        block = Block(*(small_branch(rng, len(cell) + 1, widths) for _ in range(2)), ("add", "concat")[rng.integers(4) // 3])
+        branches = [small_branch(rng, len(cell) + 1, widths) for _ in range(2)]
+        block = GenomeBlock(*branches, ("add", "concat")[rng.integers(4) // 3])
         if block.branches:
             cell.append(block)
     return tuple(cell)
@@ -217,7 +218,7 @@ def test_neighbouring_small_cells_have_equal_keys_exactly_when_they_are_equal():
     while sum(seen.values()) < 800:
         cell = small_cell(rng, 6)
         number = int(rng.integers(6))
-        block = Block(small_branch(rng, number + 1), cell[number].right, cell[number].combiner)
+        block = GenomeBlock(small_branch(rng, number + 1), cell[number].right, cell[number].combiner)
         other = (*cell[:number], block, *cell[number + 1 :])
         if other != cell and block.branches:
             equal = same(cell, other)
@@ -260,7 +261,7 @@ def shuffled(cell: Cell, rng: np.random.Generator) -> Cell:
         if (one or block.combiner != "concat") and rng.integers(2):
             sides.reverse()
         combiner = ("add", "concat", "multiply")[rng.integers(3)] if one else block.combiner
-        blocks.append(Block(*sides, combiner))
+        blocks.append(GenomeBlock(*sides, combiner))
     return tuple(blocks)
 
 

@@ -1,4 +1,4 @@
-"""From genome to model: what each piece means, and what holds for any genome."""
+"""From genome to model: what each token means, and what holds for any genome."""
 
 import json
 

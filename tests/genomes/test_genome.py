@@ -12,9 +12,9 @@ from transformers_jax.genomes import vocabulary
 from transformers_jax.genomes.genome import (
     EVOLVED_TRANSFORMER,
     TRANSFORMER,
-    Block,
     Branch,
     Genome,
+    GenomeBlock,
     InvalidGenome,
     check,
     choices,
@@ -110,7 +110,7 @@ def test_cells_of_the_transformer_and_the_evolved_transformer():
 
 def test_notation_says_what_the_fields_are():
     block = parse_cell("0*conv1 8 relu | 3:id | concat")[0]
-    assert block == Block(Branch(0, "layer_norm", "conv1", 8, "relu"), Branch(3, "none", "id", 2, "none"), "concat")
+    assert block == GenomeBlock(Branch(0, "layer_norm", "conv1", 8, "relu"), Branch(3, "none", "id", 2, "none"), "concat")
 
 
 def test_known_genomes_print_as_they_are_written():

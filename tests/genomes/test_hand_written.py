@@ -54,7 +54,7 @@ def from_evolved(side, p):
 
 
 HAND_WRITTEN = {
-    "transformer": (TRANSFORMER, from_transformer, dict(hidden=64)),
+    "transformer": (TRANSFORMER, from_transformer, dict(mlp_width=64)),
     "evolved_transformer": (EVOLVED_TRANSFORMER, from_evolved, dict(encoder_layers=3, decoder_layers=4)),
 }
 
@@ -78,7 +78,7 @@ def test_dropout_is_in_the_same_places(name):
     genome = replace(HAND_WRITTEN[name][0], {"encoder_cells": 1, "decoder_cells": 1})
     rates = dict(num_heads=8, dropout=0.1, hidden_dropout=0.3, scan_layers=False)
     fields = dict(name=name, width=16, encoder_layers=layers, decoder_layers=layers) | rates
-    wanted = dropouts(models.build(fields | ({"hidden": 64} if name == "transformer" else {}), VOCAB))
+    wanted = dropouts(models.build(fields | ({"mlp_width": 64} if name == "transformer" else {}), VOCAB))
     assert dropouts(build(genome, **rates)) == wanted and {rate for rate, _ in wanted} == {0.1, 0.3}
 
 

@@ -34,7 +34,7 @@ def draw(model):
 
 
 def make_batch(rows, length, source_lengths=None, seed=0):
-    """`rows` examples of `length` pieces, and of source lengths as given, padded to the longest."""
+    """`rows` examples of `length` tokens, and of source lengths as given, padded to the longest."""
     rng, source_lengths = np.random.default_rng(seed), source_lengths or [length] * rows
 
     def stream(sizes):

@@ -17,7 +17,7 @@ from transformers_jax.interchange import huggingface, stacking, weights
 from transformers_jax.models import name_map
 from transformers_jax.models.name_map import Head, NameMap, Row, linear
 
-SIZES = dict(vocab_size=31, width=8, num_heads=2, hidden=32, layers=2, max_length=9)
+SIZES = dict(vocab_size=31, width=8, num_heads=2, mlp_width=32, layers=2, max_length=9)
 KINDS = {
     "bert": dict(name="bert"),
     "camembert": dict(name="bert", variant="camembert", token_types=1, position_offset=2),
@@ -71,7 +71,7 @@ def test_what_is_written_is_read_back(tmp_path, kind):
         same(params, again)
         assert tokenizer is None
         built, wanted = (models.build(f, 31).config for f in (found, fields))
-        for field in ("width", "num_heads", "layers", "max_length", "epsilon", "activation", "head", "vocab_size"):
+        for field in ("width", "num_heads", "layers", "max_length", "norm_epsilon", "activation", "head", "vocab_size"):
             assert getattr(built, field) == getattr(wanted, field)
         assert built.labels == 3 or head not in ("sequence", "tagging")
 
@@ -239,7 +239,7 @@ def test_heads_that_are_not_asked_for_are_left_out(folder):
 
 def test_a_vocabulary_that_does_not_fit(folder):
     learn_bpe(["a few words"], merges=1).save(folder / "tokenizer.json")
-    with pytest.raises(UserError, match="vocabulary has 2.. pieces and does not fit the embedding of 31"):
+    with pytest.raises(UserError, match="vocabulary has 2.. tokens and does not fit the embedding of 31"):
         huggingface.load(folder)
 
 

@@ -19,13 +19,13 @@ from transformers_jax.models.encoder import HEADS
 from transformers_jax.planning import flops
 
 VOCAB, LENGTH = 31, 8
-SIZES = dict(width=12, num_heads=2, hidden=48, layers=2, max_length=12, labels=3)
+SIZES = dict(width=12, num_heads=2, mlp_width=48, layers=2, max_length=12, labels=3)
 MODELS = {
     "bert": dict(name="bert"),
     "roberta": dict(name="bert", variant="roberta", position_offset=2, token_types=1),
     "albert": dict(name="albert", embedding_width=6, groups=2, inner=2),
     "distilbert": dict(name="distilbert"),
-    "flaubert": dict(name="flaubert", norm="pre", languages=3, token_types_as_pieces=True),
+    "flaubert": dict(name="flaubert", norm="pre", languages=3, token_types_as_tokens=True),
 }
 SHAPES = {
     "next_sentence": (2, 2),
@@ -120,7 +120,7 @@ def test_scanned_layers_compute_what_separate_layers_do(kind):
 
 
 def test_masked_language_model_predicts_the_masked_positions_only():
-    model, params = build("bert", "masked_lm", masked_share=0.3)
+    model, params = build("bert", "masked_lm", max_mask_rate=0.3)
     batch = make_batch([[1] * LENGTH, [1] * LENGTH])
     every = logits(apply(model, params, batch))
     weights = np.zeros((2, LENGTH), np.int32)
@@ -130,7 +130,7 @@ def test_masked_language_model_predicts_the_masked_positions_only():
     assert positions.tolist() == [[2, 5, 0], [0, 3, 7]]
     np.testing.assert_allclose(got, np.asarray(masked.gather(every, positions)), atol=1e-5)
 
-    model, _ = build("bert", "masked_lm", masked_share=1.0)  # where all are predicted, they stay in their order
+    model, _ = build("bert", "masked_lm", max_mask_rate=1.0)  # where all are predicted, they stay in their order
     got = logits(apply(model, params, batch | {"weights": weights}))
     np.testing.assert_allclose(got, every, atol=1e-5)
     assert masked.aligned(LENGTH, weights, weights)[0] is weights
@@ -138,7 +138,7 @@ def test_masked_language_model_predicts_the_masked_positions_only():
 
 @pytest.mark.parametrize("kind", ["bert", "albert", "flaubert"])
 def test_the_last_block_computes_only_what_the_head_reads(kind):
-    model, params = build(kind, "pretraining", masked_share=0.3)
+    model, params = build(kind, "pretraining", max_mask_rate=0.3)
     batch = make_batch([[1] * LENGTH, [1] * 6 + [0] * 2])
     batch["weights"] = np.zeros((2, LENGTH), np.int32)
     batch["weights"][0, [2, 5]], batch["weights"][1, [1, 3, 5]] = 1, 1
@@ -225,7 +225,7 @@ def test_wrong_fields_are_named():
         (dict(name="bert", activation="gleu"), "config.model.activation.*gelu_tanh"),
         (dict(name="albert", layers=5, groups=2), "config.model.groups"),
         (dict(name="flaubert", norm="middle"), "config.model.norm"),
-        (dict(name="bert", vocab_size=10), "31 pieces do not fit"),
+        (dict(name="bert", vocab_size=10), "31 tokens do not fit"),
         (dict(name="encoder"), "known models: .*albert"),
     ):
         with pytest.raises(UserError, match=says):

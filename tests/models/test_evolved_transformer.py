@@ -17,7 +17,7 @@ from transformers_jax.decoding import cache as caches
 from transformers_jax.decoding.decoder import Decoder
 from transformers_jax.errors import UserError
 from transformers_jax.layers.masks import cross_mask, self_mask
-from transformers_jax.models.evolved_transformer import DecoderBlock, EncoderBlock
+from transformers_jax.models.evolved_transformer import EvolvedDecoderBlock, EvolvedEncoderBlock
 
 VOCAB = 37
 ROWS, SOURCE, TARGET = 3, 12, 20  # all batches have this shape, so that a model is compiled once; 20 is more than a window
@@ -121,13 +121,13 @@ def test_blocks_equal_plain_numpy():
     segments = jnp.asarray(np.repeat([1, 2], sizes))[None]
     spans = slice(0, 9), slice(9, 23)
 
-    block, params = one_block(EncoderBlock, x, self_mask(segments))
+    block, params = one_block(EvolvedEncoderBlock, x, self_mask(segments))
     got = jax.jit(block.apply, static_argnums=3)({"params": params}, x, self_mask(segments), True)[0]
     p = jax.tree.map(lambda a: np.asarray(a, np.float64), params)
     np.testing.assert_allclose(got, np.concatenate([encoder_reference(p, x[0, s]) for s in spans]), atol=1e-4, rtol=1e-5)
 
     masks = self_mask(segments, causal=True), cross_mask(segments, segments)
-    block, params = one_block(DecoderBlock, x, encoded, *masks)
+    block, params = one_block(EvolvedDecoderBlock, x, encoded, *masks)
     assert params["wide_attention"]["query"]["kernel"].shape == (16, 4, 4)  # twice the heads
     got = jax.jit(block.apply, static_argnums=5)({"params": params}, x, encoded, *masks, True)[0]
     p = jax.tree.map(lambda a: np.asarray(a, np.float64), params)
@@ -138,7 +138,7 @@ def test_blocks_equal_plain_numpy():
 @pytest.mark.parametrize("heads, wide", [(1, 2), (4, 8), (8, 16), (16, 16), (32, 32)])
 def test_the_first_attention_has_twice_the_heads_up_to_sixteen(heads, wide):
     x, segments = jnp.ones((1, 2, 64)), jnp.ones((1, 2), jnp.int32)
-    block = DecoderBlock(width=64, num_heads=heads)
+    block = EvolvedDecoderBlock(width=64, num_heads=heads)
     arguments = x, x, self_mask(segments, causal=True), cross_mask(segments, segments), True
     params = jax.eval_shape(lambda: block.init(jax.random.key(0), *arguments))["params"]
     assert nn.unbox(params)["wide_attention"]["query"]["kernel"].shape[1] == wide
@@ -190,7 +190,7 @@ def packings(draw):
 
 
 def pack(rows):
-    """rows: for each row the sizes (source, target) of its examples → a batch, with pieces in the padding too."""
+    """rows: for each row the sizes (source, target) of its examples → a batch, with tokens in the padding too."""
     rng, batch = np.random.default_rng(0), {}
     for number, (stream, length) in enumerate((("source", SOURCE), ("target", TARGET))):
         segments, positions = np.zeros((2, ROWS, length), np.int32)
@@ -207,7 +207,7 @@ def pack(rows):
 @settings(max_examples=15, deadline=None)
 @given(packings(), st.integers(0, 3))
 def test_packed_examples_and_padding_never_leak(variant, rows, chosen):
-    """Other pieces in one example (0: in the padding) change the outputs of no other example."""
+    """Other tokens in one example (0: in the padding) change the outputs of no other example."""
     model, params = build(variant)
     batch = pack(rows)
     changed = dict(batch)
@@ -280,7 +280,7 @@ def test_dropout_is_off_by_default_and_differs_by_key():
 
 
 def test_what_the_architecture_fixes_is_no_key():
-    for key in ("hidden", "norm", "activation"):
+    for key in ("mlp_width", "norm", "activation"):
         with pytest.raises(UserError, match=f"config.model.{key} is not a field of evolved_transformer"):
             models.build({**TINY, key: 1}, VOCAB)
     odd = models.build({**TINY, "width": 18, "num_heads": 6}, VOCAB)
@@ -292,7 +292,7 @@ def test_what_the_architecture_fixes_is_no_key():
 
 
 class Uncached(nn.Module):
-    """The same model without any window: each step reads all pieces written so far from the start."""
+    """The same model without any window: each step reads all tokens written so far from the start."""
 
     model: nn.Module
 
@@ -343,7 +343,7 @@ def test_decoding_finds_what_it_finds_without_a_cache(variant, method):
 
 
 def test_windows_go_with_their_beams(monkeypatch):
-    take = caches.Layout.take
+    take = caches.CacheLayout.take
 
     def forgetful(self, moving, origins, index):
         """Leaves without target positions, such as windows, stay with the place they had."""
@@ -352,5 +352,5 @@ def test_windows_go_with_their_beams(monkeypatch):
         return [old if axis is None else new for old, new, axis in zip(moving, changed, positions, strict=True)]
 
     right = beams()
-    monkeypatch.setattr(caches.Layout, "take", forgetful)
+    monkeypatch.setattr(caches.CacheLayout, "take", forgetful)
     assert decode(*build("plain"), **BEAM) != right

@@ -15,14 +15,14 @@ from transformers_jax.layers import scores
 from transformers_jax.models.luong import additive
 
 VOCAB, SOURCE, TARGET = 23, 12, 10
-TINY = dict(name="luong", width=6, hidden=8, encoder_layers=2, decoder_layers=2, dropout=0.3)
+TINY = dict(name="luong", width=6, lstm_width=8, encoder_layers=2, decoder_layers=2, dropout=0.3)
 VARIANTS = {
     "general, fed": {},
     "dot, fed, both ways": dict(score="dot", bidirectional=True),
     "concat, fed, deeper decoder": dict(score="concat", decoder_layers=3),
     "general, own embedding, deeper encoder": dict(input_feeding=False, share_embeddings=False, encoder_layers=3),
     "concat, one layer both ways": dict(
-        score="concat", hidden=0, input_feeding=False, bidirectional=True, encoder_layers=1, decoder_layers=1
+        score="concat", lstm_width=0, input_feeding=False, bidirectional=True, encoder_layers=1, decoder_layers=1
     ),
 }
 
@@ -30,9 +30,9 @@ VARIANTS = {
 def pack(rows):
     """rows: for each row its examples (source, target ids) → a batch [len(rows), SOURCE], [len(rows), TARGET]."""
 
-    def stream(pieces, length):
+    def stream(tokens, length):
         ids, positions, segments = (np.zeros((len(rows), length), np.int32) for _ in range(3))
-        for row, examples in enumerate(pieces):
+        for row, examples in enumerate(tokens):
             at = 0
             for number, example in enumerate(examples, start=1):
                 span = slice(at, at + len(example))
@@ -83,8 +83,8 @@ def reference(config, params, source, target):
     more = config.decoder_layers - config.encoder_layers
     states = ([states[0]] * max(0, more) + states)[-config.decoder_layers :]
     fed, outputs, weights = np.zeros(config.width), [], []
-    for piece in target:
-        x = scale * p["embedding"][piece]
+    for token in target:
+        x = scale * p["embedding"][token]
         for number in range(config.decoder_layers):
             layer = p[f"decoder_{number}"]
             if number == 0 and config.input_feeding:  # [x; h~] times the kernel [kernel; feed]
@@ -161,7 +161,7 @@ def test_packed_rows_equal_each_example_alone(built, rows, seed):
 
 
 def test_padding_changes_nothing(built):
-    """Other pieces where padding stands, and other positions: not one bit of a real position changes."""
+    """Other tokens where padding stands, and other positions: not one bit of a real position changes."""
     draw = np.random.default_rng(3)
     batch = pack([draw_examples(draw, [(3, 4), (2, 2)]), draw_examples(draw, [(5, 1)])])
     other = dict(batch)
@@ -254,7 +254,7 @@ def test_says_what_does_not_fit():
     for fields, words in [
         (dict(score="cosine"), "cosine"),
         (dict(decoder_layers=0), "decoder_layers"),
-        (dict(bidirectional=True, hidden=7), "even"),
+        (dict(bidirectional=True, lstm_width=7), "even"),
     ]:
         with pytest.raises(UserError, match=words):
             jax.eval_shape(models.build({**TINY, **fields}, VOCAB).init, jax.random.key(0), batch)

@@ -23,7 +23,7 @@ def count(fields: dict, vocab_size: int) -> int:
     [(128, 4, 7_029_248), (432, 8, 45_786_816), (512, 8, 61_147_136), (768, 8, 124_750_848), (1024, 16, 210_374_656)],
 )
 def test_transformer(width, heads, wanted, scan):
-    fields = dict(name="transformer", width=width, num_heads=heads, hidden=4 * width, scan_layers=scan)
+    fields = dict(name="transformer", width=width, num_heads=heads, mlp_width=4 * width, scan_layers=scan)
     assert count(fields, 33_288) == wanted == 168 * width**2 + 124 * width + 33_288 * width
 
 
@@ -37,7 +37,7 @@ def test_evolved_transformer(width, heads, wanted, scan):
     assert count(fields, 33_288) == wanted == 357 * width**2 // 2 + 446 * width + 33_288 * width
 
 
-LARGE = dict(width=1024, num_heads=16, hidden=4096, layers=24)
+LARGE = dict(width=1024, num_heads=16, mlp_width=4096, layers=24)
 ROBERTA = dict(name="bert", max_length=514, token_types=1, position_offset=2)
 
 

@@ -13,7 +13,7 @@ from transformers_jax import models
 from transformers_jax.errors import UserError
 
 VOCAB = 37
-TINY = dict(name="transformer", width=16, num_heads=2, hidden=32, encoder_layers=2, decoder_layers=2, scan_layers=False)
+TINY = dict(name="transformer", width=16, num_heads=2, mlp_width=32, encoder_layers=2, decoder_layers=2, scan_layers=False)
 VARIANTS = {
     "pre": {},
     "post": dict(norm="post"),

@@ -1,10 +1,10 @@
 """Beam search: against `generate` of Hugging Face's transformers, with one small language model written twice.
 
-Its logits are a table's row of the last piece, plus a decaying sum over all pieces before, plus what the source asks
+Its logits are a table's row of the last token, plus a decaying sum over all tokens before, plus what the source asks
 for: outputs depend on their whole past, so a beam whose state is not reordered with it finds something else.
 
 Ranked by log-probability (alpha 0): the length penalties of the two differ, as Wu et al. 2016 and transformers define
-them. The end piece gets likelier with every piece, so that all outputs end before the limit; `generate` and ours differ in
+them. The end token gets likelier with every token, so that all outputs end before the limit; `generate` and ours differ in
 what becomes of those that do not.
 
 Axes: B sentences, K beams, L output length, V vocabulary.
@@ -64,7 +64,7 @@ def decoder() -> Decoder:
 def ours(inputs: dict) -> dict:
     found = decoder().decode(SOURCES.tolist(), inputs)
     scores = np.array([[output.score for output in row] for row in found], np.float32)
-    return {"pieces": padded([[output.ids for output in row] for row in found]), "scores": scores}
+    return {"tokens": padded([[output.ids for output in row] for row in found]), "scores": scores}
 
 
 def theirs(torch, inputs: dict) -> dict:
@@ -75,11 +75,11 @@ def theirs(torch, inputs: dict) -> dict:
     found = model.generate(prompts, attention_mask=torch.ones_like(prompts), **options)
     outputs = [[p for p in ids if p not in (PAD, EOS)] for ids in found.sequences[:, prompts.shape[1] :].tolist()]
     rows = [outputs[i : i + K] for i in range(0, len(outputs), K)]
-    return {"pieces": padded(rows), "scores": found.sequences_scores.reshape(-1, K).numpy()}
+    return {"tokens": padded(rows), "scores": found.sequences_scores.reshape(-1, K).numpy()}
 
 
 def build(torch, tables: dict):
-    """The model in transformers; its inputs [B · K, 2 …] are the source, the first piece, and what was written."""
+    """The model in transformers; its inputs [B · K, 2 …] are the source, the first token, and what was written."""
     import transformers
     from transformers.modeling_outputs import CausalLMOutput
 
@@ -93,8 +93,8 @@ def build(torch, tables: dict):
 
         def forward(self, input_ids, **_):
             total = torch.zeros(input_ids.shape[0], V)
-            for piece in input_ids[:, 1:-1].T:
-                total = DECAY * (total + tables["past"][piece])
+            for token in input_ids[:, 1:-1].T:
+                total = DECAY * (total + tables["past"][token])
             logits = tables["last"][input_ids[:, -1]] + total + tables["asked"][input_ids[:, 0]]
             return CausalLMOutput(logits=logits[:, None])
 

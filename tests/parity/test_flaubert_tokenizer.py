@@ -25,7 +25,7 @@ HARD = [
 
 
 def learned(folder, lines, config):
-    """The files of a vocabulary without every third of what merges make, as only pieces that occur are in FlauBERT's."""
+    """The files of a vocabulary without every third of what merges make, as only tokens that occur are in FlauBERT's."""
     words = moses.Words(config.get("do_lowercase", False), 0, 0)
     library = tokenizers.Tokenizer(tokenizers.models.BPE(unk_token="<unk>", end_of_word_suffix=moses.SUFFIX))
     library.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
@@ -33,8 +33,8 @@ def learned(folder, lines, config):
     library.train_from_iterator(map(words.split, lines), trainer)
     model = json.loads(library.to_str())["model"]
     left_out = {"".join(merge) for merge in model["merges"][::3]}
-    pieces = [*SPECIAL, *(piece for piece in model["vocab"] if piece not in left_out)]
-    (folder / "vocab.json").write_text(json.dumps({piece: i for i, piece in enumerate(pieces)}))
+    tokens = [*SPECIAL, *(token for token in model["vocab"] if token not in left_out)]
+    (folder / "vocab.json").write_text(json.dumps({token: i for i, token in enumerate(tokens)}))
     (folder / "merges.txt").write_text("".join(" ".join(merge) + " 7\n" for merge in model["merges"]))
     (folder / "tokenizer_config.json").write_text(json.dumps(config))
 

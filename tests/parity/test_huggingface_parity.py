@@ -92,11 +92,11 @@ def theirs(torch, model, head: str, batch: dict) -> dict[str, np.ndarray]:
     if head == "none":
         found = {"hidden": out.last_hidden_state, "pooled": getattr(out, "pooler_output", None)}
     elif head == "pretraining":
-        found = {"pieces": out.prediction_logits, "next": out.get("sop_logits", out.get("seq_relationship_logits"))}
+        found = {"tokens": out.prediction_logits, "next": out.get("sop_logits", out.get("seq_relationship_logits"))}
     elif head == "span":
         found = {"logits": torch.stack([out.start_logits, out.end_logits], -1)}
     else:
-        found = {"pieces" if head == "masked_lm" else "logits": out.logits}
+        found = {"tokens" if head == "masked_lm" else "logits": out.logits}
     return {name: value.numpy() for name, value in found.items() if value is not None}
 
 
@@ -104,16 +104,16 @@ def ours(fields: dict, params: dict, batch: dict) -> dict[str, np.ndarray]:
     model = models.build(fields, fields["vocab_size"])
     out = jax.jit(lambda p, b: model.apply({"params": p}, b))(params, batch)
 
-    def pieces(output):
+    def tokens(output):
         return output.hidden @ output.table.T + output.bias
 
     match fields["head"]:
         case "none":
             found = {"hidden": out.hidden, "pooled": out.pooled}
         case "masked_lm":
-            found = {"pieces": pieces(out)}
+            found = {"tokens": tokens(out)}
         case "pretraining":
-            found = {"pieces": pieces(out.lm), "next": out.next}
+            found = {"tokens": tokens(out.lm), "next": out.next}
         case _:
             found = {"logits": out.logits}
     return {name: np.asarray(value) for name, value in found.items() if value is not None}
@@ -124,7 +124,7 @@ def compare(got: dict, wanted: dict, batch: dict, head: str) -> None:
     assert sorted(got) == sorted(wanted)
     for name, array in wanted.items():
         assert got[name].shape == array.shape
-        each = name in ("hidden", "pieces") or head in ("tagging", "span")
+        each = name in ("hidden", "tokens") or head in ("tagging", "span")
         real = batch["segments"] > 0 if each else slice(None)
         np.testing.assert_allclose(got[name][real], array[real], atol=1e-4, rtol=0, err_msg=name)
         assert np.abs(array[real]).max() > 1e-2
@@ -140,7 +140,7 @@ def test_same_outputs_both_ways(torch, tmp_path: Path, kind, head, changes):
     fields, params, tokenizer = huggingface.load(tmp_path / "theirs")
     assert tokenizer is None and fields["head"] == head
     if kind == "flaubert":  # where token types are given
-        fields |= {"token_types_as_pieces": True}
+        fields |= {"token_types_as_tokens": True}
     compare(ours(fields, params, batch), wanted, batch, head)
 
     huggingface.save(tmp_path / "ours", fields, params)
@@ -159,7 +159,7 @@ def test_pre_norm_flaubert_is_xlm_with_its_norms_in_front(torch, tmp_path: Path)
     batch = draw("flaubert", "none", 1)
     fields, params, _ = huggingface.load(tmp_path)
     assert fields["norm"] == "pre"
-    fields |= {"token_types_as_pieces": True}
+    fields |= {"token_types_as_tokens": True}
     tokens, mask = (torch.tensor(batch[name].astype(np.int64)) for name in ("tokens", "segments"))
     with torch.no_grad():
         x = model.embeddings(tokens) + model.position_embeddings(torch.arange(tokens.shape[1]))

@@ -28,7 +28,7 @@ def folder() -> Path:
 
 @pytest.fixture(scope="module")
 def theirs(folder):
-    """Texts → vectors [n, D] by PyTorch: the mean of the last hidden states of at most 256 pieces, of length 1."""
+    """Texts → vectors [n, D] by PyTorch: the mean of the last hidden states of at most 256 tokens, of length 1."""
     torch = pytest.importorskip("torch", reason="needs PyTorch: run `make parity`")
     transformers = pytest.importorskip("transformers", reason="needs transformers: run `make parity`")
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)

@@ -24,15 +24,15 @@ POSITIONS = {name: np.array(rows, np.int32) for name, rows in POSITIONS.items()}
 
 
 def build(norm: str, scan: bool):
-    config = dict(name="transformer", width=D, num_heads=N, hidden=HIDDEN, encoder_layers=L, decoder_layers=L)
+    config = dict(name="transformer", width=D, num_heads=N, mlp_width=HIDDEN, encoder_layers=L, decoder_layers=L)
     return models.build(config | dict(norm=norm, scan_layers=scan, attention_bias=True, dropout=0.0), V)
 
 
 def draw(norm: str, scan: bool, rng) -> dict:
-    def pieces(stream):
+    def tokens(stream):
         return rng.integers(1, V, SEGMENTS[stream].shape).astype(np.int32) * (SEGMENTS[stream] > 0)
 
-    inputs = {"source": pieces("source"), "target_inputs": pieces("target"), "targets": pieces("target")}
+    inputs = {"source": tokens("source"), "target_inputs": tokens("target"), "targets": tokens("target")}
     for stream in SEGMENTS:
         inputs |= {f"{stream}_positions": POSITIONS[stream], f"{stream}_segments": SEGMENTS[stream]}
     return inputs | draw_parameters(rng, build(norm, scan), inputs)

@@ -19,7 +19,7 @@ class Tokenizer:
 
 @pytest.fixture(scope="module")
 def made():
-    fields = dict(name="transformer", width=16, num_heads=2, hidden=32, encoder_layers=1, decoder_layers=1)
+    fields = dict(name="transformer", width=16, num_heads=2, mlp_width=32, encoder_layers=1, decoder_layers=1)
     model, task = models.build(fields, VOCAB), tasks.build({"name": "translation"}, Tokenizer())
     mesh, tx = make_mesh({}), optax.adam(1e-3)
     batch = {

@@ -69,7 +69,7 @@ def test_shard_map_counts_all_devices():
 
 
 def transformer(scan_layers):
-    fields = dict(name="transformer", width=16, num_heads=2, hidden=32, encoder_layers=2, decoder_layers=3)
+    fields = dict(name="transformer", width=16, num_heads=2, mlp_width=32, encoder_layers=2, decoder_layers=3)
     return models.build(fields | {"scan_layers": scan_layers}, vocab_size=50)
 
 

@@ -229,7 +229,7 @@ def test_a_shift_is_one_linear_map_for_all_positions(style, shift):
     np.testing.assert_allclose(matrix @ matrix.T, np.eye(16), atol=1e-12)  # rotations
 
 
-TRANSFORMER = dict(name="transformer", width=8, num_heads=2, hidden=8, encoder_layers=2, decoder_layers=2)
+TRANSFORMER = dict(name="transformer", width=8, num_heads=2, mlp_width=8, encoder_layers=2, decoder_layers=2)
 BATCH = {
     "source": np.array([[5, 6, 7, 2, 0]], np.int32),
     "source_positions": np.array([[0, 1, 2, 3, 0]], np.int32),

@@ -16,7 +16,7 @@ from transformers_jax.reporting import search_pictures as pictures
 from transformers_jax.reporting.report import make_report
 from transformers_jax.search import hurdles as hurdling
 from transformers_jax.search import summary
-from transformers_jax.search.evolution import Evolution, Options
+from transformers_jax.search.evolution import Evolution, EvolutionOptions
 from transformers_jax.search.population import Population
 
 pytest.importorskip("matplotlib")
@@ -47,7 +47,7 @@ def made_up(stages_of, folder, methods=METHODS, mutation=0.01):
     (folder / "config.json").write_text(json.dumps(config | {"search": wanted}))
     with Population(folder) as population:
         for method in methods:
-            evolution = Evolution(Options(method=method, mutation=mutation, **SETTINGS), 0, fits)
+            evolution = Evolution(EvolutionOptions(method=method, mutation=mutation, **SETTINGS), 0, fits)
             known, ids, first = {}, {}, {}
             for number in range(evolution.options.total):
                 proposal, hurdles = evolution.propose(number), list(evolution.hurdles)

@@ -34,7 +34,7 @@ def test_telling_word():
         word_vectors.telling_word(["one text only"])
 
 
-def test_word_vectors_are_means_over_the_pieces_of_the_word():
+def test_word_vectors_are_means_over_the_tokens_of_the_word():
     def states(sentences):
         hidden = [np.arange(8.0).reshape(4, 2) + i for i in range(len(sentences))]
         spans = [[(0, 0), (a, a + 2), (a + 2, a + 4), (0, 0)] for a in (s.lower().index("bank") for s in sentences)]
@@ -74,7 +74,7 @@ def model():
     import jax
 
     t = learn("wordpiece", TEXTS * 3, 60, lowercase=True)
-    made = build(dict(name="bert", width=16, num_heads=4, hidden=16, layers=3, max_length=32, head="none"), t.vocab_size)
+    made = build(dict(name="bert", width=16, num_heads=4, mlp_width=16, layers=3, max_length=32, head="none"), t.vocab_size)
     batch = {n: np.ones((1, 4), np.int32) for n in ("tokens", "positions", "segments", "token_types")}
     return t, made, nn.unbox(made.init(jax.random.key(0), batch))["params"]
 
@@ -84,15 +84,15 @@ def test_heads_of_a_sentence(model):
     ids = t.joined(t.encode(TEXTS[0])).ids
     batch = word_vectors._row(np.asarray(ids, np.int32))
     assert batch["tokens"].shape[1] % 16 == 0
-    pieces = [t.piece(i) for i in ids]
-    last = word_vectors.heads_of(made, params, batch, pieces)
+    tokens = [t.token(i) for i in ids]
+    last = word_vectors.heads_of(made, params, batch, tokens)
     assert last.weights.shape == (4, len(ids), len(ids)) and last.title.endswith("layer 3 of 3")
     assert np.allclose(last.weights.sum(-1), 1, atol=1e-5)  # nothing goes to the padding
-    first = word_vectors.heads_of(made, params, batch, pieces, layer=0)
+    first = word_vectors.heads_of(made, params, batch, tokens, layer=0)
     assert first.title.endswith("layer 1 of 3") and not np.allclose(first.weights, last.weights)
-    assert (first.down, first.across) == ("pieces that attend", "pieces attended to")
+    assert (first.down, first.across) == ("tokens that attend", "tokens attended to")
     with pytest.raises(UserError, match="no layer 3; there are 3"):
-        word_vectors.heads_of(made, params, batch, pieces, layer=3)
+        word_vectors.heads_of(made, params, batch, tokens, layer=3)
 
 
 def test_picture_of_a_word(tmp_path):

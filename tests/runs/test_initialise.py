@@ -20,7 +20,7 @@ from transformers_jax.training.checkpoint import Checkpoints
 
 CONFIGS = Path(__file__).resolve().parent.parent.parent / "configs"
 LINES = ["a few words", "and more of them", "some words again, and again"] * 3
-SIZES = dict(name="bert", width=8, num_heads=2, hidden=16, layers=4, max_length=40)
+SIZES = dict(name="bert", width=8, num_heads=2, mlp_width=16, layers=4, max_length=40)
 
 
 @pytest.fixture(scope="module")
@@ -107,7 +107,7 @@ def test_what_does_not_fit_is_named(folder, tokenizer, tmp_path):
         with pytest.raises(UserError, match=says):
             initialise.initial(str(source), models.build(fields | changes, 0), tokenizer)
 
-    fails("feed_forward/contract/kernel .16, 8. there, .24, 8. here", hidden=24)
+    fails("feed_forward/contract/kernel .16, 8. there, .24, 8. here", mlp_width=24)
     fails("vocabulary does not fit the embedding", vocab_size=99)
     fails("lower config.model.max_length", max_length=41)
     fails("lacks parameters of config.model: encoder/layer_4", layers=5)

@@ -10,7 +10,7 @@ from transformers_jax.genomes import genome as genomes
 from transformers_jax.genomes.canonical import key
 from transformers_jax.genomes.genome import check, fields
 from transformers_jax.search import hurdles as hurdling
-from transformers_jax.search.evolution import Evolution, Options
+from transformers_jax.search.evolution import Evolution, EvolutionOptions
 
 DEFAULTS = {
     "method": "evolution", "seed_genome": "transformer", "population": 8, "sample": 3, "children": 12, "steps": (10, 20, 40),
@@ -19,7 +19,7 @@ DEFAULTS = {
 
 
 def options(**changes):
-    return Options(**(DEFAULTS | changes))
+    return EvolutionOptions(**(DEFAULTS | changes))
 
 
 def anything(genome):

@@ -1,4 +1,4 @@
-"""Pairs of texts with pieces missing: what the second text is, what is masked, and the two losses together."""
+"""Pairs of texts with tokens missing: what the second text is, what is masked, and the two losses together."""
 
 import itertools
 
@@ -11,7 +11,7 @@ from small import Scorer, batch_of, tokenizer
 from transformers_jax import batch as contract
 from transformers_jax.data.pipeline import train_iterator
 from transformers_jax.errors import UserError
-from transformers_jax.outputs import Output, Pretraining
+from transformers_jax.outputs import LanguageModelOutput, PretrainingOutput
 from transformers_jax.tasks.bert_pretraining import Starts, Task
 
 WORDS = "apples belief cost darkness england face foolishness incredulity jaw king light paris pears plums queen season".split()
@@ -21,7 +21,7 @@ SOURCE = [{"text": line} for document in DOCUMENTS for line in [*document, ""]][
 
 
 def texts_of(task, fields) -> tuple[list[int], list[int]]:
-    """The pieces of both texts, unmasked."""
+    """The tokens of both texts, unmasked."""
     tokens = np.where(fields["weights"], fields["targets"], fields["tokens"]).tolist()
     t = task.tokenizer
     assert tokens[0] == t.bos_id and tokens[-1] == t.eos_id
@@ -104,16 +104,16 @@ def test_loss_is_the_sum_of_both_means():
     batch = batch_of(task, [task.examples(SOURCE)[i] for i in range(6)], length=40, rows=8)
     rng = np.random.default_rng(0)
     hidden, table, next_ = rng.normal(size=[8, 40, 8]), rng.normal(size=[tokenizer().vocab_size, 8]), rng.normal(size=[8, 2])
-    output = Pretraining(Output(jnp.asarray(hidden), jnp.asarray(table)), jnp.asarray(next_))
+    output = PretrainingOutput(LanguageModelOutput(jnp.asarray(hidden), jnp.asarray(table)), jnp.asarray(next_))
     loss, weight, sums = task.loss(output, batch, train=True)
     logits = hidden @ table.T
     log_p = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
     rows, columns = np.nonzero(batch["weights"])
-    pieces = -log_p[rows, columns, batch["targets"][rows, columns]].sum()
+    tokens = -log_p[rows, columns, batch["targets"][rows, columns]].sum()
     log_next = next_ - np.log(np.exp(next_).sum(1, keepdims=True))
     relation = -log_next[np.arange(6), batch["label"][:6]].sum()
-    assert float(weight) == len(rows) and float(sums["nll"]) == pytest.approx(pieces, rel=1e-5)
-    assert float(loss) == pytest.approx(pieces + relation * 0.15 * 40, rel=1e-5)
+    assert float(weight) == len(rows) and float(sums["nll"]) == pytest.approx(tokens, rel=1e-5)
+    assert float(loss) == pytest.approx(tokens + relation * 0.15 * 40, rel=1e-5)
     assert float(sums["next_weight"]) == 6
     assert float(sums["next_correct"]) == (next_.argmax(1) == batch["label"])[:6].sum()
     assert task.predict(output, batch)["probabilities"].shape == (8, 2)

@@ -13,13 +13,14 @@ from transformers_jax.errors import UserError
 from transformers_jax.interchange import huggingface
 from transformers_jax.layers import losses
 from transformers_jax.mesh import make_mesh
-from transformers_jax.outputs import Output
+from transformers_jax.outputs import LanguageModelOutput
 from transformers_jax.tasks.distillation import FROZEN, Distilled, Pupil, Task, cosine, soft_cross_entropy
 from transformers_jax.training.state import create_state
 from transformers_jax.training.step import make_train_step
 
 LINES = [{"text": line} for line in TEXT]
-BERT = dict(name="bert", width=16, num_heads=2, hidden=32, max_length=64, dropout=0.0, attention_dropout=0.0, head="masked_lm")
+BERT = dict(name="bert", width=16, num_heads=2, mlp_width=32, max_length=64, head="masked_lm")
+BERT |= dict(dropout=0.0, attention_dropout=0.0)
 
 
 def build(layers: int, **fields):
@@ -42,9 +43,9 @@ def batch_of_lines(**task) -> dict:
     return batch_of(MaskedLm(tokenizer(), masking="static", **task), LINES, length=48)
 
 
-def random_output(seed: int, length: int = 5) -> Output:
+def random_output(seed: int, length: int = 5) -> LanguageModelOutput:
     rng = np.random.default_rng(seed)
-    return Output(*(jnp.asarray(rng.normal(size=size), jnp.float32) for size in ((2, length, 4), (7, 4), (7,))))
+    return LanguageModelOutput(*(jnp.asarray(rng.normal(size=size), jnp.float32) for size in ((2, length, 4), (7, 4), (7,))))
 
 
 class TestSoftTargets:
@@ -78,9 +79,9 @@ def test_loss_is_the_weighted_sum_of_three_means():
     task = Task(tokenizer(), teacher="anywhere", masking="static")
     batch = batch_of(task, LINES, length=48)
     rng, count = np.random.default_rng(0), 12
+    sizes = ((4, count, 8), (tokenizer().vocab_size, 8))
     outputs = [
-        Output(*(jnp.asarray(rng.normal(size=size), jnp.float32) for size in ((4, count, 8), (tokenizer().vocab_size, 8))))
-        for _ in range(2)
+        LanguageModelOutput(*(jnp.asarray(rng.normal(size=size), jnp.float32) for size in sizes)) for _ in range(2)
     ]
     states = [jnp.asarray(rng.normal(size=[4, 48, 8]), jnp.float32) for _ in range(2)]
     loss, weight, sums = task.loss(Distilled(*outputs, *states), batch, train=True)
@@ -134,7 +135,7 @@ def test_a_student_of_some_layers_learns_and_the_teacher_does_not(teacher):
     assert jax.tree.all(jax.tree.map(np.array_equal, jax.device_get(state.frozen), frozen))
 
 
-def test_models_that_predict_the_next_piece_are_distilled_alike():
+def test_models_that_predict_the_next_token_are_distilled_alike():
     class Causal(nn.Module):
         config: None
         width: int = 8
@@ -142,7 +143,7 @@ def test_models_that_predict_the_next_piece_are_distilled_alike():
         @nn.compact
         def __call__(self, batch, *, deterministic=True):
             table = self.param("table", nn.initializers.normal(), (20, self.width))
-            return Output(table[batch["targets"]], table)
+            return LanguageModelOutput(table[batch["targets"]], table)
 
     pupil = Pupil(Causal(None), Causal(None))
     batch = {"targets": jnp.ones([2, 6], jnp.int32), "segments": jnp.ones([2, 6], jnp.int32)}
@@ -155,7 +156,7 @@ def test_models_that_predict_the_next_piece_are_distilled_alike():
 
 
 def test_the_teacher_predicts_as_many_positions_as_the_student(teacher):
-    task, student = Task(tokenizer(), teacher=teacher[0]), build(2, masked_share=0.4)
+    task, student = Task(tokenizer(), teacher=teacher[0]), build(2, max_mask_rate=0.4)
     found = task.wrap(student).init_with_output(jax.random.key(0), batch_of_lines(), deterministic=False)[0]
     assert found.student.hidden.shape == found.teacher.hidden.shape
 

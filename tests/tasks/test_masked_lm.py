@@ -12,7 +12,7 @@ from transformers_jax import batch as contract
 from transformers_jax.data.pipeline import train_iterator
 from transformers_jax.data.text.tokenizer import learn_bpe
 from transformers_jax.errors import UserError
-from transformers_jax.outputs import Output
+from transformers_jax.outputs import LanguageModelOutput
 from transformers_jax.tasks.masked_lm import Task
 from transformers_jax.tasks.parts.masking import Masking
 
@@ -36,14 +36,14 @@ class TestMasking:
         chosen = np.stack([d["weights"] for d in draws]) > 0
         read = np.stack([d["tokens"] for d in draws])
         assert chosen.mean() == pytest.approx(0.15, abs=0.001)
-        assert chosen.mean(axis=0).min() > 0.08  # every piece has its chance
+        assert chosen.mean(axis=0).min() > 0.08  # every token has its chance
         assert (read[chosen] == tokenizer().mask_id).mean() == pytest.approx(0.8, abs=0.01)
         stayed = (read == tokens)[chosen].mean()
         assert stayed == pytest.approx(0.1, abs=0.01)
         assert np.array_equal(read[~chosen], np.broadcast_to(tokens, read.shape)[~chosen])
         assert all(np.array_equal(restored(d), tokens) for d in draws)
 
-    def test_random_pieces_are_no_special_ones(self):
+    def test_random_tokens_are_no_special_ones(self):
         _, _, draws = self.draws()
         read = np.concatenate([d["tokens"] for d in draws])
         special = {tokenizer().pad_id, tokenizer().bos_id, tokenizer().eos_id, tokenizer().unk_id}
@@ -51,13 +51,13 @@ class TestMasking:
 
     def test_whole_words(self):
         tokens, words, draws = self.draws(whole_words=True)
-        assert len(set(words.tolist())) < len(words)  # some words have several pieces
+        assert len(set(words.tolist())) < len(words)  # some words have several tokens
         for draw in draws[:50]:
             by_word = [set(draw["weights"][words == word].tolist()) for word in np.unique(words)]
             assert all(len(found) == 1 for found in by_word)
         assert np.mean([d["weights"].mean() for d in draws]) == pytest.approx(0.15, abs=0.01)
-        _, _, pieces = self.draws(20)
-        assert any(len(set(d["weights"][words == word].tolist())) > 1 for d in pieces for word in np.unique(words))
+        _, _, tokens = self.draws(20)
+        assert any(len(set(d["weights"][words == word].tolist())) > 1 for d in tokens for word in np.unique(words))
 
     def test_a_short_text_has_one_gap_and_an_empty_one_none(self):
         masking, rng = Masking(tokenizer()), np.random.default_rng(0)
@@ -65,10 +65,10 @@ class TestMasking:
         assert masking(np.array([2, 3], np.int32), np.array([-1, -1]), rng)["weights"].sum() == 0
 
     def test_what_cannot_be_is_said(self):
-        with pytest.raises(UserError, match="the vocabulary has no mask piece"):
+        with pytest.raises(UserError, match="the vocabulary has no mask token"):
             Masking(learn_bpe(TEXT, merges=5))
-        with pytest.raises(UserError, match="config.task.share=1.5"):
-            Masking(tokenizer(), share=1.5)
+        with pytest.raises(UserError, match="config.task.mask_rate=1.5"):
+            Masking(tokenizer(), mask_rate=1.5)
 
 
 class TestEncoding:
@@ -119,11 +119,11 @@ class TestLoss:
         truth = batch["targets"][rows, columns]
         wanted = -log_probabilities[rows, columns, truth].sum()
 
-        whole = task.loss(Output(*map(jnp.asarray, (hidden, table, bias))), batch, train=True)
+        whole = task.loss(LanguageModelOutput(*map(jnp.asarray, (hidden, table, bias))), batch, train=True)
         most = int(batch["weights"].sum(axis=1).max()) + 2
         order = np.argsort(-batch["weights"], axis=1, kind="stable")[:, :most]
         some = np.take_along_axis(hidden, order[..., None], axis=1)
-        masked = task.loss(Output(*map(jnp.asarray, (some, table, bias))), batch, train=True)
+        masked = task.loss(LanguageModelOutput(*map(jnp.asarray, (some, table, bias))), batch, train=True)
         for loss, weight, sums in (whole, masked):
             assert float(loss) == pytest.approx(wanted, rel=1e-5) and float(weight) == len(rows)
             assert float(sums["correct"]) == (logits.argmax(-1)[rows, columns] == truth).sum()

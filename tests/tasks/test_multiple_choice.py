@@ -7,7 +7,7 @@ from small import Scorer, batch_of, tokenizer
 
 from transformers_jax import batch as contract
 from transformers_jax.errors import UserError
-from transformers_jax.outputs import Scores
+from transformers_jax.outputs import LabelOutput
 from transformers_jax.tasks.multiple_choice import Task
 
 EXAMPLES = [
@@ -33,18 +33,18 @@ def test_loss_and_scores():
     task = Task(tokenizer(), choices=3)
     batch = batch_of(task, EXAMPLES, rows=3)
     logits = np.array([[0.0, 2.0, 1.0], [0.0, 1.0, 0.0], [9.0, 0.0, 0.0]])
-    loss, weight, sums = task.loss(Scores(jnp.asarray(logits)), batch, train=True)
+    loss, weight, sums = task.loss(LabelOutput(jnp.asarray(logits)), batch, train=True)
     log_p = logits - np.log(np.exp(logits).sum(1, keepdims=True))
     assert float(loss) == pytest.approx(-log_p[0, 1] - log_p[1, 0], rel=1e-5)
     assert float(weight) == 2 and float(sums["correct"]) == 1
-    found = {k: np.asarray(v)[:2] for k, v in task.predict(Scores(jnp.asarray(logits)), batch).items()}
+    found = {k: np.asarray(v)[:2] for k, v in task.predict(LabelOutput(jnp.asarray(logits)), batch).items()}
     scores, samples = task.evaluate(Scorer(EXAMPLES, found), "test", {"params": {}, "model_state": {}})
     assert scores == {"loss": 0.5, "accuracy": 0.5, "examples": 2}
     assert samples[0]["prediction"] == "1" and samples[0]["choice"] == "in Paris"
     assert samples[0]["probabilities"] == [round(float(p), 4) for p in np.exp(log_p[0])]
     unknown = {"context": "a", "choices": ["b", "c", "d"]}
     assert task.score([unknown], {"probabilities": np.ones([1, 3])}) == {}
-    again = task.loss(Scores(jnp.asarray(logits)), batch_of(task, [*EXAMPLES, unknown]), train=True)
+    again = task.loss(LabelOutput(jnp.asarray(logits)), batch_of(task, [*EXAMPLES, unknown]), train=True)
     assert float(again[0]) == pytest.approx(float(loss)) and float(again[1]) == 2
 
 

@@ -8,7 +8,7 @@ from small import Scorer, batch_of, tokenizer
 
 from transformers_jax import batch as contract
 from transformers_jax.errors import UserError
-from transformers_jax.outputs import Scores
+from transformers_jax.outputs import LabelOutput
 from transformers_jax.tasks.sequence_classification import Task
 
 EXAMPLES = [
@@ -59,24 +59,24 @@ def test_loss_of_labels():
     batch = batch_of(task, EXAMPLES, rows=4)
     logits = np.random.default_rng(0).normal(size=[4, 2])
     log_p = logits - np.log(np.exp(logits).sum(1, keepdims=True))
-    loss, weight, sums = task.loss(Scores(jnp.asarray(logits)), batch, train=False)
+    loss, weight, sums = task.loss(LabelOutput(jnp.asarray(logits)), batch, train=False)
     assert float(loss) == pytest.approx(-(log_p[0, 1] + log_p[1, 0] + log_p[2, 1]), rel=1e-5) and float(weight) == 3
     assert float(sums["correct"]) == (logits[:3].argmax(1) == [1, 0, 1]).sum()
-    smooth, _, _ = task.loss(Scores(jnp.asarray(logits)), batch, train=True)
+    smooth, _, _ = task.loss(LabelOutput(jnp.asarray(logits)), batch, train=True)
     assert float(smooth) == pytest.approx(0.8 * float(loss) - 0.2 * log_p[:3].mean(1).sum(), rel=1e-5)
 
 
 def test_loss_of_numbers():
     task = Task(tokenizer())
     batch = batch_of(task, PAIRS, rows=4)
-    loss, weight, sums = task.loss(Scores(jnp.asarray([[3.0], [1.0], [0.0], [99.0]])), batch, train=True)
+    loss, weight, sums = task.loss(LabelOutput(jnp.asarray([[3.0], [1.0], [0.0], [99.0]])), batch, train=True)
     assert float(loss) == pytest.approx(0.25 + 0 + 4) and float(weight) == 3 and sums == {}
 
 
 def test_scores_and_samples():
     task = Task(tokenizer(), labels=LABELS, metrics=("f1", "accuracy", "matthews"))
     logits = np.array([[0, 2.0], [0, 1.0], [0, 1.0]])
-    found = {k: np.asarray(v) for k, v in task.predict(Scores(jnp.asarray(logits)), {}).items()}
+    found = {k: np.asarray(v) for k, v in task.predict(LabelOutput(jnp.asarray(logits)), {}).items()}
     scores, samples = task.evaluate(Scorer(EXAMPLES, found), "test", {"params": {}, "model_state": {}})
     assert task.main_metric == "f1"
     assert scores == {"loss": 0.5, "f1": pytest.approx(0.8), "accuracy": pytest.approx(2 / 3), "matthews": 0, "examples": 3}
@@ -85,7 +85,7 @@ def test_scores_and_samples():
 
 def test_regression_scores():
     task = Task(tokenizer())
-    found = {k: np.asarray(v) for k, v in task.predict(Scores(jnp.asarray([[7.0], [2.0], [4.0]])), {}).items()}
+    found = {k: np.asarray(v) for k, v in task.predict(LabelOutput(jnp.asarray([[7.0], [2.0], [4.0]])), {}).items()}
     scores = task.score(PAIRS, found)
     assert scores == {"pearson": pytest.approx(1), "spearman": pytest.approx(1), "examples": 3}
     assert task.samples(PAIRS, found)[0]["prediction"] == 7.0
@@ -100,15 +100,15 @@ def test_unlabelled_examples_are_predicted_and_not_scored():
     assert len(task.samples(examples, found)) == 4
 
     logits = jnp.asarray(np.random.default_rng(0).normal(size=[4, 2]))
-    known, every = (task.loss(Scores(logits), batch_of(task, x, rows=4), train=True) for x in (EXAMPLES, examples))
+    known, every = (task.loss(LabelOutput(logits), batch_of(task, x, rows=4), train=True) for x in (EXAMPLES, examples))
     assert float(every[0]) == pytest.approx(float(known[0])) and float(every[1]) == 3
     assert float(every[2]["correct"]) == float(known[2]["correct"])
 
-    task, found = Task(tokenizer()), Scores(jnp.asarray([[3.0], [1.0], [0.0], [99.0]]))
+    task, found = Task(tokenizer()), LabelOutput(jnp.asarray([[3.0], [1.0], [0.0], [99.0]]))
     batch = batch_of(task, [*PAIRS, {"first": "a king"}])
     loss, weight, _ = task.loss(found, batch, train=True)
     assert float(loss) == pytest.approx(4.25) and float(weight) == 3
-    gradient = jax.grad(lambda x: task.loss(Scores(x), batch, train=True)[0])(found.logits)
+    gradient = jax.grad(lambda x: task.loss(LabelOutput(x), batch, train=True)[0])(found.logits)
     assert gradient[:, 0].tolist() == [-1, 0, -4, 0]
 
 
@@ -120,5 +120,5 @@ def test_mistakes_are_named():
         Task(tokenizer(), labels=("a", "a"))
     with pytest.raises(UserError, match="config.task.metrics: 'pearson'"):
         Task(tokenizer(), labels=LABELS, metrics=("pearson",))
-    with pytest.raises(UserError, match="max_length leaves 0 pieces"):
+    with pytest.raises(UserError, match="max_length leaves 0 tokens"):
         Task(tokenizer(), labels=LABELS, max_length=2).encode(EXAMPLES[0])

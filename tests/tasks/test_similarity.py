@@ -13,7 +13,7 @@ from transformers_jax import batch as contract
 from transformers_jax import models, parameters
 from transformers_jax.data.sources import open_source
 from transformers_jax.errors import UserError
-from transformers_jax.outputs import Encoded
+from transformers_jax.outputs import EncoderOutput
 from transformers_jax.tasks.similarity import Related, Task
 
 PAIRS = [
@@ -49,13 +49,13 @@ def test_regression(batch):
     task, hidden = Task(tokenizer()), hidden_of(batch)
     vectors = vectors_of(hidden, batch)
     cosines = (vectors[:, 0] * vectors[:, 1]).sum(-1)
-    loss, weight, _ = task.loss(Encoded(jnp.asarray(hidden)), batch, train=True)
+    loss, weight, _ = task.loss(EncoderOutput(jnp.asarray(hidden)), batch, train=True)
     wanted = ((cosines[:3] - np.array([0.5, 1, 0.2])) ** 2).sum()
     assert float(loss) == pytest.approx(wanted, rel=1e-4) and float(weight) == 3
-    found = task.predict(Encoded(jnp.asarray(hidden)), batch)
+    found = task.predict(EncoderOutput(jnp.asarray(hidden)), batch)
     assert np.allclose(found["cosine"], cosines, atol=1e-6)
     unknown = batch_of(task, [*PAIRS, {"first": "a king", "second": "a queen"}])
-    again = task.loss(Encoded(jnp.asarray(hidden)), unknown, train=True)
+    again = task.loss(EncoderOutput(jnp.asarray(hidden)), unknown, train=True)
     assert float(again[0]) == pytest.approx(wanted, rel=1e-4) and float(again[1]) == 3
 
 
@@ -64,14 +64,14 @@ def test_multiple_negatives(batch):
     vectors = vectors_of(hidden, batch)[:3]
     logits = 20 * vectors[:, 0] @ vectors[:, 1].T  # the empty row is no candidate
     log_p = logits - np.log(np.exp(logits).sum(1, keepdims=True))
-    loss, weight, sums = task.loss(Encoded(jnp.asarray(hidden)), batch, train=True)
+    loss, weight, sums = task.loss(EncoderOutput(jnp.asarray(hidden)), batch, train=True)
     assert float(loss) == pytest.approx(-np.trace(log_p), rel=1e-4) and float(weight) == 3
     assert float(sums["correct"]) == (logits.argmax(1) == np.arange(3)).sum()
 
 
 def test_classification_has_a_classifier_beside_the_encoders_parameters():
     task = Task(tokenizer(), objective="classification", labels=LABELS)
-    fields = dict(name="bert", width=16, num_heads=2, hidden=32, layers=1, max_length=64, dropout=0.0, **task.model_fields())
+    fields = dict(name="bert", width=16, num_heads=2, mlp_width=32, layers=1, max_length=64, dropout=0.0, **task.model_fields())
     encoder = models.build(fields, tokenizer().vocab_size)
     model = task.wrap(encoder)
     batch = batch_of(task, PAIRS, rows=4)

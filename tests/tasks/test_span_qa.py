@@ -10,7 +10,7 @@ from small import Scorer, batch_of, tokenizer
 from transformers_jax import batch as contract
 from transformers_jax.data.sources import open_source
 from transformers_jax.errors import UserError
-from transformers_jax.outputs import Scores
+from transformers_jax.outputs import LabelOutput
 from transformers_jax.tasks.parts import squad
 from transformers_jax.tasks.span_qa import Task
 
@@ -40,7 +40,7 @@ def sure_of(task, examples, answers, length: int = LENGTH) -> dict:
         assert len(fields["tokens"]) <= length
         rows.append(logits)
     segments = np.ones([len(rows), length], np.int32)
-    return {k: np.asarray(v) for k, v in task.predict(Scores(jnp.asarray(rows)), {"segments": segments}).items()}
+    return {k: np.asarray(v) for k, v in task.predict(LabelOutput(jnp.asarray(rows)), {"segments": segments}).items()}
 
 
 def spans_of(examples):
@@ -109,7 +109,7 @@ def test_loss_is_the_mean_of_both_ends():
     task = Task(tokenizer(), max_length=LENGTH, stride=20)
     batch = batch_of(task, task.examples(EXAMPLES), length=LENGTH, rows=12)
     logits = np.random.default_rng(0).normal(size=[12, LENGTH, 2])
-    loss, weight, sums = task.loss(Scores(jnp.asarray(logits)), batch, train=True)
+    loss, weight, sums = task.loss(LabelOutput(jnp.asarray(logits)), batch, train=True)
     wanted, right = 0.0, 0
     for row in np.flatnonzero(batch["row_weights"]):
         real = batch["segments"][row] > 0
@@ -137,7 +137,7 @@ def test_questions_without_answers():
     assert task.score([unknown], {k: v[:1] for k, v in found.items()}) == {}
     batch = batch_of(task, task.examples([unknown, examples[2]]), length=LENGTH)
     assert batch["starts"][0] == batch["ends"][0] == -1 and not batch["starts"][1:].any()
-    zeros = Scores(jnp.zeros([len(batch["starts"]), LENGTH, 2]))
+    zeros = LabelOutput(jnp.zeros([len(batch["starts"]), LENGTH, 2]))
     assert float(task.loss(zeros, batch, train=True)[1]) == len(batch["starts"]) - 1
 
 

@@ -1,4 +1,4 @@
-"""Tags for words: pieces, windows, entities as conlleval counts them."""
+"""Tags for words: tokens, windows, entities as conlleval counts them."""
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,7 @@ from transformers_jax import batch as contract
 from transformers_jax.data.sources import open_source
 from transformers_jax.data.text.tokenizer import learn_bpe
 from transformers_jax.errors import UserError
-from transformers_jax.outputs import Scores
+from transformers_jax.outputs import LabelOutput
 from transformers_jax.tasks.parts import entities
 from transformers_jax.tasks.parts.windows import windows
 from transformers_jax.tasks.tagging import Task
@@ -34,7 +34,7 @@ def predictions(task, examples, length: int, right=lambda example, word: True) -
             number = task.labels.number(examples[window["example"]]["tags"][word])
             logits[place, number if right(window["example"], word) else (number + 1) % len(task.labels)] = 3
         found.append(logits)
-    return {k: np.asarray(v) for k, v in task.predict(Scores(jnp.asarray(found)), {}).items()}
+    return {k: np.asarray(v) for k, v in task.predict(LabelOutput(jnp.asarray(found)), {}).items()}
 
 
 class TestWindows:
@@ -57,24 +57,24 @@ class TestWindows:
 
 class TestEncoding:
     @pytest.mark.parametrize("kind", ["wordpiece", "byte_bpe", "unigram"])
-    def test_tags_stand_at_first_pieces(self, kind):
+    def test_tags_stand_at_first_tokens(self, kind):
         t = tokenizer(kind)
         task = Task(t, labels=LABELS)
         batch = contract.check(batch_of(task, task.examples(EXAMPLES), length=64, rows=3))
         first = batch["weights"][0] > 0
         assert batch["targets"][0][first].tolist() == [0, 1, 2, 0, 3, 0] and batch["weights"].sum() == 7
         assert batch["row_weights"].tolist() == [1, 1, 0]
-        pieces = [t.encode((" " if kind == "byte_bpe" else "") + word) for word in EXAMPLES[0]["words"]]
-        assert any(len(word) > 1 for word in pieces)
-        starts = np.cumsum([1, *map(len, pieces)])[:-1]
+        tokens = [t.encode((" " if kind == "byte_bpe" else "") + word) for word in EXAMPLES[0]["words"]]
+        assert any(len(word) > 1 for word in tokens)
+        starts = np.cumsum([1, *map(len, tokens)])[:-1]
         assert np.flatnonzero(first).tolist() == starts.tolist()
-        assert batch["tokens"][0][starts].tolist() == [word[0] for word in pieces]
+        assert batch["tokens"][0][starts].tolist() == [word[0] for word in tokens]
 
     def test_our_own_vocabulary_too(self):
         task = Task(learn_bpe(["The queen of England !"] * 3, merges=20), labels=LABELS)
         assert task.encode(task.examples(EXAMPLES)[0])["weights"].sum() == 6
 
-    def test_a_word_without_pieces_has_a_tag_all_the_same(self):
+    def test_a_word_without_tokens_has_a_tag_all_the_same(self):
         examples = [{"words": ["a", "\u200b", "b"], "tags": ["O", "B-PER", "O"]}]
         task = Task(tokenizer(), labels=LABELS)
         fields = task.encode(task.examples(examples)[0])
@@ -104,7 +104,7 @@ def test_loss_counts_words():
     task = Task(tokenizer(), labels=LABELS)
     batch = batch_of(task, task.examples(EXAMPLES), length=64, rows=3)
     logits = jnp.asarray(np.random.default_rng(0).normal(size=[3, 64, 5]))
-    loss, weight, sums = task.loss(Scores(logits), batch, train=True)
+    loss, weight, sums = task.loss(LabelOutput(logits), batch, train=True)
     rows, columns = np.nonzero(batch["weights"])
     truth = batch["targets"][rows, columns]
     wanted = -np.asarray(jax.nn.log_softmax(logits))[rows, columns, truth].sum()

@@ -1,4 +1,4 @@
-"""Encoded examples, and how their pieces lie in a batch.
+"""Encoded examples, and how their tokens lie in a batch.
 
 A task says so by its attributes:
   streams: fields that run in step, see batch.Streams.
@@ -29,14 +29,14 @@ class Single(NamedTuple):
     values: tuple
 
 
-class Shape(NamedTuple):
+class BatchShape(NamedTuple):
     """The shape of a batch: its rows over all processes, and the positions of a row by stream."""
 
     rows: int
     lengths: tuple[int, ...]
 
 
-class Layout(NamedTuple):
+class BatchLayout(NamedTuple):
     """A task's attributes, as above."""
 
     streams: Streams
@@ -45,13 +45,13 @@ class Layout(NamedTuple):
     groups: int
 
 
-def layout_of(task: Any) -> Layout:
+def layout_of(task: Any) -> BatchLayout:
     row_fields, groups = tuple(getattr(task, "row_fields", ())), getattr(task, "groups", 0)
     one_a_row = getattr(task, "one_a_row", False) or bool(row_fields) or groups > 0
-    return Layout(task.streams, row_fields, one_a_row, groups)
+    return BatchLayout(task.streams, row_fields, one_a_row, groups)
 
 
-class Encoded:
+class EncodedExamples:
     """A source of encoded examples, each encoded when first asked for, and kept if `cache`."""
 
     def __init__(self, source: Sequence, task: Any, cache: bool):
@@ -97,20 +97,20 @@ class Encoded:
 
 
 def lengths(example: Example | Single) -> list[int]:
-    """Pieces of an example by stream; of a group, those of its longest member."""
+    """Tokens of an example by stream; of a group, those of its longest member."""
     if isinstance(example, Single):
         return [max(sizes) for sizes in zip(*map(lengths, example.members), strict=True)]
     return [part.shape[1] for part in example]
 
 
 def cut(example: Example | Single, limits: Sequence[int]) -> Example | Single:
-    """The example with at most so many pieces by stream."""
+    """The example with at most so many tokens by stream."""
     if isinstance(example, Single):
         return example._replace(members=tuple(cut(member, limits) for member in example.members))
     return tuple(part[:, :limit] for part, limit in zip(example, limits, strict=True))
 
 
-def collate(rows: Sequence[Sequence[Example | Single]], *, layout: Layout, shape: Shape) -> dict[str, np.ndarray]:
+def collate(rows: Sequence[Sequence[Example | Single]], *, layout: BatchLayout, shape: BatchShape) -> dict[str, np.ndarray]:
     """The batch of these rows: what `assemble` gives; one_a_row adds the row fields and row_weights, [shape.rows].
 
     Args:
@@ -130,7 +130,7 @@ def collate(rows: Sequence[Sequence[Example | Single]], *, layout: Layout, shape
     return batch
 
 
-def shapes_of_fields(layout: Layout, shape: Shape) -> dict[str, tuple[tuple[int, ...], type]]:
+def shapes_of_fields(layout: BatchLayout, shape: BatchShape) -> dict[str, tuple[tuple[int, ...], type]]:
     """(shape, dtype) of every field of a batch that `collate` makes, by name."""
     shapes = {}
     for (stream, names), length in zip(layout.streams.items(), shape.lengths, strict=True):
@@ -141,7 +141,7 @@ def shapes_of_fields(layout: Layout, shape: Shape) -> dict[str, tuple[tuple[int,
     return shapes
 
 
-def assemble(rows: Sequence[Sequence[Example]], *, streams: Streams, shape: Shape) -> dict[str, np.ndarray]:
+def assemble(rows: Sequence[Sequence[Example]], *, streams: Streams, shape: BatchShape) -> dict[str, np.ndarray]:
     """The batch of these rows: fields, positions and segments of each stream, int32 [shape.rows, length of the stream].
 
     Args:
@@ -155,10 +155,10 @@ def assemble(rows: Sequence[Sequence[Example]], *, streams: Streams, shape: Shap
         parts = [example[i] for row in rows for example in row]
         sizes = np.array([part.shape[1] for part in parts], np.int64)  # [examples]
         ends = np.cumsum(sizes)
-        before_row = np.concatenate([[0], ends])[np.cumsum(counts) - counts]  # [rows] pieces in the rows before
-        positions = np.arange(sizes.sum()) - np.repeat(ends - sizes, sizes)  # [pieces]
+        before_row = np.concatenate([[0], ends])[np.cumsum(counts) - counts]  # [rows] tokens in the rows before
+        positions = np.arange(sizes.sum()) - np.repeat(ends - sizes, sizes)  # [tokens]
         starts = row_of * shape.lengths[i] + ends - sizes - before_row[row_of]  # [examples]
-        places = np.repeat(starts, sizes) + positions  # [pieces]
+        places = np.repeat(starts, sizes) + positions  # [tokens]
         out = np.zeros([len(names) + 2, shape.rows * shape.lengths[i]], np.int32)
         if parts:
             out[:-2, places] = np.concatenate(parts, axis=1)

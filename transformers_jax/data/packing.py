@@ -1,6 +1,6 @@
-"""Which examples go together into rows and batches: plans over lengths, which touch no pieces.
+"""Which examples go together into rows and batches: plans over lengths, which touch no tokens.
 
-lengths is [examples, streams]: an example is as long as its pieces on each stream. A row has room for so many pieces on
+lengths is [examples, streams]: an example is as long as its tokens on each stream. A row has room for so many tokens on
 each stream, and an example takes some of each: packing is filling boxes in several dimensions.
 """
 
@@ -19,7 +19,7 @@ def pack(lengths: np.ndarray, room: Sequence[int], rng: np.random.Generator) -> 
 
     Args:
       lengths: [examples, streams], none over `room`.
-      room: the pieces that a row holds, by stream.
+      room: the tokens that a row holds, by stream.
       rng: decides what opens a row.
 
     Raises:
@@ -27,7 +27,7 @@ def pack(lengths: np.ndarray, room: Sequence[int], rng: np.random.Generator) -> 
     """
     room = np.asarray(room, np.float32)  # [streams]; whole numbers, exact up to 2^24
     if (lengths > room).any():
-        raise ValueError(f"an example of {lengths.max(axis=0).tolist()} pieces is over {room.tolist()}, a row")
+        raise ValueError(f"an example of {lengths.max(axis=0).tolist()} tokens is over {room.tolist()}, a row")
     kinds, kind_of, counts = np.unique(lengths, axis=0, return_inverse=True, return_counts=True)
     by_kind = np.split(np.argsort(kind_of.ravel(), kind="stable"), np.cumsum(counts)[:-1])
     members = [numbers[::-1].tolist() for numbers in by_kind] if len(lengths) else []
@@ -57,7 +57,7 @@ def pack_in_order(lengths: np.ndarray, room: Sequence[int]) -> list[list[int]]:
     Args and errors as those of `pack`.
     """
     if (lengths > np.asarray(room)).any():
-        raise ValueError(f"an example of {lengths.max(axis=0).tolist()} pieces is over {list(room)}, a row")
+        raise ValueError(f"an example of {lengths.max(axis=0).tolist()} tokens is over {list(room)}, a row")
     rows, free = [], np.zeros(len(room), np.int64)
     for number, sizes in enumerate(lengths):
         if not rows or (sizes > free).any():
@@ -76,7 +76,7 @@ def bucket(lengths: np.ndarray, widths: Sequence[int], rows: Sequence[int]) -> l
 
     Args:
       lengths: [examples, streams], none over the widest.
-      widths: pieces a row of each bucket holds, ascending.
+      widths: tokens a row of each bucket holds, ascending.
       rows: examples in a batch of each bucket, not ascending.
     """
     of = np.searchsorted(widths, lengths.max(axis=1, initial=0))  # [examples]

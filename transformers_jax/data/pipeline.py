@@ -8,7 +8,7 @@ Keys of config.data that are read here:
   batching: "packing" puts several examples into a row; "buckets" gives each a row, among examples of like length;
     "rows" gives each a row, all rows of one length.
   batch_size: packing, rows, and buckets without tokens_per_batch: rows of a batch, over all processes.
-  lengths: where batch_size holds: pieces in a row by stream, {"source": 64, "target": 64}; of the stream "", {"tokens": 64}.
+  lengths: where batch_size holds: tokens in a row by stream, {"source": 64, "target": 64}; of the stream "", {"tokens": 64}.
     With buckets the longest of them is the widest, and boundaries over it do not count.
   tokens_per_batch: buckets: positions of one stream in a batch, over all processes; rows are so many over the width.
     0: batch_size rows of every width.
@@ -33,7 +33,7 @@ from grain.experimental import DatasetOptions, ThreadPrefetchIterDataset, WithOp
 
 from transformers_jax.batch import Streams
 from transformers_jax.data import collate as assembly
-from transformers_jax.data.collate import Encoded, Layout, Shape, collate, layout_of
+from transformers_jax.data.collate import BatchLayout, BatchShape, EncodedExamples, collate, layout_of
 from transformers_jax.data.packing import bucket, pack, pack_in_order
 from transformers_jax.errors import UserError
 
@@ -83,13 +83,13 @@ def train_iterator(
     if not shard:
         raise UserError(f"config.data.train: {len(source)} examples are too few for {process_count} processes")
     window = min(config.get("window", 0) or WINDOW[config.batching], len(shard))
-    examples = Encoded(source, task, config.get("cache", False))
+    examples = EncodedExamples(source, task, config.get("cache", False))
     plan = _Plan(examples, shapes, limits, config.batching, seed, shard, window)
     planned = _Planned(grain.MapDataset.range(_ENDLESS).map(plan), config.get("workers", 0))
     if buckets:
         batches = planned.map(partial(_share, layout, shapes, process_index, process_count))
     else:
-        shape = Shape(shapes[0].rows // process_count, shapes[0].lengths)
+        shape = BatchShape(shapes[0].rows // process_count, shapes[0].lengths)
         batches = planned.batch(shape.rows, batch_fn=partial(collate, layout=layout, shape=shape))
     ahead = config.get("prefetch", PREFETCH)
     batches = ThreadPrefetchIterDataset(batches, prefetch_buffer_size=ahead) if ahead else batches
@@ -103,12 +103,12 @@ class EvalBatches:
     left for are empty: all segments 0. Longer examples than a row are cut, with one warning. Made by `eval_batches`.
     """
 
-    def __init__(self, examples: Encoded, shapes: Sequence[Shape], limits, process_index, process_count):
+    def __init__(self, examples: EncodedExamples, shapes: Sequence[BatchShape], limits, process_index, process_count):
         self.examples, self.layout, self.limits = examples, examples.layout, limits
         lengths = np.array([assembly.lengths(examples[i]) for i in range(len(examples))])
         if longer := (lengths > limits).any(axis=1).sum():
             most = _named(self.layout.streams, limits)
-            logging.warning("evaluation cuts %d of %d examples to %s pieces", longer, len(lengths), most)
+            logging.warning("evaluation cuts %d of %d examples to %s tokens", longer, len(lengths), most)
         lengths, shape = np.minimum(lengths, limits), shapes[-1]
         if self.layout.one_a_row:
             self.rows = [[i] for i in range(len(examples))]
@@ -116,7 +116,7 @@ class EvalBatches:
         else:
             self.rows = pack_in_order(lengths, shape.lengths)
         self.total, share = shape.rows, shape.rows // process_count
-        self.start, self.shape = process_index * share, Shape(share, shape.lengths)
+        self.start, self.shape = process_index * share, BatchShape(share, shape.lengths)
 
     def __len__(self) -> int:
         return math.ceil(len(self.rows) / self.total)
@@ -145,7 +145,7 @@ def eval_batches(
     if not len(source):
         raise UserError("there are no examples to evaluate: see config.data.validation and config.data.test")
     shapes, limits = shapes_of(config, layout_of(task), process_count, parts)
-    examples = Encoded(source, task, config.get("cache", False))
+    examples = EncodedExamples(source, task, config.get("cache", False))
     return EvalBatches(examples, shapes, limits, process_index, process_count)
 
 
@@ -157,7 +157,7 @@ def batch_shapes(config, task: Any, process_count: int = 1, parts: int = 1) -> d
 
 
 def fill(batch: dict[str, np.ndarray]) -> float:
-    """The share of positions that hold a piece, over all streams."""
+    """The share of positions that hold a token, over all streams."""
     segments = [value for name, value in batch.items() if name.endswith("segments")]
     return sum(np.count_nonzero(s) for s in segments) / sum(s.size for s in segments)
 
@@ -166,18 +166,18 @@ def _named(streams: Streams, limits: Sequence[int]) -> str:
     return ", ".join(f"{stream or 'tokens'} {limit}" for stream, limit in zip(streams, limits, strict=True))
 
 
-def _share(layout: Layout, shapes: Sequence[Shape], index: int, count: int, batch: tuple) -> dict[str, np.ndarray]:
+def _share(layout: BatchLayout, shapes: Sequence[BatchShape], index: int, count: int, batch: tuple) -> dict[str, np.ndarray]:
     """This process's rows of a bucket's batch (bucket, examples)."""
     rows, lengths = shapes[batch[0]]
     share = rows // count
     mine = batch[1][index * share : (index + 1) * share]
-    return collate([[example] for example in mine], layout=layout, shape=Shape(share, lengths))
+    return collate([[example] for example in mine], layout=layout, shape=BatchShape(share, lengths))
 
 
 class _Plan:
     """The number of a window → its rows, or its bucket batches, in shuffled order."""
 
-    def __init__(self, examples: Encoded, shapes: Sequence[Shape], limits, batching, seed: int, shard: range, size: int):
+    def __init__(self, examples: EncodedExamples, shapes: Sequence[BatchShape], limits, batching, seed, shard: range, size):
         self.examples, self.shapes, self.limits, self.batching = examples, shapes, limits, batching
         self.seed, self.shard, self.size = seed % 2**32, shard, size
         self.epoch, self.order, self.seen, self.dropped = None, None, 0, 0
@@ -217,7 +217,7 @@ class _Plan:
         """Says how many examples are dropped, when the first is and after one pass of the data."""
         first, before = not self.dropped, self.seen
         self.seen, self.dropped = self.seen + len(fits), self.dropped + int((~fits).sum())
-        over = f"over {_named(self.examples.layout.streams, self.limits)} pieces"
+        over = f"over {_named(self.examples.layout.streams, self.limits)} tokens"
         passed = before < len(self.shard) <= self.seen
         if passed and self.dropped == self.seen:
             raise UserError(f"all training examples are {over}: raise config.data.max_length and the row lengths")
@@ -274,7 +274,7 @@ class _PlannedIterator(grain.DatasetIterator):
         self.upcoming = self.planned = None
 
 
-def shapes_of(config, layout: Layout, process_count: int, parts: int = 1) -> tuple[list[Shape], tuple[int, ...]]:
+def shapes_of(config, layout: BatchLayout, process_count: int, parts: int = 1) -> tuple[list[BatchShape], tuple[int, ...]]:
     """The shapes of batches, narrowest first, and the longest examples that are let through, by stream."""
     streams = layout.streams
     if config.batching == "packing" and layout.one_a_row:
@@ -288,12 +288,12 @@ def shapes_of(config, layout: Layout, process_count: int, parts: int = 1) -> tup
         widths = _widths(config, streams, tokens)
         multiple = math.lcm(config.get("rows_multiple", ROWS_MULTIPLE), process_count, parts)
         rows = [tokens // width // multiple * multiple if tokens else config.batch_size for width in widths]
-        shapes = [Shape(count, (width,) * len(streams)) for count, width in zip(rows, widths, strict=True)]
+        shapes = [BatchShape(count, (width,) * len(streams)) for count, width in zip(rows, widths, strict=True)]
         if not rows[-1]:
             least = widths[-1] * multiple
             raise UserError(f"config.data.tokens_per_batch={tokens}: {multiple} rows of {widths[-1]} need {least}")
     else:
-        shapes = [Shape(config.batch_size, tuple(_length(config, stream) for stream in streams))]
+        shapes = [BatchShape(config.batch_size, tuple(_length(config, stream) for stream in streams))]
     most = config.get("max_length", 0) or math.inf
     return shapes, tuple(int(min(length, most)) for length in shapes[-1].lengths)
 
@@ -313,5 +313,5 @@ def _length(config, stream: str) -> int:
     stream = stream or "tokens"
     length = config.get("lengths", {}).get(stream, 0)
     if length < 1:
-        raise UserError(f"config.data.lengths.{stream}={length}: give the pieces that a row holds")
+        raise UserError(f"config.data.lengths.{stream}={length}: give the tokens that a row holds")
     return length

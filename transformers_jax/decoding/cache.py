@@ -2,7 +2,7 @@
 
 Axes: B sentences, K beams; a model sees B·K rows.
 
-A model decodes with two methods. `start` reads the source and fills the Flax collection "cache"; `step` reads one piece
+A model decodes with two methods. `start` reads the source and fills the Flax collection "cache"; `step` reads one token
 of each row and returns the logits of the next, [rows, V]. Nothing else is known of the cache, so its layout is found by
 tracing, which computes nothing:
 
@@ -28,7 +28,7 @@ BLOCK = 8
 
 
 @dataclasses.dataclass(frozen=True)
-class Layout:
+class CacheLayout:
     """Where things are in a cache whose leaves are taken in the order of `structure`.
 
     structure: tree definition of the cache.
@@ -77,12 +77,12 @@ class Layout:
         return [value for value, moves in zip(values, self.moving, strict=True) if moves == moving]
 
 
-def layout(start: Callable[[int, int], Any], step: Callable[[Any, jax.Array], tuple[jax.Array, Any]]) -> Layout:
+def layout(start: Callable[[int, int], Any], step: Callable[[Any, jax.Array], tuple[jax.Array, Any]]) -> CacheLayout:
     """Finds the layout of a cache by tracing.
 
     Args:
       start: (rows, maximum length) → cache.
-      step: (cache, pieces [rows] int32) → (logits [rows, V], cache).
+      step: (cache, tokens [rows] int32) → (logits [rows, V], cache).
 
     Raises:
       ValueError: a leaf with two axes of rows or of positions, one whose axis is not as long as there are rows, or a
@@ -92,13 +92,13 @@ def layout(start: Callable[[int, int], Any], step: Callable[[Any, jax.Array], tu
     leaves, structure = jax.tree.flatten(small)
     rows = _changed_axes(small, more_rows, "rows", 2)
     positions = _changed_axes(small, longer, "target positions", 5)
-    pieces = jax.ShapeDtypeStruct((2,), jnp.int32)
-    jaxpr, (_, after) = jax.make_jaxpr(step, return_shape=True)(small, pieces)
+    tokens = jax.ShapeDtypeStruct((2,), jnp.int32)
+    jaxpr, (_, after) = jax.make_jaxpr(step, return_shape=True)(small, tokens)
     shapes = [(leaf.shape, leaf.dtype) for leaf in leaves]
     if jax.tree.structure(after) != structure or [(x.shape, x.dtype) for x in jax.tree.leaves(after)] != shapes:
         raise ValueError("the model's step changes the structure, a shape or a dtype of its cache")
     origins = untouched(jaxpr.jaxpr)[1:]
-    return Layout(structure, rows, positions, tuple(origin != i for i, origin in enumerate(origins)))
+    return CacheLayout(structure, rows, positions, tuple(origin != i for i, origin in enumerate(origins)))
 
 
 def untouched(jaxpr) -> list[int | None]:

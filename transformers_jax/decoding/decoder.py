@@ -26,9 +26,9 @@ LENGTHS = (8, 16, 24, 32, 48, 64, 96, 128, 192, 256)
 
 
 class Hypothesis(NamedTuple):
-    """One output: its pieces without the end piece, and its log-probability, which counts the end piece if it came.
+    """One output: its tokens without the end token, and its log-probability, which counts the end token if it came.
 
-    It came if there are fewer pieces than `Decoder.limit` of the source's length; otherwise the limit cut the output.
+    It came if there are fewer tokens than `Decoder.limit` of the source's length; otherwise the limit cut the output.
     """
 
     ids: list[int]
@@ -50,8 +50,8 @@ class Decoder:
       alpha: of the length penalty (Wu et al. 2016), see `search.length_penalty`; ranks the outputs of a beam.
       n_best: outputs a sentence, at most beam_size; fewer are found sooner. 1 for the other methods.
       batch_size: rows the model sees at a time; a beam takes beam_size of them for a sentence.
-      max_ratio, extra_length: an output has at most max_ratio · source length + extra_length pieces (Vaswani et al. 2017,
-        section 6.1: source length + 50), the end piece included.
+      max_ratio, extra_length: an output has at most max_ratio · source length + extra_length tokens (Vaswani et al. 2017,
+        section 6.1: source length + 50), the end token included.
       max_length: no output is longer, whatever its source; None for no such limit.
       lengths: source lengths to pad to, ascending; a longer source is cut to the last one.
       temperature, top_k, top_p: of method "sample", see `sampling.Sampling`.
@@ -106,12 +106,12 @@ class Decoder:
         self.lengths, self.sampling = tuple(lengths), samplers.Sampling(temperature, top_k, top_p)
         self.sizes = _sizes(batch_size // beam_size, 1 if mesh is None else _shards(mesh))
         self.compilations = 0
-        self._layout: caches.Layout | None = None
+        self._layout: caches.CacheLayout | None = None
         out = {} if mesh is None else {"out_shardings": NamedSharding(mesh, PartitionSpec())}
         self._search = jax.jit(self._search_rows, **out)
 
     def limit(self, source_length: int) -> int:
-        """The most pieces an output may have, the end piece included."""
+        """The most tokens an output may have, the end token included."""
         longest = max(1, int(self.max_ratio * source_length) + self.extra_length)
         return longest if self.max_length is None else min(longest, self.max_length)
 
@@ -121,8 +121,8 @@ class Decoder:
         """The outputs of each source, best first, in the order of the sources.
 
         Args:
-          sources: piece ids of each sentence, as the model is to read them (with an end piece if it was trained so).
-            A source that is too long is cut, and keeps its end piece; one without pieces gets one output without pieces.
+          sources: token ids of each sentence, as the model is to read them (with an end token if it was trained so).
+            A source that is too long is cut, and keeps its end token; one without tokens gets one output without tokens.
           params: parameters to use in place of those given at the start.
           seed: of method "sample"; a draw depends on it, the number of the source and the step.
           first: number of the first source, where these are a part of more.
@@ -167,7 +167,7 @@ class Decoder:
         over = [i for i, ids in enumerate(sources) if len(ids) > longest]
         if over:
             logging.warning(
-                "%d of %d sources have more than %d pieces and are cut there; the first is number %d, of %d pieces",
+                "%d of %d sources have more than %d tokens and are cut there; the first is number %d, of %d tokens",
                 len(over), len(sources), longest, first + over[0] + 1, len(sources[over[0]]),
             )  # fmt: skip
 
@@ -227,8 +227,8 @@ class Decoder:
             cache = layout.repeat(cache, self.beam_size)
         moving, constant = layout.split(cache)
 
-        def step_leaves(moving, pieces):
-            logits, cache = step(layout.join(moving, constant), pieces)
+        def step_leaves(moving, tokens):
+            logits, cache = step(layout.join(moving, constant), tokens)
             return logits, layout.split(cache)[0]
 
         steps = beam.Steps(room, usual, first, functools.partial(layout.grow, length=room))
@@ -248,16 +248,16 @@ class Decoder:
         arguments = (source, positions, segments, length)
         return self.model.apply({"params": params}, *arguments, method="start", mutable=["cache"])[1]["cache"]
 
-    def _step_model(self, params, cache, pieces):
+    def _step_model(self, params, cache, tokens):
         variables = {"params": params, "cache": cache}
-        logits, changed = self.model.apply(variables, pieces, method="step", mutable=["cache"])
+        logits, changed = self.model.apply(variables, tokens, method="step", mutable=["cache"])
         return logits, changed["cache"]
 
     def _hypotheses(self, outputs: beam.Outputs, b: int) -> list[Hypothesis]:
-        """Those of sentence b, without their end pieces; one of probability 0 if there are none (the model gives NaN)."""
+        """Those of sentence b, without their end tokens; one of probability 0 if there are none (the model gives NaN)."""
         found = []
-        for pieces, length, score in zip(*(x[b] for x in outputs), strict=True):
-            ids = pieces[:length].tolist()
+        for tokens, length, score in zip(*(x[b] for x in outputs), strict=True):
+            ids = tokens[:length].tolist()
             if np.isfinite(score):
                 found.append(Hypothesis(ids[:-1] if ids and ids[-1] == self.eos_id else ids, float(score)))
         return found or [Hypothesis([], -np.inf)]

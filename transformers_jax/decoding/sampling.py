@@ -1,4 +1,4 @@
-"""Choosing the next piece at random: temperature, the k best, the nucleus.
+"""Choosing the next token at random: temperature, the k best, the nucleus.
 
 Axes: B rows, V vocabulary.
 """
@@ -13,11 +13,11 @@ from transformers_jax.errors import UserError
 
 @dataclasses.dataclass(frozen=True)
 class Sampling:
-    """How the distribution is sharpened before a piece is drawn, in this order.
+    """How the distribution is sharpened before a token is drawn, in this order.
 
-    temperature: logits are divided by it; below 1 likely pieces become likelier.
-    top_k: only the k likeliest pieces stay (Fan et al. 2018, section 5.1); 0 keeps all.
-    top_p: of these the smallest set of likeliest pieces that holds at least this much probability stays, the nucleus
+    temperature: logits are divided by it; below 1 likely tokens become likelier.
+    top_k: only the k likeliest tokens stay (Fan et al. 2018, section 5.1); 0 keeps all.
+    top_p: of these the smallest set of likeliest tokens that holds at least this much probability stays, the nucleus
       (Holtzman et al. 2020, section 3.1); 1 keeps all.
 
     Raises:
@@ -32,38 +32,38 @@ class Sampling:
         if not self.temperature > 0:
             raise UserError(f"decoding.temperature is {self.temperature}; it must be positive (or take method greedy)")
         if self.top_k < 0:
-            raise UserError(f"decoding.top_k is {self.top_k}; it must be positive, or 0 for all pieces")
+            raise UserError(f"decoding.top_k is {self.top_k}; it must be positive, or 0 for all tokens")
         if not 0 < self.top_p <= 1:
             raise UserError(f"decoding.top_p is {self.top_p}; it must be above 0 and at most 1")
 
 
 def likeliest(logits: jax.Array, sampling: Sampling) -> tuple[jax.Array, jax.Array]:
-    """The pieces that may be drawn: (logits [B, k], pieces [B, k] int32), sorted, with -inf at those that may not.
+    """The tokens that may be drawn: (logits [B, k], tokens [B, k] int32), sorted, with -inf at those that may not.
 
-    k is `top_k`, or V where all pieces may come. Ties are broken by the smaller piece, so exactly `top_k` stay.
+    k is `top_k`, or V where all tokens may come. Ties are broken by the smaller token, so exactly `top_k` stay.
     """
     count = min(sampling.top_k or logits.shape[-1], logits.shape[-1])
     scaled = logits.astype(jnp.float32) / sampling.temperature
     if count == logits.shape[-1] and sampling.top_p == 1:  # nothing is left out: nothing needs sorting
         return scaled, jnp.broadcast_to(jnp.arange(count), scaled.shape)
-    values, pieces = jax.lax.top_k(scaled, count)
+    values, tokens = jax.lax.top_k(scaled, count)
     if sampling.top_p < 1:
         shares = jax.nn.softmax(values, axis=-1)
-        before = jnp.cumsum(shares, axis=-1) - shares  # probability of the likelier pieces
+        before = jnp.cumsum(shares, axis=-1) - shares  # probability of the likelier tokens
         values = jnp.where(before < sampling.top_p, values, -jnp.inf).at[:, 0].set(values[:, 0])
-    return values, pieces
+    return values, tokens
 
 
 def sample(logits: jax.Array, keys: jax.Array, sampling: Sampling) -> jax.Array:
-    """Draws one piece a row: [B] int32.
+    """Draws one token a row: [B] int32.
 
     Args:
       logits: [B, V].
       keys: [B] random keys, one a row, so that a row's draw depends on no other row.
     """
-    values, pieces = likeliest(logits, sampling)
+    values, tokens = likeliest(logits, sampling)
     drawn = jax.vmap(jax.random.categorical)(keys, values)
-    return jnp.take_along_axis(pieces, drawn[:, None], axis=1)[:, 0].astype(jnp.int32)
+    return jnp.take_along_axis(tokens, drawn[:, None], axis=1)[:, 0].astype(jnp.int32)
 
 
 def row_keys(seed: jax.Array, rows: jax.Array, step: jax.Array) -> jax.Array:

@@ -27,7 +27,7 @@ ACTIVATIONS = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Options:
+class BranchOptions:
     """What all branches of a model share; the names are those of `models.transformer.Config`.
 
     num_heads: of attention to the encoder; self-attention's are the genome's.
@@ -67,7 +67,7 @@ def head_width(width: int, heads: int) -> int:
     return -(-width // heads)
 
 
-def parameters(layer: str, width: int, features: int, context: int, options: Options) -> int:
+def parameters(layer: str, width: int, features: int, context: int, options: BranchOptions) -> int:
     """How many parameters a layer has.
 
     Args:
@@ -107,7 +107,7 @@ class BranchLayer(nn.Module):
     width: int
     features: int
     causal: bool
-    options: Options
+    options: BranchOptions
 
     def setup(self):
         options, (name, size, reduction) = self.options, kind(self.branch.layer)

@@ -34,7 +34,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Iterator
 
-from transformers_jax.genomes.genome import DEAD, UNSAID_WIDTH, Block, Branch, Genome, unused_states
+from transformers_jax.genomes.genome import DEAD, UNSAID_WIDTH, Branch, Genome, GenomeBlock, unused_states
 from transformers_jax.genomes.vocabulary import ACTIVATIONS, COMBINERS, DECODER_LAYERS
 
 ORDERED = "concat"  # the combiner whose sides may not be swapped
@@ -83,7 +83,7 @@ def key(genome: Genome) -> str:
     return hashlib.sha256(canonical(genome).text().encode()).hexdigest()[:32]
 
 
-def _canonical_cell(cell: tuple[Block, ...]) -> tuple[Block, ...]:
+def _canonical_cell(cell: tuple[GenomeBlock, ...]) -> tuple[GenomeBlock, ...]:
     graph = _Graph(cell)
     return tuple(_Writer(_order(graph.nodes, graph.terms), len(cell)).cell)
 
@@ -94,7 +94,7 @@ def _canonical_cell(cell: tuple[Block, ...]) -> tuple[Block, ...]:
 class _Graph:
     """The nodes of a cell, sources before readers; node 0 (None) is the cell's input. `node_of` names each hidden state's."""
 
-    def __init__(self, cell: tuple[Block, ...]):
+    def __init__(self, cell: tuple[GenomeBlock, ...]):
         self.nodes: list[Node | None] = [None]
         self.node_of = [0]
         self.norm_of: dict[int, int] = {}  # hidden state → node of its layer norm
@@ -129,7 +129,7 @@ class _Graph:
             source = self.add_once(Activated(source, branch.activation), branch.activation == "relu")
         return source, "id", UNSAID_WIDTH, "none"
 
-    def block(self, block: Block) -> int:
+    def block(self, block: GenomeBlock) -> int:
         """The node of a block's value."""
         reads = tuple(self.read(branch) for branch in block.branches)
         identities = [layer == "id" for _, layer, _, _ in reads]
@@ -209,10 +209,10 @@ class _Writer:
     """
 
     def __init__(self, sequence: list[Token], size: int):
-        self.cell: list[Block] = []
+        self.cell: list[GenomeBlock] = []
         self.states: list[list[int]] = []  # of each place: the states of that value that are read
         self.plain: list[Branch] = []  # of each place: the `id` branch that hands it on
-        self.again: list[Block] = []
+        self.again: list[GenomeBlock] = []
         norms = Counter(token[1] for token in sequence if token[0] == NORM)
         activated = {token[1] for token in sequence if token[0] == ACTIVATED}
         reads = [read for token in sequence if token[0] == COMBINED for read in token[1]]
@@ -224,10 +224,10 @@ class _Writer:
             needed = norms[place]
             if token[0] == NORM:
                 self.plain.append(_identity(next(free[token[1]]), norm="layer_norm"))
-                self.again.append(Block(self.plain[place], DEAD))
+                self.again.append(GenomeBlock(self.plain[place], DEAD))
             elif token[0] == ACTIVATED:
                 self.plain.append(dataclasses.replace(self.source(token[1]), activation=ACTIVATIONS[token[2]]))
-                self.again.append(Block(self.plain[place], DEAD))
+                self.again.append(GenomeBlock(self.plain[place], DEAD))
                 needed = max(needed, place in by_layer | activated)
             elif place and all(identity for identity, *_ in token[1]):
                 self.plain.append(_identity(len(self.cell) + 1))
@@ -236,13 +236,13 @@ class _Writer:
             else:
                 self.states[place].append(self.write(self.block(token)) if place else 0)
                 self.plain.append(_identity(self.states[place][0]))
-                self.again.append(Block(self.plain[place], DEAD))
+                self.again.append(GenomeBlock(self.plain[place], DEAD))
             while len(self.states[place]) < needed:
                 self.states[place].append(self.write(self.again[place]))
             free.append(iter(self.states[place]))
         self.finish([token[-1] for token in sequence], read, size)
 
-    def write(self, block: Block) -> int:
+    def write(self, block: GenomeBlock) -> int:
         """The state of a block that is written next."""
         self.cell.append(block)
         return len(self.cell)
@@ -252,7 +252,7 @@ class _Writer:
         plain = self.plain[place]
         return plain if plain.activation == "none" else _identity(self.states[place][0])
 
-    def block(self, token: Token) -> Block:
+    def block(self, token: Token) -> GenomeBlock:
         branches = [
             self.plain[source]
             if identity
@@ -261,7 +261,7 @@ class _Writer:
             )
             for identity, width, layer, activation, source in token[1]
         ]
-        return Block(branches[0], branches[1] if len(branches) == 2 else DEAD, COMBINERS[token[2]])
+        return GenomeBlock(branches[0], branches[1] if len(branches) == 2 else DEAD, COMBINERS[token[2]])
 
     def finish(self, terms: list[int], read: set[int], size: int) -> None:
         """Writes the terms of the output that are not there yet, and the identities behind the last."""
@@ -273,7 +273,7 @@ class _Writer:
                 for _ in range(count):
                     last = self.write(self.again[place])
         while len(self.cell) < size:
-            last = self.write(Block(_identity(last), DEAD))
+            last = self.write(GenomeBlock(_identity(last), DEAD))
 
 
 def _identity(state: int, norm: str = "none") -> Branch:

@@ -24,8 +24,8 @@ import jax
 from transformers_jax import models
 from transformers_jax.errors import UserError
 from transformers_jax.genomes import branch as branches
-from transformers_jax.genomes.branch import BranchLayer, Options, combine
-from transformers_jax.genomes.genome import Block, Branch, Genome, InvalidGenome, load_sized, unused_states
+from transformers_jax.genomes.branch import BranchLayer, BranchOptions, combine
+from transformers_jax.genomes.genome import Branch, Genome, GenomeBlock, InvalidGenome, load_sized, unused_states
 from transformers_jax.layers.dropout import Dropout
 from transformers_jax.layers.masks import Mask
 from transformers_jax.layers.norms import LayerNorm
@@ -50,7 +50,7 @@ class Widths:
     output: int
 
 
-def widths(blocks: tuple[Block, ...], width: int, unit: int) -> Widths:
+def widths(blocks: tuple[GenomeBlock, ...], width: int, unit: int) -> Widths:
     """The widths of a cell whose input is `width` wide.
 
     Args:
@@ -83,10 +83,10 @@ class Cell(nn.Module):
     unit: width of one relative output dimension.
     """
 
-    blocks: tuple[Block, ...]
+    blocks: tuple[GenomeBlock, ...]
     width: int
     unit: int
-    options: Options
+    options: BranchOptions
 
     causal = False
 
@@ -167,7 +167,7 @@ class DecoderCell(Cell):
         return self.through(x, lambda layer, h: layer.step(h, index, source_segments))
 
 
-def blocks(genome: Genome, width: int, unit: int, options: Options) -> tuple[Callable, Callable]:
+def blocks(genome: Genome, width: int, unit: int, options: BranchOptions) -> tuple[Callable, Callable]:
     """What makes one encoder cell and one decoder cell: the fields `encoder_block` and `decoder_block` of a model."""
     shared = dict(width=width, unit=unit or width // 2, options=options)
     return (
@@ -226,9 +226,10 @@ def read(config) -> tuple[Genome, int]:
     return genome, config.get("genome_unit", 0) or unit
 
 
-def options_of(config: transformer.Config | encoder.Config) -> Options:
+def options_of(config: transformer.Config | encoder.Config) -> BranchOptions:
     """The fields of a model's config that its branches share."""
-    return Options(**{field.name: getattr(config, field.name, field.default) for field in dataclasses.fields(Options)})
+    shared = dataclasses.fields(BranchOptions)
+    return BranchOptions(**{field.name: getattr(config, field.name, field.default) for field in shared})
 
 
 def count_parameters(genome: Genome, width: int, unit: int, vocab_size: int, **fields) -> int:
@@ -251,7 +252,7 @@ def count_parameters(genome: Genome, width: int, unit: int, vocab_size: int, **f
     return layers + 2 * 2 * width + (tables * vocab_size + positions) * width
 
 
-def _count_cell(blocks: tuple[Block, ...], width: int, unit: int, options: Options) -> int:
+def _count_cell(blocks: tuple[GenomeBlock, ...], width: int, unit: int, options: BranchOptions) -> int:
     found = widths(blocks, width, unit)
     normed = {b.input for block in blocks for b in block.branches if b.norm == "layer_norm"}
     count = sum(2 * found.states[i] for i in normed)

@@ -55,7 +55,7 @@ DEAD = Branch(0, "none", "dead", UNSAID_WIDTH, "none")
 
 
 @dataclasses.dataclass(frozen=True)
-class Block:
+class GenomeBlock:
     """Two branches and how they are combined."""
 
     left: Branch
@@ -72,8 +72,8 @@ class Block:
 class Genome:
     """6 encoder blocks, 8 decoder blocks, and how often each cell is stacked."""
 
-    encoder: tuple[Block, ...]
-    decoder: tuple[Block, ...]
+    encoder: tuple[GenomeBlock, ...]
+    decoder: tuple[GenomeBlock, ...]
     encoder_cells: int
     decoder_cells: int
 
@@ -116,8 +116,8 @@ def replace(genome: Genome, changes: Mapping[str, int | str]) -> Genome:
     def branch(prefix: str) -> Branch:
         return Branch(*(flat[f"{prefix}.{name}"] for name in BRANCH_FIELDS))
 
-    def block(prefix: str) -> Block:
-        return Block(branch(f"{prefix}.left"), branch(f"{prefix}.right"), flat[f"{prefix}.combiner"])
+    def block(prefix: str) -> GenomeBlock:
+        return GenomeBlock(branch(f"{prefix}.left"), branch(f"{prefix}.right"), flat[f"{prefix}.combiner"])
 
     encoder = tuple(block(f"encoder.{i}") for i in range(len(genome.encoder)))
     decoder = tuple(block(f"decoder.{i}") for i in range(len(genome.decoder)))
@@ -127,13 +127,13 @@ def replace(genome: Genome, changes: Mapping[str, int | str]) -> Genome:
 # ---- what makes a genome valid -------------------------------------------------------------------------------------------
 
 
-def unused_states(cell: tuple[Block, ...]) -> tuple[int, ...]:
+def unused_states(cell: tuple[GenomeBlock, ...]) -> tuple[int, ...]:
     """The hidden states that no live branch reads, in order: their sum is the cell's output. The last block's is always one."""
     read = {branch.input for block in cell for branch in block.branches}
     return tuple(state for state in range(len(cell) + 1) if state not in read)
 
 
-def identity_path(cell: tuple[Block, ...]) -> tuple[int, ...] | None:
+def identity_path(cell: tuple[GenomeBlock, ...]) -> tuple[int, ...] | None:
     """A path of hidden states from the cell's input to its output along untouched, added identities, or None.
 
     A block carries state j on when it has a branch that is j itself (`id`, no norm, no activation) and adds, or has no other
@@ -166,7 +166,7 @@ def check(genome: Genome) -> None:
         raise InvalidGenome("decoder: no branch attends to the encoder (layer enc)")
 
 
-def _check_cell(name: str, cell: tuple[Block, ...]) -> None:
+def _check_cell(name: str, cell: tuple[GenomeBlock, ...]) -> None:
     for number, block in enumerate(cell, 1):
         if not block.branches:
             raise InvalidGenome(f"{name}: both branches of block {number} are dead")
@@ -186,7 +186,7 @@ def _branch_text(branch: Branch) -> str:
     return text if branch.activation == "none" else f"{text} {branch.activation}"
 
 
-def cell_text(cell: tuple[Block, ...]) -> str:
+def cell_text(cell: tuple[GenomeBlock, ...]) -> str:
     """One cell in the compact notation; `parse_cell` reads it back."""
     combiners = ["" if block.combiner == "add" else f" | {block.combiner}" for block in cell]
     blocks = zip(cell, combiners, strict=True)
@@ -210,7 +210,7 @@ def _parse_branch(text: str, where: str) -> Branch:
     return Branch(int(state or 0), norm, layer, int(width or UNSAID_WIDTH), activation or "none")
 
 
-def parse_cell(text: str, where: str = "cell") -> tuple[Block, ...]:
+def parse_cell(text: str, where: str = "cell") -> tuple[GenomeBlock, ...]:
     """The blocks of one cell in the compact notation. Raises UserError naming the block and what is wrong in it."""
     blocks = []
     for number, block in enumerate(text.split(";"), 1):
@@ -219,7 +219,7 @@ def parse_cell(text: str, where: str = "cell") -> tuple[Block, ...]:
         combiner = parts[2].strip() if len(parts) == 3 else "add"
         if len(parts) not in (2, 3) or combiner not in vocabulary.COMBINERS:
             raise UserError(f"{here}: {block.strip()!r} is not 'left | right' or 'left | right | concat' (or multiply)")
-        blocks.append(Block(_parse_branch(parts[0], here), _parse_branch(parts[1], here), combiner))
+        blocks.append(GenomeBlock(_parse_branch(parts[0], here), _parse_branch(parts[1], here), combiner))
     return tuple(blocks)
 
 
@@ -265,9 +265,9 @@ def _from_json(text: str, where: str) -> tuple[Genome, int, int]:
         cells[cell] = []
         for i, item in enumerate(found[cell]):
             here = f"{where}.{cell}.{i}"
-            block = _read_object(item, Block, here)
+            block = _read_object(item, GenomeBlock, here)
             sides = [Branch(**_read_object(block[side], Branch, f"{here}.{side}")) for side in ("left", "right")]
-            cells[cell].append(Block(*sides, block["combiner"]))
+            cells[cell].append(GenomeBlock(*sides, block["combiner"]))
     return Genome(tuple(cells["encoder"]), tuple(cells["decoder"]), found["encoder_cells"], found["decoder_cells"]), *sizes
 
 
@@ -321,16 +321,16 @@ def _pick(rng: np.random.Generator, values: tuple):
     return values[int(rng.integers(len(values)))]
 
 
-def _random_block(rng: np.random.Generator, number: int, layers: tuple[str, ...]) -> Block:
+def _random_block(rng: np.random.Generator, number: int, layers: tuple[str, ...]) -> GenomeBlock:
     """Uniform over the blocks with at least one live branch."""
     values = tuple(range(number)), vocabulary.NORMS, layers, vocabulary.WIDTHS, vocabulary.ACTIVATIONS
     while True:
         left, right = (Branch(*(_pick(rng, each) for each in values)) for _ in range(2))
         if left.live or right.live:
-            return Block(left, right, _pick(rng, vocabulary.COMBINERS))
+            return GenomeBlock(left, right, _pick(rng, vocabulary.COMBINERS))
 
 
-def _random_cell(rng: np.random.Generator, blocks: int, layers: tuple[str, ...]) -> tuple[Block, ...]:
+def _random_cell(rng: np.random.Generator, blocks: int, layers: tuple[str, ...]) -> tuple[GenomeBlock, ...]:
     """Uniform blocks, with identities laid on top, at random, until they make a path from input to output.
 
     Drawing until a path is there by itself would take some ten thousand cells. The path grows from its last state to a random
@@ -342,7 +342,7 @@ def _random_cell(rng: np.random.Generator, blocks: int, layers: tuple[str, ...])
         number = int(rng.integers(end + 1, blocks + 1))
         identity = dataclasses.replace(cell[number - 1].left, input=end, norm="none", layer="id", activation="none")
         pair = (identity, cell[number - 1].right)
-        cell[number - 1] = Block(*(pair if rng.integers(2) else pair[::-1]), "add")
+        cell[number - 1] = GenomeBlock(*(pair if rng.integers(2) else pair[::-1]), "add")
         end = number
     return tuple(cell)
 

@@ -15,7 +15,7 @@ from transformers_jax.errors import Unreadable, UserError
 from transformers_jax.inference.predictor import Loaded
 from transformers_jax.layers import gather as masked
 from transformers_jax.models.encoder import LANGUAGE_HEADS
-from transformers_jax.outputs import Output, Pretraining
+from transformers_jax.outputs import LanguageModelOutput, PretrainingOutput
 from transformers_jax.tasks import masked_lm
 
 
@@ -145,7 +145,7 @@ class Filler:
       top: words a gap.
 
     Raises:
-      UserError: it has no such head, or its vocabulary no mask piece.
+      UserError: it has no such head, or its vocabulary no mask token.
     """
 
     name = "fill_mask"
@@ -204,20 +204,20 @@ class FillMask:
         fields = self._task.gaps(example["text"])
         return {name: fields[name] for name in self.streams[""]}
 
-    def predict(self, output: Output | Pretraining, batch: dict) -> dict[str, jax.Array]:
-        """`pieces` [B, M, top], their `probabilities` [B, M, top], and `gap` [B, M]: whether there is such a gap."""
-        output = output.lm if isinstance(output, Pretraining) else output
+    def predict(self, output: LanguageModelOutput | PretrainingOutput, batch: dict) -> dict[str, jax.Array]:
+        """`tokens` [B, M, top], their `probabilities` [B, M, top], and `gap` [B, M]: whether there is such a gap."""
+        output = output.lm if isinstance(output, PretrainingOutput) else output
         missing = batch["tokens"] == self.tokenizer.mask_id  # [B, T]
         positions = masked.masked_positions(missing, min(self.gaps, missing.shape[1]))  # [B, M]
         hidden = masked.gather(output.hidden, positions)  # [B, M, D]
         logits = jnp.einsum("bmd,vd->bmv", hidden.astype(jnp.float32), output.table.astype(jnp.float32))
         logits = logits if output.bias is None else logits + output.bias
-        probabilities, pieces = jax.lax.top_k(jax.nn.softmax(logits), min(self.top, logits.shape[-1]))
-        return {"pieces": pieces, "probabilities": probabilities, "gap": masked.gather(missing, positions)}
+        probabilities, tokens = jax.lax.top_k(jax.nn.softmax(logits), min(self.top, logits.shape[-1]))
+        return {"tokens": tokens, "probabilities": probabilities, "gap": masked.gather(missing, positions)}
 
     def answers(self, predictions: dict) -> list[list[list[dict]]]:
         """[{"word", "probability"}, …] best first, of each gap of each text."""
-        texts = zip(predictions["pieces"], predictions["probabilities"], predictions["gap"], strict=True)
+        texts = zip(predictions["tokens"], predictions["probabilities"], predictions["gap"], strict=True)
         return [
             [self._words(ids, chances) for ids, chances, there in zip(*rows, strict=True) if there] for rows in texts
         ]
@@ -228,6 +228,6 @@ class FillMask:
 
 
 def word(tokenizer, i: int) -> str:
-    """A piece as it would be written: "comedy", "##ing" where it goes on; a special piece by its name."""
-    piece = tokenizer.piece(int(i))
-    return piece if piece.startswith("##") else tokenizer.decode([int(i)]).strip() or piece
+    """A token as it would be written: "comedy", "##ing" where it goes on; a special token by its name."""
+    token = tokenizer.token(int(i))
+    return token if token.startswith("##") else tokenizer.decode([int(i)]).strip() or token

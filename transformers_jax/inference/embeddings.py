@@ -14,7 +14,7 @@ from transformers_jax.inference.predictor import Loaded, loaded
 from transformers_jax.interchange import recipe as recipes
 from transformers_jax.interchange.recipe import Recipe
 from transformers_jax.layers.pooling import POOLINGS, pool, unit
-from transformers_jax.outputs import Encoded
+from transformers_jax.outputs import EncoderOutput
 
 _NEXT = r"""(?=["'“‘«(\[]?[^\Wa-z])"""  # what begins a sentence
 _SENTENCE_END = re.compile(rf"""(?<=[.!?…])\s+{_NEXT}|(?<=[.!?…]["'”’»)\]])\s+{_NEXT}|\n+|(?<=[。！？])""")
@@ -39,7 +39,7 @@ class Sentences:
         """{"text": str} → `tokens`, `token_types`."""
         return self.tokenizer.encode_pair(example["text"], max_length=self.recipe.max_length).fields()
 
-    def predict(self, output: Encoded, batch: dict) -> dict[str, jax.Array]:
+    def predict(self, output: EncoderOutput, batch: dict) -> dict[str, jax.Array]:
         """`vector` [B, D]."""
         vectors = pool(output.hidden, batch["segments"] > 0, self.recipe.pooling)
         return {"vector": unit(vectors) if self.recipe.normalise else vectors}

@@ -20,7 +20,7 @@ from transformers_jax.errors import Unreadable, UserError
 from transformers_jax.interchange import huggingface
 from transformers_jax.mesh import global_batch, make_mesh
 from transformers_jax.models import encoder
-from transformers_jax.outputs import Encoded
+from transformers_jax.outputs import EncoderOutput
 from transformers_jax.runs import initialise
 from transformers_jax.runs.experiment import Experiment
 from transformers_jax.training.step import compile_eval_step, make_predict_step
@@ -52,11 +52,11 @@ class Loaded(NamedTuple):
         return Predictor(self.model, task, self.variables, self.mesh, longest=self.longest())
 
     def states(self, task: Any) -> "Predictor":
-        """For the last hidden states, an `Encoded`, whatever head there is."""
+        """For the last hidden states, an `EncoderOutput`, whatever head there is."""
         return Predictor(Body(self.model), task, self.variables, self.mesh, longest=self.longest())
 
     def longest(self) -> int:
-        """Pieces that the model reads at most.
+        """Tokens that the model reads at most.
 
         Raises:
           UserError: the model is no encoder.
@@ -74,7 +74,7 @@ class Body:
 
     def apply(self, variables: dict, batch: dict, *, deterministic: bool, mutable: Any = False):
         found = self.model.apply(variables, batch, deterministic, method="encode", mutable=mutable)
-        return (Encoded(found[0]), found[1]) if mutable else Encoded(found)
+        return (EncoderOutput(found[0]), found[1]) if mutable else EncoderOutput(found)
 
 
 def trained(run: Experiment, *, average: int | None = None, step: int | None = None) -> Loaded:
@@ -112,7 +112,7 @@ class Predictor:
         has `one_a_row`.
       variables: {"params": …, "model_state": …}, as `Experiment.trained` gives them.
       mesh: of this process's devices.
-      longest: pieces that the model reads; longer examples are cut, with a warning.
+      longest: tokens that the model reads; longer examples are cut, with a warning.
     """
 
     def __init__(self, model, task: Any, variables: dict, mesh: Mesh, *, longest: int):
@@ -148,11 +148,11 @@ class Predictor:
 
     def _encoded(self, example: dict, i: int, where) -> assembly.Single:
         try:
-            single = assembly.Encoded([example], self.task, cache=False)[0]
+            single = assembly.EncodedExamples([example], self.task, cache=False)[0]
         except UserError as error:
             raise Unreadable(f"{where(i)}: {error}", i) from error
         if (size := max(assembly.lengths(single))) > self.longest:
-            logging.warning("%s has %d pieces and is cut to %d", where(i), size, self.longest)
+            logging.warning("%s has %d tokens and is cut to %d", where(i), size, self.longest)
             single = assembly.cut(single, [self.longest] * len(self.layout.streams))
         return single
 
@@ -167,7 +167,7 @@ class Predictor:
             rows = min(_power(len(order)), max(1, _power(positions // width + 1) // 2))
             rows = -(-rows // self._ways) * self._ways
             numbers, order = order[:rows], order[rows:]
-            shape = assembly.Shape(rows, (width,) * len(self.layout.streams))
+            shape = assembly.BatchShape(rows, (width,) * len(self.layout.streams))
             yield numbers, assembly.collate([[encoded[i]] for i in numbers], layout=self.layout, shape=shape)
 
     @staticmethod

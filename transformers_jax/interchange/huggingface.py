@@ -73,7 +73,7 @@ def load(path: Path) -> Pretrained:
     tokenizer = tokenizers.read(path)
     if tokenizer and tokenizer.vocab_size > fields["vocab_size"]:
         raise UserError(
-            f"{path}: the vocabulary has {tokenizer.vocab_size} pieces and does not fit the embedding of {fields['vocab_size']}"
+            f"{path}: the vocabulary has {tokenizer.vocab_size} tokens and does not fit the embedding of {fields['vocab_size']}"
         )
     return Pretrained(fields, parameters.nest(params), tokenizer)
 

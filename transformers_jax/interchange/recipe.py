@@ -21,7 +21,7 @@ class Recipe(NamedTuple):
 
     pooling: one of `layers.pooling.POOLINGS`.
     normalise: vectors have length 1.
-    max_length: pieces of a text that are read, with its beginning and end; 0 for all that the model takes.
+    max_length: tokens of a text that are read, with its beginning and end; 0 for all that the model takes.
     """
 
     pooling: str = "mean"

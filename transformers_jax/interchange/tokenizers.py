@@ -10,7 +10,7 @@ from transformers_jax.errors import UserError
 
 FILES = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.txt", "vocab.json",
-    "merges.txt", "spiece.model", "tokenizer.model", "sentencepiece.bpe.model",
+    "merges.txt", "stoken.model", "tokenizer.model", "sentencepiece.bpe.model",
 )  # fmt: skip
 
 
@@ -26,12 +26,12 @@ def read(path: Path) -> Tokenizer | None:
 
 
 def write(path: Path, tokenizer: Tokenizer, *, longest: int, pair_types: bool) -> None:
-    """Writes tokenizer.json and tokenizer_config.json, so that AutoTokenizer puts the same pieces around texts as we do.
+    """Writes tokenizer.json and tokenizer_config.json, so that AutoTokenizer puts the same tokens around texts as we do.
 
     A tokenizer whose words Moses' rules split is written as FlauBERT's files.
 
     Args:
-      longest: pieces that the model reads.
+      longest: tokens that the model reads.
       pair_types: the model tells the two texts of a pair apart, so it is to be given their types.
     """
     tokenizer.save(path / "tokenizer.json")
@@ -47,15 +47,15 @@ def write(path: Path, tokenizer: Tokenizer, *, longest: int, pair_types: bool) -
     config["tokenizer_class"] = "PreTrainedTokenizerFast"
     ids = {"pad": tokenizer.pad_id, "unk": tokenizer.unk_id, "mask": tokenizer.mask_id}
     ids |= dict.fromkeys(("bos", "cls"), tokenizer.bos_id) | dict.fromkeys(("eos", "sep"), tokenizer.eos_id)
-    config |= {f"{role}_token": tokenizer.piece(i) for role, i in ids.items() if i is not None}
+    config |= {f"{role}_token": tokenizer.token(i) for role, i in ids.items() if i is not None}
     (path / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
 def _write_flaubert(path: Path, model: dict, config: dict) -> None:
     """vocab.json and merges.txt in place of the tokenizer.json with this model, as `FlaubertTokenizer` reads them."""
     moses = config.pop("moses")
-    pieces = {piece: i for piece, i in model["vocab"].items() if i < moses["size"]}
-    (path / "vocab.json").write_text(json.dumps(pieces, ensure_ascii=False), encoding="utf-8")
+    tokens = {token: i for token, i in model["vocab"].items() if i < moses["size"]}
+    (path / "vocab.json").write_text(json.dumps(tokens, ensure_ascii=False), encoding="utf-8")
     merges = (merge if isinstance(merge, str) else " ".join(merge) for merge in model["merges"])
     (path / "merges.txt").write_text("".join(f"{merge}\n" for merge in merges), encoding="utf-8")
     config |= {"tokenizer_class": "FlaubertTokenizer", "do_lowercase": moses["lowercase"]}
@@ -70,8 +70,8 @@ def _object(file: Path) -> dict:
 
 def _template(tokenizer: Tokenizer) -> dict:
     """What the library puts around one text and around two, as `Tokenizer.joined` does."""
-    ids = {tokenizer.piece(i): i for i in (tokenizer.bos_id, tokenizer.eos_id)}
-    begin, end = ({"id": tokenizer.piece(i), "type_id": 0} for i in (tokenizer.bos_id, tokenizer.eos_id))
+    ids = {tokenizer.token(i): i for i in (tokenizer.bos_id, tokenizer.eos_id)}
+    begin, end = ({"id": tokenizer.token(i), "type_id": 0} for i in (tokenizer.bos_id, tokenizer.eos_id))
     kind = int(tokenizer.separators == 1)
     single = [{"SpecialToken": begin}, {"Sequence": {"id": "A", "type_id": 0}}, {"SpecialToken": end}]
     second = [{"Sequence": {"id": "B", "type_id": kind}}, {"SpecialToken": end | {"type_id": kind}}]

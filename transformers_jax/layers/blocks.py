@@ -21,12 +21,12 @@ class Block(nn.Module):
     """What the Transformer's blocks share: their fields, and the residual connection around a sublayer.
 
     norm: "pre" is x + dropout(f(LN(x))), "post" is LN(x + dropout(f(x))) (Vaswani et al. 2017, section 3.1).
-    epsilon: of the layer norms.
+    norm_epsilon: of the layer norms.
     stddev: of the kernels' initial numbers; 0 for Glorot's (`projections.kernel_init`).
     """
 
     num_heads: int
-    hidden: int
+    mlp_width: int
     dropout: float = 0.0
     attention_dropout: float = 0.0
     hidden_dropout: float = 0.0
@@ -37,7 +37,7 @@ class Block(nn.Module):
     attention: str = "auto"
     dtype: jnp.dtype = jnp.float32
     param_dtype: jnp.dtype = jnp.float32
-    epsilon: float = 1e-6
+    norm_epsilon: float = 1e-6
     stddev: float = 0.0
 
     def attention_layer(self, *, relative: bool) -> MultiHeadAttention:
@@ -53,10 +53,10 @@ class Block(nn.Module):
         )
 
     def feed_forward_layer(self) -> FeedForward:
-        return FeedForward(self.hidden, self.hidden_dropout, self.activation, self.dtype, self.param_dtype, self.stddev)
+        return FeedForward(self.mlp_width, self.hidden_dropout, self.activation, self.dtype, self.param_dtype, self.stddev)
 
     def norm_layer(self) -> LayerNorm:
-        return LayerNorm(self.epsilon, self.dtype, self.param_dtype)
+        return LayerNorm(self.norm_epsilon, self.dtype, self.param_dtype)
 
     def residual(
         self,

@@ -41,7 +41,7 @@ def lookup(table: jax.Array, tokens: jax.Array, dtype) -> jax.Array:
 
 
 class Embeddings(nn.Module):
-    """Pieces, positions and kinds of tokens, added up, normalised and dropped out (Devlin et al. 2019, figure 2).
+    """Tokens, positions and kinds of tokens, added up, normalised and dropped out (Devlin et al. 2019, figure 2).
 
     Parameters: word [V, D], position/embedding [max_length, D], token_type [token_types, D], norm.
 
@@ -56,7 +56,7 @@ class Embeddings(nn.Module):
     token_types: int
     position_offset: int
     dropout: float
-    epsilon: float
+    norm_epsilon: float
     stddev: float
     dtype: jnp.dtype
     param_dtype: jnp.dtype
@@ -67,7 +67,7 @@ class Embeddings(nn.Module):
         if self.token_types:
             init = nn.with_logical_partitioning(nn.initializers.normal(self.stddev), (None, "embed"))
             self.token_type = self.param("token_type", init, (self.token_types, self.width), self.param_dtype)
-        self.norm = LayerNorm(self.epsilon, self.dtype, self.param_dtype)
+        self.norm = LayerNorm(self.norm_epsilon, self.dtype, self.param_dtype)
         self.drop = Dropout(self.dropout)
 
     def __call__(
@@ -100,16 +100,16 @@ class Embeddings(nn.Module):
         return jnp.matmul(chosen, table, precision="highest")
 
     def table(self) -> jax.Array:
-        """The pieces' vectors [V, D], for the softmax that shares them."""
+        """The tokens' vectors [V, D], for the softmax that shares them."""
         return self.word.astype(self.dtype)
 
 
-class PieceTransform(nn.Module):
-    """Dense layer, activation and norm before the softmax over pieces: [..., D] → [..., width] (Devlin et al. 2019's code)."""
+class TokenTransform(nn.Module):
+    """Dense layer, activation and norm before the softmax over tokens: [..., D] → [..., width] (Devlin et al. 2019's code)."""
 
     width: int
     activation: str
-    epsilon: float
+    norm_epsilon: float
     stddev: float
     dtype: jnp.dtype
     param_dtype: jnp.dtype
@@ -118,4 +118,4 @@ class PieceTransform(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         types = dict(dtype=self.dtype, param_dtype=self.param_dtype)
         x = Linear(self.width, ("embed", None), stddev=self.stddev, name="dense", **types)(x)
-        return LayerNorm(self.epsilon, name="norm", **types)(ACTIVATIONS[self.activation](x))
+        return LayerNorm(self.norm_epsilon, name="norm", **types)(ACTIVATIONS[self.activation](x))

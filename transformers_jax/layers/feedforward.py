@@ -33,7 +33,7 @@ ACTIVATIONS = {"relu": jax.nn.relu, "gelu": gelu, "gelu_tanh": jax.nn.gelu, "swi
 class FeedForward(nn.Module):
     """Two dense layers with an activation between: [..., D] → [..., F] → [..., D] (Vaswani et al. 2017, section 3.3)."""
 
-    hidden: int
+    mlp_width: int
     dropout_rate: float = 0.0
     activation: str = "relu"
     dtype: jnp.dtype = jnp.float32
@@ -43,7 +43,7 @@ class FeedForward(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, *, deterministic: bool = True) -> jax.Array:
         types = dict(dtype=self.dtype, param_dtype=self.param_dtype, stddev=self.stddev)
-        h = Linear(self.hidden, ("embed", "mlp"), name="expand", **types)(x)  # [..., F]
+        h = Linear(self.mlp_width, ("embed", "mlp"), name="expand", **types)(x)  # [..., F]
         h = ACTIVATIONS[self.activation](h)
         h = Dropout(self.dropout_rate)(h, deterministic=deterministic)
         return Linear(x.shape[-1], ("mlp", "embed"), name="contract", **types)(h)  # [..., D]

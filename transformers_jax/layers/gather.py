@@ -18,7 +18,7 @@ def masked_positions(weights: jax.Array, count: int) -> jax.Array:
     """The positions of weight, in their order; where a row has fewer than `count`, its first others behind them.
 
     Args:
-      weights: [B, T] ints, 1 where a piece is to be predicted. Beyond `count` a row's last ones are left out.
+      weights: [B, T] ints, 1 where a token is to be predicted. Beyond `count` a row's last ones are left out.
       count: M.
 
     Returns:

@@ -15,6 +15,7 @@ from jax.sharding import AxisType, PartitionSpec
 
 from transformers_jax.layers.dropout import keep_mask
 from transformers_jax.layers.masks import Mask
+from transformers_jax.mesh import ROWS
 
 MASKED = -1e30
 """Score of a key that must not be seen: finite, so that a fully masked row makes no NaN; its output is zeroed after."""
@@ -22,8 +23,8 @@ MASKED = -1e30
 LANES = 128
 """Width of a TPU's vector registers: splash attention's blocks and heads come in multiples of it."""
 
-ROW_AXES, HEAD_AXIS = ("data", "fsdp"), "tensor"
-"""Axes of the mesh that split the rows of a batch, and the one that splits heads."""
+HEAD_AXIS = "tensor"
+"""The axis of the mesh that splits heads."""
 
 
 def dense_mask(mask: Mask | jax.Array | None) -> jax.Array | None:
@@ -145,7 +146,7 @@ def shares() -> tuple[int, int] | None:
         return 1, 1
     if set(mesh.axis_types) != {AxisType.Auto}:
         return None
-    return math.prod(sizes.get(axis, 1) for axis in ROW_AXES), sizes.get(HEAD_AXIS, 1)
+    return math.prod(sizes.get(axis, 1) for axis in ROWS), sizes.get(HEAD_AXIS, 1)
 
 
 def _over_mesh(run):
@@ -153,7 +154,7 @@ def _over_mesh(run):
     if shares() in ((1, 1), None):
         return run
     names = jax.sharding.get_abstract_mesh().axis_names
-    rows = tuple(axis for axis in ROW_AXES if axis in names) or None
+    rows = tuple(axis for axis in ROWS if axis in names) or None
     square, segments = PartitionSpec(rows, HEAD_AXIS if HEAD_AXIS in names else None), PartitionSpec(rows)
     return jax.shard_map(run, in_specs=(square,) * 3 + (segments,) * 2, out_specs=square, check_vma=False)
 

@@ -1,6 +1,6 @@
 """Cross entropy with label smoothing over a large vocabulary, without ever holding all logits.
 
-The logits of 4,096 positions and 8,000 pieces are 131 MB, those of a pretraining batch gigabytes. The loss therefore takes
+The logits of 4,096 positions and 8,000 tokens are 131 MB, those of a pretraining batch gigabytes. The loss therefore takes
 hidden states and the output embedding, walks over the positions in chunks, and forms each chunk's gradient while its logits
 are still in the cache: three matrix products in all, and memory for one chunk.
 
@@ -25,7 +25,7 @@ class Sums(NamedTuple):
 
     loss: cross entropy with the smoothed targets, nats.
     nll: cross entropy with the true targets, nats: exp(nll / weight) is the perplexity.
-    correct: positions whose most probable piece is the target.
+    correct: positions whose most probable token is the target.
     weight: sum of the weights.
     """
 
@@ -45,7 +45,7 @@ def cross_entropy(
 ) -> Sums:
     """Softmax cross entropy of logits `hidden @ table.T + bias`, in float32.
 
-    With smoothing ε the target distribution is 1 - ε on the true piece plus ε / V on every piece (Szegedy et al. 2016,
+    With smoothing ε the target distribution is 1 - ε on the true token plus ε / V on every token (Szegedy et al. 2016,
     section 7; Vaswani et al. 2017, section 5.4).
 
     Chunks run along T, so that rows may be spread over devices.
@@ -53,7 +53,7 @@ def cross_entropy(
     Args:
       hidden: [B, T, D] final hidden states.
       table: [V, D] output embedding.
-      targets: [B, T] int, the true pieces.
+      targets: [B, T] int, the true tokens.
       weights: [B, T] float or bool; positions of weight 0 do not count.
       label_smoothing: ε in [0, 1).
       bias: [V], or None for none.

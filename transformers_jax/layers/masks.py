@@ -69,7 +69,7 @@ def cross_mask(query_segments: jax.Array, key_segments: jax.Array) -> Mask:
 
 
 def padding_mask(key_valid: jax.Array, query_valid: jax.Array | None = None, *, causal: bool = False) -> Mask:
-    """The mask of rows without packing, from where there are real pieces.
+    """The mask of rows without packing, from where there are real tokens.
 
     Args:
       key_valid: [B, S] bool or 0/1, true at real keys.

@@ -20,16 +20,16 @@ def build(config, vocab_size: int):
 
     Args:
       config: a mapping with `name` and the fields of the architecture's `Config`. Its `vocab_size`, if there is one and it
-        is not 0, is for embeddings with more rows than the tokenizer has pieces, as pretrained ones often have.
+        is not 0, is for embeddings with more rows than the tokenizer has tokens, as pretrained ones often have.
       vocab_size: number of rows of the embedding.
 
     Raises:
-      UserError: an unknown architecture, a key that its `Config` does not have, or fewer rows than pieces.
+      UserError: an unknown architecture, a key that its `Config` does not have, or fewer rows than tokens.
     """
     fields = dict(config)
     name, rows = fields.pop("name"), fields.pop("vocab_size", 0) or vocab_size
     if rows < vocab_size:
-        raise UserError(f"config.model.vocab_size is {rows}: the tokenizer's {vocab_size} pieces do not fit the embedding")
+        raise UserError(f"config.model.vocab_size is {rows}: the tokenizer's {vocab_size} tokens do not fit the embedding")
     if name not in known():
         raise UserError(f"config.model.name is {name!r}; known models: {', '.join(known())}")
     module = importlib.import_module(f"{__name__}.{name}")

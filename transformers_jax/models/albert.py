@@ -16,7 +16,7 @@ import jax
 
 from transformers_jax.errors import UserError
 from transformers_jax.layers.blocks import EncoderBlock
-from transformers_jax.layers.embeddings import Embeddings, PieceTransform
+from transformers_jax.layers.embeddings import Embeddings, TokenTransform
 from transformers_jax.layers.masks import Mask
 from transformers_jax.layers.projections import Linear
 from transformers_jax.models import encoder
@@ -121,14 +121,14 @@ class Model(encoder.Encoder):
     def setup(self):
         c = self.config
         self.embeddings = Embeddings(
-            c.vocab_size, c.embedding_width, c.max_length, c.token_types, 0, c.dropout, c.epsilon, **c.numbers()
+            c.vocab_size, c.embedding_width, c.max_length, c.token_types, 0, c.dropout, c.norm_epsilon, **c.numbers()
         )
         self.widen = Linear(c.width, (None, "embed"), **c.numbers())
         block = self.block or functools.partial(EncoderBlock, **c.block_fields())
         self.encoder = SharedStack(block, c.layers, c.groups, c.inner, c.scan_layers, c.remat)
         self.setup_head()
         if c.head in encoder.LANGUAGE_HEADS:
-            self.lm = PieceTransform(c.embedding_width, c.activation, c.epsilon, **c.numbers())
+            self.lm = TokenTransform(c.embedding_width, c.activation, c.norm_epsilon, **c.numbers())
 
     def states(self, batch: dict, deterministic: bool, read: jax.Array | None = None) -> jax.Array:
         tokens = batch["tokens"]  # [B, T]
@@ -156,7 +156,7 @@ _FIELDS = {
     "embedding_size": "embedding_width",
     "hidden_size": "width",
     "num_attention_heads": "num_heads",
-    "intermediate_size": "hidden",
+    "intermediate_size": "mlp_width",
     "num_hidden_layers": "layers",
     "num_hidden_groups": "groups",
     "inner_group_num": "inner",
@@ -165,7 +165,7 @@ _FIELDS = {
     "hidden_dropout_prob": "dropout",
     "attention_probs_dropout_prob": "attention_dropout",
     "classifier_dropout_prob": "classifier_dropout",
-    "layer_norm_eps": "epsilon",
+    "layer_norm_eps": "norm_epsilon",
     "initializer_range": "stddev",
 }
 
@@ -187,7 +187,7 @@ _BODY = (
     *linear("pooler", "pooler"),
     POSITION_IDS,
 )
-_PIECES = (
+_TOKENS = (
     *linear("predictions.dense", "lm/dense"),
     *norm("predictions.LayerNorm", "lm/norm"),
     Row("predictions.bias", "lm_bias"),
@@ -204,8 +204,8 @@ NAMES = (
         body=_BODY,
         heads={
             "none": Head("AlbertModel"),
-            "masked_lm": Head("AlbertForMaskedLM", _PIECES),
-            "pretraining": Head("AlbertForPreTraining", _PIECES + _ORDER),
+            "masked_lm": Head("AlbertForMaskedLM", _TOKENS),
+            "pretraining": Head("AlbertForPreTraining", _TOKENS + _ORDER),
             "sequence": Head("AlbertForSequenceClassification", _CLASSIFIER),
             "tagging": Head("AlbertForTokenClassification", _CLASSIFIER),
             "span": Head("AlbertForQuestionAnswering", linear("qa_outputs", "classifier")),

@@ -15,7 +15,7 @@ import jax
 
 from transformers_jax.errors import UserError
 from transformers_jax.layers.blocks import EncoderBlock, Stack
-from transformers_jax.layers.embeddings import Embeddings, PieceTransform
+from transformers_jax.layers.embeddings import Embeddings, TokenTransform
 from transformers_jax.layers.masks import Mask
 from transformers_jax.models import encoder
 from transformers_jax.models.name_map import (
@@ -59,13 +59,13 @@ class Model(encoder.Encoder):
     def setup(self):
         c = self.config
         self.embeddings = Embeddings(
-            c.vocab_size, c.width, c.max_length, c.token_types, c.position_offset, c.dropout, c.epsilon, **c.numbers()
+            c.vocab_size, c.width, c.max_length, c.token_types, c.position_offset, c.dropout, c.norm_epsilon, **c.numbers()
         )
         block = self.block or functools.partial(EncoderBlock, **c.block_fields())
         self.encoder = Stack(block, c.layers, c.scan_layers, c.remat)
         self.setup_head()
         if c.head in encoder.LANGUAGE_HEADS:
-            self.lm = PieceTransform(c.width, c.activation, c.epsilon, **c.numbers())
+            self.lm = TokenTransform(c.width, c.activation, c.norm_epsilon, **c.numbers())
 
     def states(self, batch: dict, deterministic: bool, read: jax.Array | None = None) -> jax.Array:
         tokens = batch["tokens"]  # [B, T]
@@ -96,13 +96,13 @@ _FIELDS = {
     "vocab_size": "vocab_size",
     "hidden_size": "width",
     "num_attention_heads": "num_heads",
-    "intermediate_size": "hidden",
+    "intermediate_size": "mlp_width",
     "num_hidden_layers": "layers",
     "max_position_embeddings": "max_length",
     "type_vocab_size": "token_types",
     "hidden_dropout_prob": "dropout",
     "attention_probs_dropout_prob": "attention_dropout",
-    "layer_norm_eps": "epsilon",
+    "layer_norm_eps": "norm_epsilon",
     "initializer_range": "stddev",
 }
 
@@ -127,18 +127,18 @@ _CLASSIFIER, _SPAN = linear("classifier", "classifier"), linear("qa_outputs", "c
 _NEXT = linear("cls.seq_relationship", "next_sentence")
 
 
-def _pieces(transform: str, layer_norm: str, bias: str, decoder: str, table: str) -> tuple:
-    """The masked language model's rows: its decoder is the table of pieces and the bias once more."""
+def _tokens(transform: str, layer_norm: str, bias: str, decoder: str, table: str) -> tuple:
+    """The masked language model's rows: its decoder is the table of tokens and the bias once more."""
     ties = (Tie(decoder + ".weight", table), Tie(decoder + ".bias", bias))
     return (*linear(transform, "lm/dense"), *norm(layer_norm, "lm/norm"), Row(bias, "lm_bias"), *ties)
 
 
 _PREDICTIONS, _WORDS = "cls.predictions.", "embeddings.word_embeddings.weight"
-_BERT_PIECES = _pieces(
+_BERT_TOKENS = _tokens(
     _PREDICTIONS + "transform.dense", _PREDICTIONS + "transform.LayerNorm",
     _PREDICTIONS + "bias", _PREDICTIONS + "decoder", "bert." + _WORDS,
 )  # fmt: skip
-_ROBERTA_PIECES = _pieces("lm_head.dense", "lm_head.layer_norm", "lm_head.bias", "lm_head.decoder", "roberta." + _WORDS)
+_ROBERTA_TOKENS = _tokens("lm_head.dense", "lm_head.layer_norm", "lm_head.bias", "lm_head.decoder", "roberta." + _WORDS)
 
 
 def _roberta(variant: str, name: str) -> NameMap:
@@ -148,7 +148,7 @@ def _roberta(variant: str, name: str) -> NameMap:
         body=_BODY,
         heads={
             "none": Head(name + "Model"),
-            "masked_lm": Head(name + "ForMaskedLM", _ROBERTA_PIECES),
+            "masked_lm": Head(name + "ForMaskedLM", _ROBERTA_TOKENS),
             "sequence": Head(
                 name + "ForSequenceClassification",
                 (*linear("classifier.dense", "pooler"), *linear("classifier.out_proj", "classifier")),
@@ -167,8 +167,8 @@ NAMES = (
         body=_BODY,
         heads={
             "none": Head("BertModel"),
-            "masked_lm": Head("BertForMaskedLM", _BERT_PIECES),
-            "pretraining": Head("BertForPreTraining", _BERT_PIECES + _NEXT),
+            "masked_lm": Head("BertForMaskedLM", _BERT_TOKENS),
+            "pretraining": Head("BertForPreTraining", _BERT_TOKENS + _NEXT),
             "next_sentence": Head("BertForNextSentencePrediction", _NEXT),
             "sequence": Head("BertForSequenceClassification", _CLASSIFIER),
             "tagging": Head("BertForTokenClassification", _CLASSIFIER),

@@ -13,7 +13,7 @@ import functools
 import jax
 
 from transformers_jax.layers.blocks import EncoderBlock, Stack
-from transformers_jax.layers.embeddings import Embeddings, PieceTransform
+from transformers_jax.layers.embeddings import Embeddings, TokenTransform
 from transformers_jax.layers.masks import Mask
 from transformers_jax.models import encoder
 from transformers_jax.models.name_map import (
@@ -50,12 +50,12 @@ class Model(encoder.Encoder):
 
     def setup(self):
         c = self.config
-        self.embeddings = Embeddings(c.vocab_size, c.width, c.max_length, 0, 0, c.dropout, c.epsilon, **c.numbers())
+        self.embeddings = Embeddings(c.vocab_size, c.width, c.max_length, 0, 0, c.dropout, c.norm_epsilon, **c.numbers())
         block = self.block or functools.partial(EncoderBlock, **c.block_fields())
         self.encoder = Stack(block, c.layers, c.scan_layers, c.remat)
         self.setup_head(tag_dropout=c.dropout)
         if c.head in encoder.LANGUAGE_HEADS:
-            self.lm = PieceTransform(c.width, c.activation, c.epsilon, **c.numbers())
+            self.lm = TokenTransform(c.width, c.activation, c.norm_epsilon, **c.numbers())
 
     def states(self, batch: dict, deterministic: bool, read: jax.Array | None = None) -> jax.Array:
         tokens = batch["tokens"]  # [B, T]
@@ -81,7 +81,7 @@ _FIELDS = {
     "vocab_size": "vocab_size",
     "dim": "width",
     "n_heads": "num_heads",
-    "hidden_dim": "hidden",
+    "hidden_dim": "mlp_width",
     "n_layers": "layers",
     "max_position_embeddings": "max_length",
     "dropout": "dropout",
@@ -106,7 +106,7 @@ _BODY = (
     *norm(_LAYER + "output_layer_norm", _OURS + "feed_norm"),
     POSITION_IDS,
 )
-_PIECES = (
+_TOKENS = (
     *linear("vocab_transform", "lm/dense"),
     *norm("vocab_layer_norm", "lm/norm"),
     Row("vocab_projector.bias", "lm_bias"),
@@ -122,7 +122,7 @@ NAMES = (
         body=_BODY,
         heads={
             "none": Head("DistilBertModel"),
-            "masked_lm": Head("DistilBertForMaskedLM", _PIECES),
+            "masked_lm": Head("DistilBertForMaskedLM", _TOKENS),
             "sequence": Head("DistilBertForSequenceClassification", _POOLED),
             "tagging": Head("DistilBertForTokenClassification", _CLASSIFIER),
             "span": Head("DistilBertForQuestionAnswering", linear("qa_outputs", "classifier")),

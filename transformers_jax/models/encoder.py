@@ -21,12 +21,14 @@ from transformers_jax.layers.dropout import Dropout
 from transformers_jax.layers.feedforward import ACTIVATIONS
 from transformers_jax.layers.norms import LayerNorm
 from transformers_jax.layers.projections import Linear
-from transformers_jax.outputs import Encoded, Output, Pretraining, Scores
+from transformers_jax.outputs import EncoderOutput, LabelOutput, LanguageModelOutput, PretrainingOutput
 
 HEADS = ("none", "masked_lm", "pretraining", "next_sentence", "sequence", "tagging", "span", "multiple_choice")
 FIRST_HEADS = ("pretraining", "next_sentence", "sequence", "multiple_choice")
 LANGUAGE_HEADS = ("masked_lm", "pretraining")
-"""Those that read a row's first position, and those that predict pieces."""
+"""Those that read a row's first position, and those that predict tokens."""
+
+HeadOutput = EncoderOutput | LanguageModelOutput | PretrainingOutput | LabelOutput
 
 STREAM = ("tokens", "positions", "segments", "token_types", "languages")
 
@@ -40,9 +42,9 @@ class Config:
     activation: a name of `layers.feedforward.ACTIVATIONS`.
     dropout: on embeddings and sublayer outputs; attention_dropout on weights; classifier_dropout before the labels,
       span_dropout before an answer's scores.
-    head: one of HEADS.  labels: of "sequence" and "tagging".  pooler: whether "none" gives `Encoded.pooled`.
-    masked_share: a row has at most this share of positions to predict; the head computes no others in training.
-    stddev: of the initial numbers.  epsilon: of the layer norms.
+    head: one of HEADS.  labels: of "sequence" and "tagging".  pooler: whether "none" gives `EncoderOutput.pooled`.
+    max_mask_rate: a row has at most this share of positions to predict; the head computes no others in training.
+    stddev: of the initial numbers.  norm_epsilon: of the layer norms.
     scan_layers: one compiled block for all layers; without it the program is larger, and faster on CPUs.
     genome: other blocks than these, as a genome's JSON file, text or name; its encoder cells are the layers.
     genome_unit: width that one relative output dimension of the genome stands for; 0 is width // 2.
@@ -51,7 +53,7 @@ class Config:
     vocab_size: int
     width: int = 768
     num_heads: int = 12
-    hidden: int = 3072
+    mlp_width: int = 3072
     layers: int = 12
     max_length: int = 512
     token_types: int = 2
@@ -63,8 +65,8 @@ class Config:
     head: str = "none"
     labels: int = 2
     pooler: bool = True
-    masked_share: float = 0.2
-    epsilon: float = 1e-12
+    max_mask_rate: float = 0.2
+    norm_epsilon: float = 1e-12
     stddev: float = 0.02
     scan_layers: bool = False
     remat: bool = False
@@ -84,7 +86,7 @@ class Config:
 
     def block_fields(self) -> dict:
         """The fields of a `layers.blocks.EncoderBlock`."""
-        names = "num_heads hidden dropout attention_dropout activation attention epsilon stddev dtype param_dtype"
+        names = "num_heads mlp_width dropout attention_dropout activation attention norm_epsilon stddev dtype param_dtype"
         return {name: getattr(self, name) for name in names.split()} | {"norm": "post", "attention_bias": True}
 
     def numbers(self) -> dict:
@@ -93,7 +95,7 @@ class Config:
 
 
 def longest(config) -> int:
-    """Pieces that a model with learned positions reads at most: rows of the table, but those that are never looked up."""
+    """Tokens that a model with learned positions reads at most: rows of the table, but those that are never looked up."""
     return config.max_length - getattr(config, "position_offset", 0)
 
 
@@ -107,8 +109,8 @@ class Encoder(nn.Module):
     block: Callable[..., nn.Module] | None = None
     pools = True  # whether the architecture itself summarises a row, without a head
 
-    def __call__(self, batch: dict, *, deterministic: bool = True) -> Encoded | Output | Pretraining | Scores:
-        """The output of `config.head`: `Encoded` for "none", `Output`, `Pretraining`, and `Scores` for all others."""
+    def __call__(self, batch: dict, *, deterministic: bool = True) -> HeadOutput:
+        """The output of `config.head`: for "none" an `EncoderOutput`, over tokens their own, else `LabelOutput`."""
         groups = batch["tokens"].shape[:-1]  # (B,) or (B, C)
         batch = batch | {name: batch[name].reshape(-1, batch[name].shape[-1]) for name in STREAM if name in batch}
         hidden = self.encode(batch, deterministic, self.reads(batch))  # [B · C, T or M, D]
@@ -116,21 +118,21 @@ class Encoder(nn.Module):
             case "none":
                 pooled = self.pooled(hidden, deterministic) if self.pools and self.config.pooler else None
                 hidden = hidden.reshape(*groups, *hidden.shape[1:])
-                return Encoded(hidden, None if pooled is None else pooled.reshape(*groups, -1))
+                return EncoderOutput(hidden, None if pooled is None else pooled.reshape(*groups, -1))
             case "masked_lm":
-                return self.pieces(hidden, batch)
+                return self.tokens(hidden, batch)
             case "pretraining":
-                return Pretraining(self.pieces(hidden, batch), self.relation(hidden, deterministic))
+                return PretrainingOutput(self.tokens(hidden, batch), self.relation(hidden, deterministic))
             case "next_sentence":
-                return Scores(self.relation(hidden, deterministic))
+                return LabelOutput(self.relation(hidden, deterministic))
             case "sequence":
-                return Scores(self.sequence(hidden, deterministic))
+                return LabelOutput(self.sequence(hidden, deterministic))
             case "tagging":
-                return Scores(self.classifier(self.classifier_drop(hidden, deterministic=deterministic)))
+                return LabelOutput(self.classifier(self.classifier_drop(hidden, deterministic=deterministic)))
             case "span":
-                return Scores(self.classifier(self.span_drop(hidden, deterministic=deterministic)))
+                return LabelOutput(self.classifier(self.span_drop(hidden, deterministic=deterministic)))
             case "multiple_choice":
-                return Scores(self.sequence(hidden, deterministic).reshape(groups))
+                return LabelOutput(self.sequence(hidden, deterministic).reshape(groups))
 
     def setup_head(self, *, pooler: bool = True, choice: int = 1, tag_dropout: float | None = None) -> None:
         """Makes the parts of the head; to be called in `setup`.
@@ -150,7 +152,7 @@ class Encoder(nn.Module):
             zeros = nn.with_logical_partitioning(nn.initializers.zeros, ("vocab",))
             self.lm_bias = self.param("lm_bias", zeros, (c.vocab_size,), c.param_dtype)
         if c.genome:
-            self.final_norm = LayerNorm(c.epsilon, c.dtype, c.param_dtype)
+            self.final_norm = LayerNorm(c.norm_epsilon, c.dtype, c.param_dtype)
         tagging = head == "tagging" and tag_dropout is not None
         self.classifier_drop = Dropout(tag_dropout if tagging else c.classifier_dropout)
         self.span_drop = Dropout(c.span_dropout)
@@ -184,20 +186,20 @@ class Encoder(nn.Module):
     def predicted(self, batch: dict) -> int:
         """M: how many positions of a row a masked language model predicts; all where the batch does not say which."""
         length = batch["tokens"].shape[-1]
-        return masked.predicted(self.config.masked_share, length) if "weights" in batch else length
+        return masked.predicted(self.config.max_mask_rate, length) if "weights" in batch else length
 
     def table(self) -> jax.Array:
-        """The vectors of pieces [V, D] of the softmax over them."""
+        """The vectors of tokens [V, D] of the softmax over them."""
         raise NotImplementedError
 
     def transform(self, hidden: jax.Array) -> jax.Array:
-        """What comes between hidden states [B, M, D] and the softmax over pieces."""
+        """What comes between hidden states [B, M, D] and the softmax over tokens."""
         return hidden
 
-    def pieces(self, hidden: jax.Array, batch: dict) -> Output:
+    def tokens(self, hidden: jax.Array, batch: dict) -> LanguageModelOutput:
         """The masked language model's output for the masked positions, of the hidden states of all that `reads` names."""
         hidden = hidden[:, -self.predicted(batch) :]  # [B, M, D]
-        return Output(self.transform(hidden), self.table(), self.lm_bias.astype(hidden.dtype))
+        return LanguageModelOutput(self.transform(hidden), self.table(), self.lm_bias.astype(hidden.dtype))
 
     def pooled(self, hidden: jax.Array, deterministic: bool) -> jax.Array:
         """A row's summary, from its first position: hidden [B, T, D] → [B, D]."""

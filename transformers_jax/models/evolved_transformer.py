@@ -64,7 +64,7 @@ class Config:
         return {name: getattr(self, name) for name in f"{names} param_dtype".split()}
 
 
-class Block(nn.Module):
+class EvolvedBlock(nn.Module):
     """What both blocks share: their fields, the layers they are built from, and the residual connection."""
 
     width: int
@@ -105,7 +105,7 @@ class Block(nn.Module):
         return x + widened(self.drop(y, deterministic=deterministic), x.shape[-1])
 
 
-class EncoderBlock(Block):
+class EvolvedEncoderBlock(EvolvedBlock):
     """A gated linear unit, convolutions, self-attention, feed-forward (figure 3, left)."""
 
     def setup(self):
@@ -141,7 +141,7 @@ class EncoderBlock(Block):
         return self.residual(x, self.contract(h), deterministic)
 
 
-class DecoderBlock(Block):
+class EvolvedDecoderBlock(EvolvedBlock):
     """Self-attention beside attention to the source, convolutions, both attentions again, feed-forward (figure 3, right).
 
     `start` and `step` decode with a cache.
@@ -238,6 +238,6 @@ class Model(transformer.Model):
 
     def __post_init__(self):
         fields = self.config.block_fields()
-        self.encoder_block = self.encoder_block or functools.partial(EncoderBlock, **fields)
-        self.decoder_block = self.decoder_block or functools.partial(DecoderBlock, **fields)
+        self.encoder_block = self.encoder_block or functools.partial(EvolvedEncoderBlock, **fields)
+        self.decoder_block = self.decoder_block or functools.partial(EvolvedDecoderBlock, **fields)
         super().__post_init__()

@@ -30,7 +30,7 @@ class Config(encoder.Config):
 
     norm: "post" or "pre".
     languages: rows of the table of languages, that are added where a batch has `languages` [B, T]; 1 for no such table.
-    token_types_as_pieces: token types are numbers of pieces, whose vectors are added. The paper has none of this, but it is
+    token_types_as_tokens: token types are numbers of tokens, whose vectors are added. The paper has none of this, but it is
       what `transformers` does with token types. Its tokenizer gave them before version 5: weights that were finetuned so
       want the key in their config.json.
     classifier_dropout: before the labels of whole rows; before tags stands `dropout`.
@@ -40,7 +40,7 @@ class Config(encoder.Config):
     token_types: int = 0
     norm: str = "post"
     languages: int = 1
-    token_types_as_pieces: bool = False
+    token_types_as_tokens: bool = False
 
     def __post_init__(self):
         super().__post_init__()
@@ -55,7 +55,7 @@ class Model(encoder.Encoder):
 
     def setup(self):
         c = self.config
-        self.embeddings = Embeddings(c.vocab_size, c.width, c.max_length, 0, 0, c.dropout, c.epsilon, **c.numbers())
+        self.embeddings = Embeddings(c.vocab_size, c.width, c.max_length, 0, 0, c.dropout, c.norm_epsilon, **c.numbers())
         if c.languages > 1:
             init = nn.with_logical_partitioning(nn.initializers.normal(c.stddev), (None, "embed"))
             self.language = self.param("language", init, (c.languages, c.width), c.param_dtype)
@@ -79,7 +79,7 @@ class Model(encoder.Encoder):
         c, more = self.config, []
         if c.languages > 1 and "languages" in batch:
             more.append(lookup(self.language, batch["languages"], c.dtype))
-        if c.token_types_as_pieces and "token_types" in batch:
+        if c.token_types_as_tokens and "token_types" in batch:
             more.append(lookup(self.embeddings.table(), batch["token_types"], c.dtype))
         return sum(more) if more else None
 
@@ -105,7 +105,7 @@ _FIELDS = {
     "dropout": "dropout",
     "attention_dropout": "attention_dropout",
     "summary_first_dropout": "classifier_dropout",
-    "layer_norm_eps": "epsilon",
+    "layer_norm_eps": "norm_epsilon",
     "init_std": "stddev",
 }
 _FIXED = {
@@ -135,7 +135,7 @@ _BODY = (
     *norm("layer_norm2.{i}", _OURS + "feed_norm"),
     POSITION_IDS,
 )
-_PIECES = (Row("pred_layer.proj.bias", "lm_bias"), Tie("pred_layer.proj.weight", "transformer.embeddings.weight"))
+_TOKENS = (Row("pred_layer.proj.bias", "lm_bias"), Tie("pred_layer.proj.weight", "transformer.embeddings.weight"))
 _SUMMARY = linear("sequence_summary.summary", "classifier")
 
 NAMES = (
@@ -145,7 +145,7 @@ NAMES = (
         body=_BODY,
         heads={
             "none": Head("FlaubertModel"),
-            "masked_lm": Head("FlaubertWithLMHeadModel", _PIECES),
+            "masked_lm": Head("FlaubertWithLMHeadModel", _TOKENS),
             "sequence": Head("FlaubertForSequenceClassification", _SUMMARY),
             "tagging": Head("FlaubertForTokenClassification", linear("classifier", "classifier")),
             "span": Head("FlaubertForQuestionAnsweringSimple", linear("qa_outputs", "classifier")),
@@ -166,11 +166,11 @@ def from_hf(config: dict) -> dict:
             raise UserError(f"config.json: {key} is {config[key]!r}; of FlauBERT's variants only {value!r} is supported")
     fields = renamed({"vocab_size": config.get("n_words"), **config}, _FIELDS, Config)
     return fields | {
-        "hidden": 4 * fields["width"],
+        "mlp_width": 4 * fields["width"],
         "activation": "gelu" if config.get("gelu_activation", True) else "relu",
         "norm": "pre" if config.get("pre_norm", False) else "post",
         "languages": config.get("n_langs", 1) if config.get("use_lang_emb", True) else 1,
-        "token_types_as_pieces": config.get("token_types_as_pieces", False),
+        "token_types_as_tokens": config.get("token_types_as_tokens", False),
     }
 
 
@@ -180,8 +180,8 @@ def to_hf(config: Config) -> dict:
     Raises:
       UserError: a feed-forward or activation that FlauBERT's files cannot say.
     """
-    if config.hidden != 4 * config.width:
-        raise UserError(f"config.model.hidden is {config.hidden}: FlauBERT's files know only 4 · width, {4 * config.width}")
+    if config.mlp_width != 4 * config.width:
+        raise UserError(f"config.model.mlp_width is {config.mlp_width}: FlauBERT's files know only {4 * config.width}")
     if config.activation not in ("gelu", "relu"):
         raise UserError(f"config.model.activation is {config.activation!r}: FlauBERT's files know only gelu and relu")
     return {hf: getattr(config, ours) for hf, ours in _FIELDS.items()} | _FIXED | {
@@ -190,5 +190,5 @@ def to_hf(config: Config) -> dict:
         "pre_norm": config.norm == "pre",
         "n_langs": config.languages,
         "use_lang_emb": True,
-        **({"token_types_as_pieces": True} if config.token_types_as_pieces else {}),
+        **({"token_types_as_tokens": True} if config.token_types_as_tokens else {}),
     }  # fmt: skip

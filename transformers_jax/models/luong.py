@@ -8,9 +8,9 @@ At each target position the top decoder state h looks for source states s to att
 
     a = softmax over s of score(h, s)     score: dot h·s, general h·(W s), concat v·tanh(W_q h + W_k s)
     c = sum of a s
-    h~ = tanh(W_c [c; h])                 the attentional vector, from which the next piece is predicted
+    h~ = tanh(W_c [c; h])                 the attentional vector, from which the next token is predicted
 
-With input feeding (section 3.3) the next position reads h~ beside its piece, so that it knows what was attended to
+With input feeding (section 3.3) the next position reads h~ beside its token, so that it knows what was attended to
 before; attention then waits for the recurrence, position by position. Without it, attention is one product over all
 positions.
 
@@ -41,7 +41,7 @@ from transformers_jax.layers.recurrent import (
     time_first,
     zero_state,
 )
-from transformers_jax.outputs import Output
+from transformers_jax.outputs import LanguageModelOutput
 
 SCORES = ("dot", "general", "concat")
 
@@ -61,7 +61,7 @@ class Config:
 
     vocab_size: int
     width: int = 1000
-    hidden: int = 0
+    lstm_width: int = 0
     encoder_layers: int = 4
     decoder_layers: int = 4
     bidirectional: bool = False
@@ -109,7 +109,7 @@ class Model(nn.Module):
         Raises:
           UserError: an unknown score, no layers, or an odd hidden width to be read both ways.
         """
-        c, hidden = self.config, self.config.hidden or self.config.width
+        c, hidden = self.config, self.config.lstm_width or self.config.width
         if c.score not in SCORES:
             raise UserError(f"config.model.score is {c.score!r}; it is one of {', '.join(SCORES)}")
         if min(c.encoder_layers, c.decoder_layers) < 1:
@@ -122,7 +122,7 @@ class Model(nn.Module):
         init = nn.with_logical_partitioning(nn.initializers.xavier_uniform(), axes)
         return self.param(name, init, shape, self.config.param_dtype).astype(self.config.dtype)
 
-    def __call__(self, batch: dict, *, deterministic: bool = True) -> Output:
+    def __call__(self, batch: dict, *, deterministic: bool = True) -> LanguageModelOutput:
         """Attentional vectors of every target position, given the source and the target so far."""
         source = batch["source"]  # [B, S]
         source_positions = batch["source_positions"]  # [B, S]
@@ -141,7 +141,7 @@ class Model(nn.Module):
         hidden, weights = decode(x, reset, initial, memory, seen, deterministic)  # [B, T, D], [B, T, S]
         if self.is_mutable_collection("intermediates") and not self.is_initializing():
             self.sow("intermediates", "weights", weights[:, None])  # [B, 1, T, S]
-        return Output(hidden, self.output_table())
+        return LanguageModelOutput(hidden, self.output_table())
 
     def encode(
         self, source, positions, segments, queries, *, deterministic: bool = True
@@ -219,7 +219,7 @@ class Model(nn.Module):
         self.put_variable("cache", "seen", segments > 0)  # [B, S]
 
     def step(self, tokens: jax.Array) -> jax.Array:
-        """Reads the next target piece of each row, [B], and returns the logits of the one after it, [B, V] float32."""
+        """Reads the next target token of each row, [B], and returns the logits of the one after it, [B, V] float32."""
         memory, keys, seen = (self.get_variable("cache", name) for name in ("memory", "keys", "seen"))
         if memory is None:
             raise ValueError("step() without a cache: call start() first")
@@ -237,7 +237,7 @@ class Model(nn.Module):
         return jnp.einsum("bd,vd->bv", hidden, self.output_table(), preferred_element_type=jnp.float32)
 
     def gates(self, x: jax.Array) -> jax.Array:
-        """What pieces x [..., D] add to the first decoder layer's gates, [..., 4F] float32."""
+        """What tokens x [..., D] add to the first decoder layer's gates, [..., 4F] float32."""
         kernel, _, bias = self.decoder[0].matrices()
         return jnp.einsum("...d,df->...f", x, kernel, preferred_element_type=jnp.float32) + bias
 
@@ -288,7 +288,7 @@ def advance(multiply, shared: dict, states: list[State], fed, gates, seen, keep,
       shared: see `Model.shared`.
       states: (h, c) [B, F] of each layer.
       fed: h~ of the position before, [B, D]; None without input feeding.
-      gates: what the piece adds to the first layer's gates, [B, 4F].
+      gates: what the token adds to the first layer's gates, [B, 4F].
       seen: bool [B, S], source positions that may be attended to.
       keep: for each layer which elements of its output survive dropout; None for all.
       rate: probability of being dropped.

@@ -20,7 +20,7 @@ from transformers_jax.layers.embeddings import embed, embedding_table
 from transformers_jax.layers.masks import Mask
 from transformers_jax.layers.norms import LayerNorm
 from transformers_jax.layers.positions import LearnedPositions, sinusoidal_at
-from transformers_jax.outputs import Output
+from transformers_jax.outputs import LanguageModelOutput
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Config:
     vocab_size: int
     width: int = 512
     num_heads: int = 8
-    hidden: int = 2048
+    mlp_width: int = 2048
     encoder_layers: int = 6
     decoder_layers: int = 6
     dropout: float = 0.1
@@ -62,7 +62,7 @@ class Config:
 
     def block_fields(self) -> dict:
         """The fields that blocks take, by the same names."""
-        names = "num_heads hidden dropout attention_dropout hidden_dropout norm activation attention_bias"
+        names = "num_heads mlp_width dropout attention_dropout hidden_dropout norm activation attention_bias"
         names += " relative_distance attention dtype param_dtype"
         return {name: getattr(self, name) for name in names.split()}
 
@@ -97,7 +97,7 @@ class Model(nn.Module):
             self.decoder_norm = LayerNorm(dtype=c.dtype, param_dtype=c.param_dtype)
         self.drop = Dropout(c.dropout)
 
-    def __call__(self, batch: dict, *, deterministic: bool = True) -> Output:
+    def __call__(self, batch: dict, *, deterministic: bool = True) -> LanguageModelOutput:
         """Hidden states of every target position, given the source and the target so far."""
         source = batch["source"]  # [B, S]
         source_positions = batch["source_positions"]  # [B, S]
@@ -112,7 +112,7 @@ class Model(nn.Module):
         self_mask = Mask(target_segments, target_segments, causal=True)
         cross_mask = Mask(target_segments, source_segments, causal=False)
         x = self.decoder(x, encoded, self_mask, cross_mask, deterministic)  # [B, T, D]
-        return Output(self.finish_decoder(x), self.output_table())
+        return LanguageModelOutput(self.finish_decoder(x), self.output_table())
 
     def encode(self, source, source_positions, source_segments, *, deterministic: bool = True) -> jax.Array:
         """source, its positions and segments [B, S] → [B, S, D]."""
@@ -129,7 +129,7 @@ class Model(nn.Module):
         self.put_variable("cache", "index", jnp.zeros((), jnp.int32))
 
     def step(self, tokens: jax.Array) -> jax.Array:
-        """Reads the next target piece of each row, [B], and returns the logits of the one after it, [B, V] float32."""
+        """Reads the next target token of each row, [B], and returns the logits of the one after it, [B, V] float32."""
         index = self.get_variable("cache", "index")
         source_segments = self.get_variable("cache", "source_segments")  # [B, S]
         positions = jnp.broadcast_to(index, (tokens.shape[0], 1))

@@ -17,18 +17,18 @@ class Attention(NamedTuple):
     """What one picture shows.
 
     weights: [N, T, S].
-    target_tokens: T labels: the pieces that were predicted while attending so.
-    source_tokens: S labels: the pieces attended to.
+    target_tokens: T labels: the tokens that were predicted while attending so.
+    source_tokens: S labels: the tokens attended to.
     title: where the weights come from.
-    down, across: what the two kinds of pieces are.
+    down, across: what the two kinds of tokens are.
     """
 
     weights: np.ndarray
     target_tokens: list[str]
     source_tokens: list[str]
     title: str = "Attention"
-    down: str = "target pieces, predicted"
-    across: str = "source pieces, attended to"
+    down: str = "target tokens, predicted"
+    across: str = "source tokens, attended to"
 
 
 def attention_weights(model, params, batch, model_state=None) -> dict[str, np.ndarray]:
@@ -100,8 +100,8 @@ def attention_of(
     Args:
       model, params, model_state: as in `attention_weights`.
       batch: its first row begins with the pair.
-      source_tokens: the pieces of the source, as many as are to be shown.
-      target_tokens: the pieces predicted, one for each target position.
+      source_tokens: the tokens of the source, as many as are to be shown.
+      target_tokens: the tokens predicted, one for each target position.
       layer: which of the layers that attend from target to source; the last if not given.
 
     Raises:

@@ -8,7 +8,7 @@ one comes from a lane beside the boxes, one for each such state and side, the sh
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from transformers_jax.genomes.genome import Block, Branch, unused_states
+from transformers_jax.genomes.genome import Branch, GenomeBlock, unused_states
 
 BOX_WIDTH, LAYER_HEIGHT, SLIM_HEIGHT = 1.86, 0.27, 0.19
 """Boxes of layers; those of norms and activations are slimmer."""
@@ -42,7 +42,7 @@ class Line(NamedTuple):
     arrow: bool = True
 
 
-class Layout(NamedTuple):
+class CellLayout(NamedTuple):
     """A cell's picture. Its input enters at (0, 0) and its output leaves at (0, top).
 
     combiners: (centre, sign).  states: (point, number).  joins: where a line parts from a lane.
@@ -63,17 +63,17 @@ def has_boxes(branch: Branch) -> bool:
     return branch.live and not branch.plain_identity
 
 
-def live(block: Block) -> list[tuple[int, Branch]]:
+def live(block: GenomeBlock) -> list[tuple[int, Branch]]:
     """(side, branch) of the branches that are not dead; -1 is left, 1 is right."""
     return [(side, branch) for side, branch in ((-1, block.left), (1, block.right)) if branch.live]
 
 
-def beside(block: Block) -> bool:
+def beside(block: GenomeBlock) -> bool:
     """Whether both branches of a block have boxes, which then stand beside each other."""
     return has_boxes(block.left) and has_boxes(block.right)
 
 
-def reach(block: Block) -> float:
+def reach(block: GenomeBlock) -> float:
     """From the trunk to the outer edge of a block's boxes."""
     return BOX_WIDTH / 2 + (COLUMN if beside(block) else 0.0)
 
@@ -88,7 +88,7 @@ class Planner:
       closing: boxes that follow the last block.
     """
 
-    def __init__(self, blocks: Sequence[Block], texts: Mapping[tuple[int, int], Sequence[Part]], signs: Mapping[str, str],
+    def __init__(self, blocks: Sequence[GenomeBlock], texts: Mapping[tuple[int, int], Sequence[Part]], signs: Mapping[str, str],
                  closing: Sequence[Part] = ()):  # fmt: skip
         self.blocks, self.texts, self.signs, self.closing = blocks, texts, signs, closing
         self.boxes, self.lines, self.combiners, self.joins = [], [], [], []
@@ -133,7 +133,7 @@ class Planner:
             taken.append((side, at, low, high))
             self.lane[side, state] = side * at
 
-    def layout(self) -> Layout:
+    def layout(self) -> CellLayout:
         """The plan."""
         for k in range(1, len(self.blocks) + 1):
             self._block(k)
@@ -141,7 +141,7 @@ class Planner:
         least = max(reach(block) for block in self.blocks) + BYPASS
         left, right = (max([least, *(s * x for x in self.lane.values())]) for s in (-1, 1))
         states = [((0.0, y), number) for number, y in enumerate(self.state)]
-        return Layout(self.boxes, self.lines, self.combiners, states, self.joins, left, right, top)
+        return CellLayout(self.boxes, self.lines, self.combiners, states, self.joins, left, right, top)
 
     def _from(self, k: int, side: int, branch, row: float) -> list[Point]:
         """Points from a branch's source to (…, row), where it turns to its first box or its combiner."""

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from transformers_jax.genomes.branch import kind
 from transformers_jax.genomes.cell import widths
-from transformers_jax.genomes.genome import EVOLVED_TRANSFORMER, Block, Branch, Genome, fields, load, replace
-from transformers_jax.reporting.cell_layout import RADIUS, Layout, Line, Part, Planner, Point
+from transformers_jax.genomes.genome import EVOLVED_TRANSFORMER, Branch, Genome, GenomeBlock, fields, load, replace
+from transformers_jax.reporting.cell_layout import RADIUS, CellLayout, Line, Part, Planner, Point
 from transformers_jax.reporting.style import GREY, INK, figure
 
 KINDS = {
@@ -76,14 +76,14 @@ def draw_cell(genome: Genome, path: Path, *, width: int = 0, unit: int = 0, titl
         draw_stack(axes, encoder, at, genome.encoder_cells, ("Encoder", "source", "encoder output", "encoder"))
         bridge = at
         at += encoder.right + between + decoder.left
-        draw_stack(axes, decoder, at, genome.decoder_cells, ("Decoder", "target so far", "next piece", ""))
+        draw_stack(axes, decoder, at, genome.decoder_cells, ("Decoder", "target so far", "next token", ""))
         draw_bridge(axes, encoder, bridge, decoder.top, at - decoder.left - AROUND)
         draw_legend(axes, shown, columns, legend)
         if title:
             axes.text(MARGIN, top + head - 0.1, title, fontsize=11, fontweight="bold", va="center")
 
 
-def plan(blocks: Sequence[Block], width: int = 0, unit: int = 0) -> Layout:
+def plan(blocks: Sequence[GenomeBlock], width: int = 0, unit: int = 0) -> CellLayout:
     """Where the parts of one cell stand; the arguments are those of `draw_cell`."""
     scale = "" if width else "s"
     width = width or 2 * (unit or 1)
@@ -121,7 +121,7 @@ def layer_name(layer: str) -> tuple[str, str]:
     }[name]
 
 
-def draw_stack(axes, cell: Layout, x: float, cells: int, names: tuple[str, str, str, str]) -> None:
+def draw_stack(axes, cell: CellLayout, x: float, cells: int, names: tuple[str, str, str, str]) -> None:
     """One cell on its card at x, with what goes in and out.
 
     Args:
@@ -144,7 +144,7 @@ def draw_stack(axes, cell: Layout, x: float, cells: int, names: tuple[str, str, 
     draw_parts(axes, cell, x)
 
 
-def draw_parts(axes, cell: Layout, x: float) -> None:
+def draw_parts(axes, cell: CellLayout, x: float) -> None:
     """What is on the card: lines, then what covers them."""
     from matplotlib.patches import Circle
 
@@ -197,7 +197,7 @@ def _towards(corner: Point, other: Point, radius: float = 0.06) -> Point:
     return corner[0] + share * (other[0] - corner[0]), corner[1] + share * (other[1] - corner[1])
 
 
-def draw_bridge(axes, encoder: Layout, x: float, decoder_top: float, edge: float) -> None:
+def draw_bridge(axes, encoder: CellLayout, x: float, decoder_top: float, edge: float) -> None:
     """The arrow from the encoder's output, above x, to the decoder's card, whose left edge is at `edge`."""
     start, y = x + CHIP[0] / 2, encoder.top + AROUND + BELOW - CHIP[1] / 2 - 0.08
     low, turn = min(y, decoder_top), edge - 0.2

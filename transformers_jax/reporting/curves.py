@@ -27,8 +27,8 @@ class Plot(NamedTuple):
 
 
 PLOTS = (
-    Plot("loss", "Loss", "cross entropy (nats per piece)", best="min"),
-    Plot("perplexity", "Perplexity", "perplexity per piece (log scale)", log=True, best="min"),
+    Plot("loss", "Loss", "cross entropy (nats per token)", best="min"),
+    Plot("perplexity", "Perplexity", "perplexity per token (log scale)", log=True, best="min"),
     Plot("accuracy", "Accuracy", "share predicted", best="max"),
     Plot("next_accuracy", "Sentence pairs", "share of pairs told apart", best="max"),
     Plot("bleu", "BLEU", "BLEU (0–100)", best="max"),
@@ -37,7 +37,7 @@ PLOTS = (
     Plot("matthews", "Matthews", "Matthews correlation", best="max"),
     Plot("spearman", "Spearman", "rank correlation", best="max"),
     Plot("learning_rate", "Learning rate", "learning rate", noisy=False),
-    Plot("tokens_per_second", "Speed", "target pieces per second"),
+    Plot("tokens_per_second", "Speed", "target tokens per second"),
 )
 
 

@@ -14,11 +14,11 @@ from transformers_jax.reporting.attention import Attention
 from transformers_jax.reporting.style import COLOURS, GREY, figure
 
 LONGEST_LABEL = 14
-"""Characters of a piece that are shown."""
+"""Characters of a token that are shown."""
 
 
 def draw_attention(attention: Attention, path: Path) -> None:
-    """One panel a head, target pieces downwards, source pieces to the right; all panels share one scale.
+    """One panel a head, target tokens downwards, source tokens to the right; all panels share one scale.
 
     Panels grow with the sentences up to a limit; beyond it, labels that would overlap are left out at equal steps.
 
@@ -49,8 +49,8 @@ def draw_attention(attention: Attention, path: Path) -> None:
             axes.grid(False)
             if heads > 1:
                 axes.set_title(f"head {number + 1}", fontsize=9, fontweight="normal", pad=4)
-            label_pieces(axes.xaxis, attention.source_tokens, panel_width, number + wide >= heads, rotation=90)
-            label_pieces(axes.yaxis, attention.target_tokens, panel_height, number % wide == 0)
+            label_tokens(axes.xaxis, attention.source_tokens, panel_width, number + wide >= heads, rotation=90)
+            label_tokens(axes.yaxis, attention.target_tokens, panel_height, number % wide == 0)
         drawn.suptitle(attention.title, fontsize=11, fontweight="bold", x=0.01, ha="left")
         drawn.supxlabel(attention.across, fontsize=9, color=GREY)
         drawn.supylabel(attention.down, fontsize=9, color=GREY)
@@ -64,8 +64,8 @@ def panels_beside(heads: int, columns: int) -> int:
     return next((n for n in range(most, most // 2, -1) if heads % n == 0), most)
 
 
-def label_pieces(axis, tokens: list[str], inches: float, shown: bool, rotation: float = 0) -> None:
-    """Writes pieces along an axis as large as fits, at least 5 points; where they do not fit, every second, third, …"""
+def label_tokens(axis, tokens: list[str], inches: float, shown: bool, rotation: float = 0) -> None:
+    """Writes tokens along an axis as large as fits, at least 5 points; where they do not fit, every second, third, …"""
     room = inches * 72 / max(len(tokens), 1)  # points for one label
     every = max(1, math.ceil(5.5 / room))
     at = list(range(0, len(tokens), every))
@@ -73,11 +73,11 @@ def label_pieces(axis, tokens: list[str], inches: float, shown: bool, rotation: 
     axis.set_tick_params(labelsize=min(8.0, max(5.0, room * every * 0.85)), length=0 if every == 1 else 2)
 
 
-def shorten(piece: str) -> str:
+def shorten(token: str) -> str:
     """At most LONGEST_LABEL characters, none of which breaks the line; the font has no JOIN."""
-    piece = piece.replace(words.JOIN, "▪")
-    piece = piece.encode("unicode_escape").decode() if not piece.isprintable() else piece
-    return piece if len(piece) <= LONGEST_LABEL else piece[: LONGEST_LABEL - 1] + "…"
+    token = token.replace(words.JOIN, "▪")
+    token = token.encode("unicode_escape").decode() if not token.isprintable() else token
+    return token if len(token) <= LONGEST_LABEL else token[: LONGEST_LABEL - 1] + "…"
 
 
 def shift_matrix(shift: int, width: int, style: str = "interleaved") -> np.ndarray:

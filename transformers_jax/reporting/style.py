@@ -32,7 +32,7 @@ _SETTINGS = {
     "xtick.labelcolor": INK,
     "ytick.labelcolor": INK,
     "text.color": INK,
-    "text.parse_math": False,  # a dollar sign in a piece is a dollar sign
+    "text.parse_math": False,  # a dollar sign in a token is a dollar sign
     "legend.frameon": False,
     "figure.constrained_layout.use": True,
 }
@@ -55,7 +55,7 @@ def figure(path: Path, width: float, height: float):
     installed = {font.name for font in fontManager.ttflist}
     fonts = {"font.family": ["DejaVu Sans", *(name for name in FONTS if name in installed)]}
     with matplotlib.rc_context(_SETTINGS | fonts), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph .* missing")  # a piece in a script the font lacks: a box
+        warnings.filterwarnings("ignore", message="Glyph .* missing")  # a token in a script the font lacks: a box
         drawn = Figure(figsize=(width, height), dpi=DOTS_PER_INCH)
         FigureCanvasAgg(drawn)
         yield drawn

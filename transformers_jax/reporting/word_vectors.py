@@ -65,8 +65,8 @@ def attention_example(run, *, layer: int = -1) -> Attention:
     fields = run.tokenizer.encode_pair(text)
     batch = _row(np.asarray(fields.ids, np.int32))
     model = run.trained()
-    pieces = [run.tokenizer.piece(i) for i in fields.ids]
-    return heads_of(Body(run.model), model["params"], batch, pieces, layer=layer, model_state=model["model_state"])
+    tokens = [run.tokenizer.token(i) for i in fields.ids]
+    return heads_of(Body(run.model), model["params"], batch, tokens, layer=layer, model_state=model["model_state"])
 
 
 def word_example(run, word: str = "", texts: Sequence[str] | None = None) -> WordVectors:
@@ -118,13 +118,13 @@ def _row(ids: np.ndarray) -> dict:
     return batch
 
 
-def heads_of(model, params, batch: dict, pieces: list[str], *, layer: int = -1, model_state=None) -> Attention:
+def heads_of(model, params, batch: dict, tokens: list[str], *, layer: int = -1, model_state=None) -> Attention:
     """The weights of all heads of one layer over a sentence.
 
     Args:
       model, params, model_state: as in `attention_weights`.
       batch: its first row begins with the sentence.
-      pieces: of the sentence, with its beginning and end.
+      tokens: of the sentence, with its beginning and end.
       layer: which one; the last if not given.
 
     Raises:
@@ -134,9 +134,9 @@ def heads_of(model, params, batch: dict, pieces: list[str], *, layer: int = -1, 
     names = list(weights)
     if not -len(names) <= layer < len(names):
         raise UserError(f"there is no layer {layer}; there are {len(names)}")
-    square = weights[names[layer]][0, :, : len(pieces), : len(pieces)]  # [N, T, T]
+    square = weights[names[layer]][0, :, : len(tokens), : len(tokens)]  # [N, T, T]
     title = f"Attention within a sentence, layer {layer % len(names) + 1} of {len(names)}"
-    return Attention(square, pieces, pieces, title, down="pieces that attend", across="pieces attended to")
+    return Attention(square, tokens, tokens, title, down="tokens that attend", across="tokens attended to")
 
 
 def occurrences(word: str, texts: Sequence[str], most: int = MOST) -> tuple[list[str], list[tuple[int, int]]]:
@@ -165,11 +165,11 @@ def telling_word(texts: Sequence[str]) -> str:
 
 
 def word_vectors(word: str, texts: Sequence[str], states: Callable[[list[str]], tuple[list[np.ndarray], list]]) -> WordVectors:
-    """The contextual vectors of a word: the means of its pieces' last hidden states.
+    """The contextual vectors of a word: the means of its tokens' last hidden states.
 
     Args:
       texts: to be searched for the word.
-      states: texts → for each, hidden states [T, D] and the places (start, end) of its T pieces in characters.
+      states: texts → for each, hidden states [T, D] and the places (start, end) of its T tokens in characters.
 
     Raises:
       UserError: too few texts have the word.

@@ -11,7 +11,7 @@ from transformers_jax.errors import UserError
 from transformers_jax.interchange import huggingface
 from transformers_jax.runs import initialise
 
-OWN = ("dtype", "param_dtype", "scan_layers", "remat", "attention", "masked_share", "pooler")
+OWN = ("dtype", "param_dtype", "scan_layers", "remat", "attention", "max_mask_rate", "pooler")
 """Keys of config.model that the run itself decides: how the model is computed."""
 
 DROPOUTS = ("dropout", "attention_dropout", "classifier_dropout", "span_dropout")

@@ -42,7 +42,7 @@ def lengths(config: ConfigDict, task, model) -> None:
             places = encoder.longest(fields)
             if longest[key] > places:
                 raise UserError(
-                    f"config.{key} lets examples of {longest[key]} pieces through, and the model has {places} learned "
+                    f"config.{key} lets examples of {longest[key]} tokens through, and the model has {places} learned "
                     f"positions (config.model.max_length): give at most {places}, or take a model with more"
                 )
 
@@ -55,10 +55,10 @@ def shares(task, model) -> None:
     """
     masking = getattr(getattr(task, "task", task), "masking", None)  # a distillation has a task inside
     for fields in _configs(model):
-        if masking and hasattr(fields, "masked_share") and masking.share > fields.masked_share:
+        if masking and hasattr(fields, "max_mask_rate") and masking.mask_rate > fields.max_mask_rate:
             raise UserError(
-                f"config.task.share={masking.share} masks more than config.model.masked_share={fields.masked_share}, the "
-                "share of a row that the model predicts at most: raise the latter above the former"
+                f"config.task.mask_rate={masking.mask_rate} masks more than config.model.max_mask_rate={fields.max_mask_rate}, "
+                "the share of a row that the model predicts at most: raise the latter above the former"
             )
 
 

@@ -103,8 +103,8 @@ def attention_example(experiment: Experiment):
     t, streams = experiment.tokenizer, experiment.task.streams
     fields = experiment.task.encode({"source": chosen["source"], "target": chosen["translation"]})
     example = tuple(np.array([fields[name] for name in names], np.int32) for names in streams.values())
-    shape = assembly.Shape(1, tuple(part.shape[1] for part in example))
+    shape = assembly.BatchShape(1, tuple(part.shape[1] for part in example))
     batch = assembly.assemble([[example]], streams=streams, shape=shape)
     model = experiment.trained()
-    pieces = [[t.piece(i) for i in fields[name]] for name in ("source", "targets")]
-    return attention_of(experiment.model, model["params"], batch, *pieces, model_state=model["model_state"])
+    tokens = [[t.token(i) for i in fields[name]] for name in ("source", "targets")]
+    return attention_of(experiment.model, model["params"], batch, *tokens, model_state=model["model_state"])

@@ -31,7 +31,7 @@ from transformers_jax.runs.experiment import Experiment
 from transformers_jax.search import hurdles as hurdling
 from transformers_jax.search import summary, workers
 from transformers_jax.search.band import fit_unit
-from transformers_jax.search.evolution import Evolution, Options
+from transformers_jax.search.evolution import Evolution, EvolutionOptions
 from transformers_jax.search.finals import Finals
 from transformers_jax.search.fitness import SETTINGS, Trainer
 from transformers_jax.search.job import Job, Result
@@ -79,22 +79,22 @@ def search(config, workdir, *, workers_wanted: int = -1, ray_address: str = "", 
         return summary.of(config, population, [evolution.options.method for evolution in searches])
 
 
-def options_of(config) -> list[Options]:
+def options_of(config) -> list[EvolutionOptions]:
     """The searches that config.search asks for: its method, then its controls.
 
     Raises:
       UserError: a value out of range, a method that there is not, or one that is there twice.
     """
-    keys = {field.name for field in dataclasses.fields(Options)} - {"method"}
+    keys = {field.name for field in dataclasses.fields(EvolutionOptions)} - {"method"}
     given = {name: config.search[name] for name in keys}
     given["steps"] = tuple(given["steps"])
     methods = [config.search.method, *config.search.controls]
     if len(set(methods)) < len(methods):
         raise UserError(f"config.search.controls names a method twice: {', '.join(methods)}")
-    found = [Options(method=methods[0], **given)]
+    found = [EvolutionOptions(method=methods[0], **given)]
     for name in methods[1:]:
         try:
-            found.append(Options(method=name, **given))
+            found.append(EvolutionOptions(method=name, **given))
         except UserError as error:
             raise UserError(str(error).replace("config.search.method", "config.search.controls", 1)) from error
     return found

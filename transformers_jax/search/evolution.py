@@ -36,7 +36,7 @@ Fits = Callable[[Genome], tuple[int, int] | None]
 
 
 @dataclasses.dataclass(frozen=True)
-class Options:
+class EvolutionOptions:
     """What a search is; keys of config.search by the same names.
 
     method: one of METHODS.  seed_genome: a genome's name, text or JSON file, or "random".
@@ -121,7 +121,7 @@ class Evolution:
       UserError: the seed genome is none, or the band does not fit it.
     """
 
-    def __init__(self, options: Options, seed: int, fits: Fits):
+    def __init__(self, options: EvolutionOptions, seed: int, fits: Fits):
         self.options, self.seed, self.fits = options, seed, fits
         self.members: list[Member] = []
         self.hurdles: list[float] = []

@@ -14,7 +14,7 @@ from transformers_jax.batch import Streams
 from transformers_jax.data.text.pairs import truncated
 from transformers_jax.errors import UserError
 from transformers_jax.layers.losses import label_sums
-from transformers_jax.outputs import Pretraining
+from transformers_jax.outputs import PretrainingOutput
 from transformers_jax.tasks.masked_lm import cross_entropy_of_masked
 from transformers_jax.tasks.parts.masking import Masking
 from transformers_jax.tasks.parts.scoring import LossOnly
@@ -26,13 +26,13 @@ class Task(LossOnly):
     """Pretraining of examples {"text": sentence}, one behind the other.
 
     Args:
-      tokenizer: turns text into pieces; must have a mask piece.
+      tokenizer: turns text into tokens; must have a mask token.
       relation: "next_sentence" (label 0: the second text goes on where the first ends; 1: it is from elsewhere) or
         "sentence_order" (0: as they stand; 1: exchanged). Both are evenly frequent, but that behind a document's last
         sentence there is only something from elsewhere.
       masking: "static" masks a pair once and for all, "dynamic" anew each time it is trained on.
-      share, whole_words: see `masking.Masking`.
-      max_length: pieces of a pair with what surrounds them; pairs are filled up to it.
+      mask_rate, whole_words: see `masking.Masking`.
+      max_length: tokens of a pair with what surrounds them; pairs are filled up to it.
       short: so many pairs are filled to a random length only, as in BERT.
       duplicates: pairs that begin with the same sentence.
     """
@@ -42,19 +42,19 @@ class Task(LossOnly):
     augment = None
 
     def __init__(
-        self, tokenizer, *, relation: str = "next_sentence", masking: str = "static", share: float = 0.15,
+        self, tokenizer, *, relation: str = "next_sentence", masking: str = "static", mask_rate: float = 0.15,
         whole_words: bool = False, max_length: int = 128, short: float = 0.1, duplicates: int = 1,
     ):  # fmt: skip
         if relation not in RELATIONS:
             raise UserError(f"config.task.relation={relation!r} is not one of {', '.join(RELATIONS)}")
         if masking not in ("dynamic", "static"):
             raise UserError(f"config.task.masking={masking!r} is not one of dynamic, static")
-        self.tokenizer, self.relation, self.share = tokenizer, relation, share
+        self.tokenizer, self.relation, self.mask_rate = tokenizer, relation, mask_rate
         self.room = max_length - tokenizer.surrounding(pair=True)
         if self.room < 2:
             raise UserError(f"config.task.max_length={max_length} has no room for two texts")
         self.short, self.duplicates = short, duplicates
-        self.masking = Masking(tokenizer, share=share, whole_words=whole_words)
+        self.masking = Masking(tokenizer, mask_rate=mask_rate, whole_words=whole_words)
         if masking == "dynamic":
             self.augment = self.masking.anew
 
@@ -71,7 +71,7 @@ class Task(LossOnly):
         rng = np.random.default_rng([7, example["number"]])
         room = self.room if rng.random() >= self.short else int(rng.integers(2, self.room + 1))
         first, second, label = self._pair(example, room, rng)
-        # Both halves keep a piece: the room is two at least.
+        # Both halves keep a token: the room is two at least.
         joined = self.tokenizer.joined([i for i, _ in first], [i for i, _ in second])
         words = np.full(len(joined.ids), -1)
         for start, text in zip(joined.starts, (first, second), strict=True):
@@ -80,11 +80,11 @@ class Task(LossOnly):
         return {"token_types": np.asarray(joined.types, np.int32), "words": words, "label": label} | masked
 
     def _pair(self, example: dict, room: int, rng: np.random.Generator):
-        """Two texts, [(piece, word)] each, of at most `room` pieces in all, and their label."""
-        lines = self._pieces(example["lines"], room, 0)
+        """Two texts, [(token, word)] each, of at most `room` tokens in all, and their label."""
+        lines = self._tokens(example["lines"], room, 0)
         cut = int(rng.integers(1, len(lines))) if len(lines) > 1 else 0
-        first = [piece for line in lines[: cut or 1] for piece in line]
-        second = [piece for line in lines[cut:] for piece in line] if cut else []
+        first = [token for line in lines[: cut or 1] for token in line]
+        second = [token for line in lines[cut:] for token in line] if cut else []
         label = int(rng.random() < 0.5)
         if self.relation == "sentence_order":
             if not cut:  # a document of one sentence is cut inside it
@@ -93,35 +93,35 @@ class Task(LossOnly):
             first, second = (second, first) if label else (first, second)
         elif label or not cut:
             label = 1
-            others = self._pieces(example["others"], max(1, room - len(first)), 10**6)
-            second = [piece for line in others for piece in line]
+            others = self._tokens(example["others"], max(1, room - len(first)), 10**6)
+            second = [token for line in others for token in line]
         first, second = truncated([first, second], room, "longest_first")
         return first, second, label
 
-    def _pieces(self, lines: Sequence[str], room: int, word: int) -> list[list[tuple[int, int]]]:
-        """(piece, its word) of each line, as many lines as it takes to fill the room; words are counted from `word` on."""
+    def _tokens(self, lines: Sequence[str], room: int, word: int) -> list[list[tuple[int, int]]]:
+        """(token, its word) of each line, as many lines as it takes to fill the room; words are counted from `word` on."""
         found, used = [], 0
         for line in lines:
-            pieces, words = self.tokenizer.encode_with_words(line)
-            found.append([(piece, word + w) for piece, w in zip(pieces, words, strict=True)])
+            tokens, words = self.tokenizer.encode_with_words(line)
+            found.append([(token, word + w) for token, w in zip(tokens, words, strict=True)])
             word += words[-1] + 1 if words else 0
-            used += len(pieces)
+            used += len(tokens)
             if used >= room:
                 break
         return found
 
-    def loss(self, output: Pretraining, batch: dict, *, train: bool):
-        """The sum of both means, summed: masked pieces, and rows scaled to count as many pieces as a full row has masked.
+    def loss(self, output: PretrainingOutput, batch: dict, *, train: bool):
+        """The sum of both means, summed: masked tokens, and rows scaled to count as many tokens as a full row has masked.
 
-        Weight, `nll` and `correct` are those of the masked pieces; `next_` ones those of the rows.
+        Weight, `nll` and `correct` are those of the masked tokens; `next_` ones those of the rows.
         """
-        pieces = cross_entropy_of_masked(output.lm, batch)
+        tokens = cross_entropy_of_masked(output.lm, batch)
         rows = label_sums(output.next, batch["label"], batch["row_weights"])
-        loss = pieces.loss + rows.loss * (self.share * batch["tokens"].shape[1])
-        sums = {"nll": pieces.nll, "correct": pieces.correct}
-        return loss, pieces.weight, sums | {"next_correct": rows.correct, "next_weight": rows.weight}
+        loss = tokens.loss + rows.loss * (self.mask_rate * batch["tokens"].shape[1])
+        sums = {"nll": tokens.nll, "correct": tokens.correct}
+        return loss, tokens.weight, sums | {"next_correct": rows.correct, "next_weight": rows.weight}
 
-    def predict(self, output: Pretraining, batch: dict) -> dict[str, jax.Array]:
+    def predict(self, output: PretrainingOutput, batch: dict) -> dict[str, jax.Array]:
         """`probabilities` [B, 2] that the second text follows, or does not."""
         return {"probabilities": jax.nn.softmax(output.next.astype(jnp.float32))}
 
@@ -131,7 +131,7 @@ class Starts:
 
     Args:
       source: sentences, an empty one between documents.
-      room: sentences that are given at most: each has a piece at least.
+      room: sentences that are given at most: each has a token at least.
       duplicates: examples that begin with the same sentence.
     """
 

@@ -2,8 +2,8 @@
 
 Three losses, means each:
 
-    soft      of the teacher's distribution over pieces, both at a temperature t, times t² (Hinton et al. 2015)
-    hard      of the true pieces: masked language model, or the next piece
+    soft      of the teacher's distribution over tokens, both at a temperature t, times t² (Hinton et al. 2015)
+    hard      of the true tokens: masked language model, or the next token
     cosine    1 - cos of the last hidden states of student and teacher
 
 The teacher is a frozen part of the model: its parameters are those below `teacher/`, which the checkpoints hold too, and all
@@ -22,22 +22,22 @@ import jax.numpy as jnp
 from transformers_jax.errors import UserError
 from transformers_jax.layers.gather import aligned, gather
 from transformers_jax.layers.losses import cross_entropy, in_chunks
-from transformers_jax.outputs import Output
+from transformers_jax.outputs import LanguageModelOutput
 from transformers_jax.tasks import masked_lm
 from transformers_jax.tasks.parts.scoring import LossOnly
 
 OF = {"masked_lm": masked_lm.Task}
-"""Tasks over pieces that a teacher may have learned."""
+"""Tasks over tokens that a teacher may have learned."""
 
 FROZEN = r"^teacher/"
 """Parameters that do not learn."""
 
 
 class Distilled(NamedTuple):
-    """What student and teacher make of a batch: their outputs over pieces, and their last hidden states [B, T, D]."""
+    """What student and teacher make of a batch: their outputs over tokens, and their last hidden states [B, T, D]."""
 
-    student: Output
-    teacher: Output
+    student: LanguageModelOutput
+    teacher: LanguageModelOutput
     states: jax.Array
     teacher_states: jax.Array
 
@@ -46,7 +46,7 @@ class Task(LossOnly):
     """Distillation on the examples of another task.
 
     Args:
-      tokenizer: turns text into pieces; the teacher's own.
+      tokenizer: turns text into tokens; the teacher's own.
       teacher: a folder of `transformers`, a workdir, or a name on the hub.
       of: the task that both have learned, one of OF; what examples, fields and targets are is its business.
       layers: numbers of the teacher's layers that the student starts with, every second one: (0, 2, 4, 7, 9, 11); () starts
@@ -85,7 +85,7 @@ class Task(LossOnly):
         Raises:
           UserError: there is no such teacher, or it does not go with the student.
         """
-        same = {"masked_share": model.config.masked_share} if hasattr(model.config, "masked_share") else {}
+        same = {"max_mask_rate": model.config.max_mask_rate} if hasattr(model.config, "max_mask_rate") else {}
         teacher = teacher_model(self.teacher, self.model_fields() | same)
         for name in ("vocab_size", *(("width",) if self.cosine else ())):
             ours, theirs = getattr(model.config, name), getattr(teacher.config, name)
@@ -104,7 +104,7 @@ class Task(LossOnly):
         as far as `layers` says.
 
         Raises:
-          UserError: the teacher lacks something, say the head over pieces.
+          UserError: the teacher lacks something, say the head over tokens.
         """
         from transformers_jax.runs.initialise import initial
 
@@ -125,7 +125,7 @@ class Task(LossOnly):
         if self.cosine:
             real = (batch["segments"] > 0).astype(jnp.float32)  # [B, T]
             apart = jnp.sum((1 - cosine(output.states, output.teacher_states)) * real)
-            share = getattr(getattr(self.task, "masking", None), "share", 1.0)
+            share = getattr(getattr(self.task, "masking", None), "mask_rate", 1.0)
             loss += self.cosine * share * apart
             sums |= {"cosine_distance": apart, "cosine_weight": jnp.sum(real)}
         return loss, hard.weight, sums
@@ -146,8 +146,8 @@ class Pupil(nn.Module):
         nn.share_scope(self, self.student)
 
     def __call__(self, batch: dict, *, deterministic: bool = True) -> Distilled:
-        student, states = _over_pieces(self.student, batch, deterministic)
-        teacher, teacher_states = jax.lax.stop_gradient(_over_pieces(self.teacher, batch, True))
+        student, states = _over_tokens(self.student, batch, deterministic)
+        teacher, teacher_states = jax.lax.stop_gradient(_over_tokens(self.teacher, batch, True))
         return Distilled(student, teacher, states, teacher_states)
 
     def encode(self, batch: dict, deterministic: bool) -> jax.Array:
@@ -155,11 +155,11 @@ class Pupil(nn.Module):
         return self.student.encode(batch, deterministic)
 
 
-def _over_pieces(model: nn.Module, batch: dict, deterministic: bool) -> tuple[Output, jax.Array]:
-    """A model's output over pieces, and its last hidden states [B, T, D]: an encoder has a transform between the two."""
-    if hasattr(model, "pieces"):
+def _over_tokens(model: nn.Module, batch: dict, deterministic: bool) -> tuple[LanguageModelOutput, jax.Array]:
+    """A model's output over tokens, and its last hidden states [B, T, D]: an encoder has a transform between the two."""
+    if hasattr(model, "tokens"):
         states = model.encode(batch, deterministic)
-        return model.pieces(gather(states, model.reads(batch)), batch), states
+        return model.tokens(gather(states, model.reads(batch)), batch), states
     output = model(batch, deterministic=deterministic)
     return output, output.hidden
 
@@ -190,13 +190,15 @@ def cosine(first: jax.Array, second: jax.Array) -> jax.Array:
     return jnp.sum(first * second, axis=-1) * jax.lax.rsqrt(jnp.maximum(squares, 1e-24))
 
 
-def soft_cross_entropy(student: Output, teacher: Output, weights: jax.Array, temperature: float) -> jax.Array:
-    """Σ weight · KL(teacher ‖ student) of the distributions over pieces at a temperature, in float32.
+def soft_cross_entropy(
+    student: LanguageModelOutput, teacher: LanguageModelOutput, weights: jax.Array, temperature: float
+) -> jax.Array:
+    """Σ weight · KL(teacher ‖ student) of the distributions over tokens at a temperature, in float32.
 
     Walks over the positions in chunks, whose logits are made anew for the gradient: never are all of them there.
 
     Args:
-      student, teacher: hidden [B, T, D] each, over the same V pieces.
+      student, teacher: hidden [B, T, D] each, over the same V tokens.
       weights: [B, T].
     """
     def log_probabilities(hidden, output):

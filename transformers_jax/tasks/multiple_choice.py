@@ -10,7 +10,7 @@ from transformers_jax.batch import Streams
 from transformers_jax.data.text.pairs import grouped
 from transformers_jax.errors import UserError
 from transformers_jax.layers.losses import label_sums
-from transformers_jax.outputs import Scores
+from transformers_jax.outputs import LabelOutput
 from transformers_jax.tasks.parts import metrics
 from transformers_jax.tasks.parts.labels import Labels
 from transformers_jax.tasks.parts.scoring import Scored
@@ -20,9 +20,9 @@ class Task(Scored):
     """Examples {"context": str, "choices": [str], "label": number of the right one as text}; without it, predicted only.
 
     Args:
-      tokenizer: turns text into pieces.
+      tokenizer: turns text into tokens.
       choices: of each example.
-      max_length: pieces of context, choice and what surrounds them; the longer of the two is cut.
+      max_length: tokens of context, choice and what surrounds them; the longer of the two is cut.
     """
 
     learned = "label"
@@ -50,12 +50,12 @@ class Task(Scored):
         rows = [self.tokenizer.encode_pair(example["context"], text, max_length=self.max_length) for text in example["choices"]]
         return grouped(rows) | {"label": self.labels.of(example)}
 
-    def loss(self, output: Scores, batch: dict, *, train: bool):
+    def loss(self, output: LabelOutput, batch: dict, *, train: bool):
         """Cross entropy of the right choice summed over examples, their number, and how many are right."""
         sums = label_sums(output.logits, batch["label"], batch["row_weights"])
         return sums.loss, sums.weight, {"correct": sums.correct}
 
-    def predict(self, output: Scores, batch: dict) -> dict[str, jax.Array]:
+    def predict(self, output: LabelOutput, batch: dict) -> dict[str, jax.Array]:
         """`probabilities` [B, C]."""
         return {"probabilities": jax.nn.softmax(output.logits.astype(jnp.float32))}
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from transformers_jax.batch import Streams
 from transformers_jax.layers.losses import label_sums, squared_error
-from transformers_jax.outputs import Scores
+from transformers_jax.outputs import LabelOutput
 from transformers_jax.tasks.parts import metrics as measures
 from transformers_jax.tasks.parts.labels import Labels
 from transformers_jax.tasks.parts.scoring import Scored
@@ -20,11 +20,11 @@ class Task(Scored):
     """Examples {"first": str, "second": str (of pairs), "label": str or "score": float}; unlabelled ones are predicted only.
 
     Args:
-      tokenizer: turns text into pieces.
+      tokenizer: turns text into tokens.
       labels: of the data, in the order of the head's rows; none for regression to `score`.
       metrics: what is measured, the one that picks the best first: accuracy, f1 (of the label `labels[1]`), matthews;
         pearson, spearman for regression. Default: accuracy; pearson and spearman.
-      max_length: pieces of a text or pair with what surrounds them.
+      max_length: tokens of a text or pair with what surrounds them.
       label_smoothing: probability mass spread evenly over the labels in training.
     """
 
@@ -56,14 +56,14 @@ class Task(Scored):
         value = self.labels.of(example) if self.labels else example.get("score", math.nan)
         return joined.fields() | {self.learned: value}
 
-    def loss(self, output: Scores, batch: dict, *, train: bool):
+    def loss(self, output: LabelOutput, batch: dict, *, train: bool):
         """Cross entropy of the labels, or the squared error; summed over rows, with the summed weight and metrics."""
         if not self.labels:
             return *squared_error(output.logits[:, 0], batch["score"], batch["row_weights"]), {}
         sums = label_sums(output.logits, batch["label"], batch["row_weights"], self.label_smoothing if train else 0.0)
         return sums.loss, sums.weight, {"correct": sums.correct}
 
-    def predict(self, output: Scores, batch: dict) -> dict[str, jax.Array]:
+    def predict(self, output: LabelOutput, batch: dict) -> dict[str, jax.Array]:
         """`probabilities` [B, L], or `score` [B]."""
         logits = output.logits.astype(jnp.float32)
         return {"probabilities": jax.nn.softmax(logits)} if self.labels else {"score": logits[:, 0]}

@@ -23,7 +23,7 @@ from transformers_jax.errors import UserError
 from transformers_jax.layers.losses import label_sums, squared_error
 from transformers_jax.layers.pooling import POOLINGS, pool, unit
 from transformers_jax.layers.projections import Linear
-from transformers_jax.outputs import Encoded
+from transformers_jax.outputs import EncoderOutput
 from transformers_jax.tasks.parts import metrics
 from transformers_jax.tasks.parts.labels import Labels
 from transformers_jax.tasks.parts.scoring import Scored
@@ -42,14 +42,14 @@ class Task(Scored):
     """Examples {"first", "second": str, "score": float or "label": str}.
 
     Args:
-      tokenizer: turns text into pieces.
+      tokenizer: turns text into tokens.
       objective: one of OBJECTIVES.
       labels: classification: of the data, in the order of the head's rows.
       highest: regression: the score of two sentences that mean the same; 0 is that of two that have nothing in common.
       scale: multiple_negatives: what cosines are multiplied with.
       pooling: one of `layers.pooling.POOLINGS`.
       normalise: the vectors that the trained encoder gives have length 1; compared are their directions in any case.
-      max_length: pieces of a sentence with what surrounds it.
+      max_length: tokens of a sentence with what surrounds it.
 
     contrasts: whether the loss of a pair takes the rest of its batch, which must then be in one piece.
     """
@@ -98,7 +98,7 @@ class Task(Scored):
         value = self.labels.of(example) if self.labels else example.get("score", math.nan)
         return grouped(rows) | ({self.learned: value} if self.learned else {})
 
-    def loss(self, output: Encoded | Related, batch: dict, *, train: bool):
+    def loss(self, output: EncoderOutput | Related, batch: dict, *, train: bool):
         """The objective summed over pairs, their number, and sums of the metrics."""
         weights = batch["row_weights"].astype(jnp.float32)  # [B]
         if self.labels:
@@ -112,11 +112,11 @@ class Task(Scored):
         sums = label_sums(logits, jnp.arange(len(weights)), weights)
         return sums.loss, sums.weight, {"correct": sums.correct}
 
-    def _vectors(self, output: Encoded | Related, batch: dict) -> jax.Array:
+    def _vectors(self, output: EncoderOutput | Related, batch: dict) -> jax.Array:
         """[B, 2, D], of length 1."""
         return unit(pool(output.hidden, batch["segments"] > 0, self.pooling))
 
-    def predict(self, output: Encoded | Related, batch: dict) -> dict[str, jax.Array]:
+    def predict(self, output: EncoderOutput | Related, batch: dict) -> dict[str, jax.Array]:
         """`cosine` [B] of the two vectors; with labels also their `probabilities` [B, L]."""
         vectors = self._vectors(output, batch)
         found = {"cosine": jnp.sum(vectors[:, 0] * vectors[:, 1], axis=-1)}

@@ -1,7 +1,7 @@
 """Answers that stand in a passage, SQuAD (Rajpurkar et al. 2016, 2018), as BERT finds them (Devlin et al. 2019, sections 4.2
-and 4.3): a score for each piece to be the first of the answer, and one to be the last.
+and 4.3): a score for each token to be the first of the answer, and one to be the last.
 
-Long passages become windows. An answer may begin only in the window where its first piece stands deepest; the best answers
+Long passages become windows. An answer may begin only in the window where its first token stands deepest; the best answers
 of all windows compete by the sum of their two scores. For questions without an answer both are at the row's first position.
 Answers are parts of the passage, character by character.
 """
@@ -15,7 +15,7 @@ import numpy as np
 from transformers_jax.batch import Streams
 from transformers_jax.errors import UserError
 from transformers_jax.layers.losses import label_sums
-from transformers_jax.outputs import Scores
+from transformers_jax.outputs import LabelOutput
 from transformers_jax.tasks.parts import squad
 from transformers_jax.tasks.parts.scoring import Scored
 from transformers_jax.tasks.parts.windows import Remembered, windows
@@ -25,11 +25,11 @@ class Task(Scored):
     """Examples {"id", "question", "context": str, "answers": [{"text", "start"}]}; without answers key, predicted only.
 
     Args:
-      tokenizer: turns text into pieces.
-      max_length: pieces of question, window and what surrounds them.
-      stride: pieces from the start of a window to the start of the next.
-      max_question: pieces of a question; longer ones are cut.
-      max_answer: pieces of an answer.
+      tokenizer: turns text into tokens.
+      max_length: tokens of question, window and what surrounds them.
+      stride: tokens from the start of a window to the start of the next.
+      max_question: tokens of a question; longer ones are cut.
+      max_answer: tokens of an answer.
       best: how many answers are kept of a window, and of a question.
       no_answers: whether there are questions without one (SQuAD 2.0).
       threshold: no_answers: how much better "no answer" must score than the best one to be given.
@@ -56,25 +56,25 @@ class Task(Scored):
         return {"head": "span"}
 
     def _windows(self, source: Sequence[dict]) -> list[dict]:
-        """Each question as one or several {"example", "question", "pieces", "places", "window", "known", "answer"}.
+        """Each question as one or several {"example", "question", "tokens", "places", "window", "known", "answer"}.
 
-        places: [pieces, 2] characters of the passage. known: whether the question says its answers. answer: first and last
-        piece of it in the window, or None.
+        places: [tokens, 2] characters of the passage. known: whether the question says its answers. answer: first and last
+        token of it in the window, or None.
         """
         found, text = [], None
         for i in range(len(source)):
             example = source[i]
             if example["context"] != text:  # the questions of a passage follow each other
                 text = example["context"]
-                pieces, places = self.tokenizer.encode_with_offsets(text)
+                tokens, places = self.tokenizer.encode_with_offsets(text)
                 places = np.asarray(places, np.int32).reshape(-1, 2)
             question = self.tokenizer.encode(example["question"])[: self.max_question]
             room = self.max_length - len(question) - self.tokenizer.surrounding(pair=True)
-            answer = _pieces_of(example["answers"][0], places) if example.get("answers") else None
-            for w in windows([1] * len(pieces), room, max(0, room - self.stride)):
+            answer = _tokens_of(example["answers"][0], places) if example.get("answers") else None
+            for w in windows([1] * len(tokens), room, max(0, room - self.stride)):
                 inside = answer is not None and w.start <= answer[0] and answer[1] < w.end
                 found.append({
-                    "example": i, "question": question, "pieces": pieces[w.start : w.end], "places": places[w.start : w.end],
+                    "example": i, "question": question, "tokens": tokens[w.start : w.end], "places": places[w.start : w.end],
                     "window": w, "known": "answers" in example,
                     "answer": (answer[0] - w.start, answer[1] - w.start) if inside else None,
                 })  # fmt: skip
@@ -82,22 +82,22 @@ class Task(Scored):
 
     def encode(self, example: dict) -> dict[str, np.ndarray]:
         """A window → `tokens`, `token_types`, `starts`, `ends`: 0 where the answer is not all in the window, -1 if unknown."""
-        joined = self.tokenizer.joined(example["question"], example["pieces"])
-        places = [joined.starts[1] + piece for piece in example["answer"]] if example["answer"] else [0, 0]
+        joined = self.tokenizer.joined(example["question"], example["tokens"])
+        places = [joined.starts[1] + token for token in example["answer"]] if example["answer"] else [0, 0]
         return joined.fields() | dict(zip(("starts", "ends"), places if example["known"] else [-1, -1], strict=True))
 
-    def loss(self, output: Scores, batch: dict, *, train: bool):
-        """The mean of the cross entropies of first and last piece, summed over rows; how many rows have both right."""
-        logits = _of_pieces(output, batch)  # [B, T, 2]
+    def loss(self, output: LabelOutput, batch: dict, *, train: bool):
+        """The mean of the cross entropies of first and last token, summed over rows; how many rows have both right."""
+        logits = _of_tokens(output, batch)  # [B, T, 2]
         weights = batch["row_weights"].astype(jnp.float32)
         starts = label_sums(logits[..., 0], batch["starts"], weights)
         ends = label_sums(logits[..., 1], batch["ends"], weights)
         found = jnp.argmax(logits, axis=1) == jnp.stack([batch["starts"], batch["ends"]], axis=1)  # [B, 2]
         return (starts.loss + ends.loss) / 2, starts.weight, {"correct": jnp.sum(jnp.all(found, axis=1) * weights)}
 
-    def predict(self, output: Scores, batch: dict) -> dict[str, jax.Array]:
+    def predict(self, output: LabelOutput, batch: dict) -> dict[str, jax.Array]:
         """`starts`, `ends` [B, T]: the scores of each position."""
-        logits = _of_pieces(output, batch)
+        logits = _of_tokens(output, batch)
         return {"starts": logits[..., 0], "ends": logits[..., 1]}
 
     def score(self, source: Sequence[dict], predictions: dict) -> dict:
@@ -129,7 +129,7 @@ class Task(Scored):
 
     def _best_of(self, window: dict, starts: np.ndarray, ends: np.ndarray) -> list[tuple[float, int, int]]:
         """(score, first character, behind the last) of the best answers of a window."""
-        w, count = window["window"], len(window["pieces"])
+        w, count = window["window"], len(window["tokens"])
         first = self.tokenizer.joined(window["question"], ()).starts[1]
         starts, ends = starts[first : first + count], ends[first : first + count]
         full = window["places"][:, 0] < window["places"][:, 1]  # white space begins and ends nothing
@@ -171,18 +171,18 @@ def _highest(candidates: list[tuple[float, int, int]]) -> float:
     return max((score for score, _, _ in candidates), default=-1e9)
 
 
-def _pieces_of(answer: dict, places: np.ndarray) -> tuple[int, int] | None:
-    """The first and last piece of an answer; None if it is all white space.
+def _tokens_of(answer: dict, places: np.ndarray) -> tuple[int, int] | None:
+    """The first and last token of an answer; None if it is all white space.
 
     Args:
-      places: [pieces, 2] characters of the passage's pieces.
+      places: [tokens, 2] characters of the passage's tokens.
     """
     start, end = answer["start"], answer["start"] + len(answer["text"])
     inside = np.flatnonzero((places[:, 1] > start) & (places[:, 0] < end) & (places[:, 0] < places[:, 1]))
     return (int(inside[0]), int(inside[-1])) if len(inside) else None
 
 
-def _of_pieces(output: Scores, batch: dict) -> jax.Array:
+def _of_tokens(output: LabelOutput, batch: dict) -> jax.Array:
     """The scores [B, T, 2] in float32, those of padding out of reach."""
     return jnp.where((batch["segments"] > 0)[..., None], output.logits.astype(jnp.float32), -1e9)
 

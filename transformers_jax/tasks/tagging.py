@@ -1,6 +1,6 @@
 """A tag for each word: named entities, as BERT is finetuned for CoNLL-2003 (Devlin et al. 2019, section 5.3).
 
-A word is cut into pieces; its tag is read from the first. Sentences that are longer than a row become windows that overlap,
+A word is cut into tokens; its tag is read from the first. Sentences that are longer than a row become windows that overlap,
 and each word has its tag from the window where it stands deepest, so that every word has one.
 """
 
@@ -12,7 +12,7 @@ import numpy as np
 
 from transformers_jax.batch import Streams
 from transformers_jax.layers.losses import label_sums
-from transformers_jax.outputs import Scores
+from transformers_jax.outputs import LabelOutput
 from transformers_jax.tasks.parts import entities
 from transformers_jax.tasks.parts.labels import Labels
 from transformers_jax.tasks.parts.scoring import Scored
@@ -23,10 +23,10 @@ class Task(Scored):
     """Examples {"words": [str], "tags": [str]}; those without tags are predicted only.
 
     Args:
-      tokenizer: turns words into pieces.
+      tokenizer: turns words into tokens.
       labels: the tags, in the order of the head's rows: BIO ("O", "B-PER", "I-PER"), or IO ("O", "I-PER").
-      max_length: pieces of a window with what surrounds them.
-      overlap: pieces that two windows share; max_length // 4 if negative.
+      max_length: tokens of a window with what surrounds them.
+      overlap: tokens that two windows share; max_length // 4 if negative.
       label_smoothing: probability mass spread evenly over the tags in training.
     """
 
@@ -41,7 +41,7 @@ class Task(Scored):
         self.room = max_length - tokenizer.surrounding(pair=False)
         self.overlap = max_length // 4 if overlap < 0 else overlap
         apart = len(tokenizer.encode(" a")) == len(tokenizer.encode("a"))
-        self.before_word = " " if apart else ""  # a byte-level vocabulary has other pieces for what follows a space
+        self.before_word = " " if apart else ""  # a byte-level vocabulary has other tokens for what follows a space
         self.examples = Remembered(self._windows)
 
     def model_fields(self) -> dict:
@@ -49,26 +49,26 @@ class Task(Scored):
         return {"head": "tagging", "labels": len(self.labels)}
 
     def _windows(self, source: Sequence[dict]) -> list[dict]:
-        """Each sentence as one or several {"example": its number, "pieces" of each word, "tags", "window"}."""
+        """Each sentence as one or several {"example": its number, "tokens" of each word, "tags", "window"}."""
         self.labels.check(source, lambda example: example.get("tags", ()))
         found = []
         for i in range(len(source)):
             words, tags = source[i]["words"], source[i].get("tags")
-            pieces = self._pieces(words)
-            for w in windows([len(p) for p in pieces], self.room, self.overlap):
+            tokens = self._tokens(words)
+            for w in windows([len(p) for p in tokens], self.room, self.overlap):
                 some = None if tags is None else tags[w.start : w.end]
-                found.append({"example": i, "pieces": pieces[w.start : w.end], "tags": some, "window": w})
+                found.append({"example": i, "tokens": tokens[w.start : w.end], "tags": some, "window": w})
         return found
 
-    def _pieces(self, words: Sequence[str]) -> list[list[int]]:
-        """The pieces of each word, one at least and no more than a window holds."""
+    def _tokens(self, words: Sequence[str]) -> list[list[int]]:
+        """The tokens of each word, one at least and no more than a window holds."""
         nothing = [self.tokenizer.eos_id if self.tokenizer.unk_id is None else self.tokenizer.unk_id]
         found = self.tokenizer.encode_batch([self.before_word + word for word in words])
-        return [pieces[: self.room] or nothing for pieces in found]
+        return [tokens[: self.room] or nothing for tokens in found]
 
     def encode(self, example: dict) -> dict[str, np.ndarray]:
-        """A window → `tokens`, `token_types`, and at the first piece of each word that belongs to it `targets`, `weights`."""
-        joined = self.tokenizer.joined([piece for word in example["pieces"] for piece in word])
+        """A window → `tokens`, `token_types`, and at the first token of each word that belongs to it `targets`, `weights`."""
+        joined = self.tokenizer.joined([token for word in example["tokens"] for token in word])
         targets, weights = np.zeros([2, len(joined.ids)], np.int32)
         if example["tags"] is not None:
             places = self._places(example)
@@ -78,17 +78,17 @@ class Task(Scored):
         return joined.fields() | {"targets": targets, "weights": weights}
 
     def _places(self, example: dict) -> np.ndarray:
-        """The position of the first piece of each word that belongs to the window."""
+        """The position of the first token of each word that belongs to the window."""
         w = example["window"]
-        firsts = np.cumsum([1, *(len(word) for word in example["pieces"])])[:-1]
+        firsts = np.cumsum([1, *(len(word) for word in example["tokens"])])[:-1]
         return firsts[w.own_start - w.start : w.own_end - w.start]
 
-    def loss(self, output: Scores, batch: dict, *, train: bool):
+    def loss(self, output: LabelOutput, batch: dict, *, train: bool):
         """Cross entropy summed over words, the number of words, and how many have the right tag."""
         sums = label_sums(output.logits, batch["targets"], batch["weights"], self.label_smoothing if train else 0.0)
         return sums.loss, sums.weight, {"correct": sums.correct}
 
-    def predict(self, output: Scores, batch: dict) -> dict[str, jax.Array]:
+    def predict(self, output: LabelOutput, batch: dict) -> dict[str, jax.Array]:
         """`tags` [B, T], numbers, and the `probability` [B, T] of each."""
         probabilities = jax.nn.softmax(output.logits.astype(jnp.float32))
         return {"tags": jnp.argmax(probabilities, axis=-1), "probability": jnp.max(probabilities, axis=-1)}

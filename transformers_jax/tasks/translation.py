@@ -6,7 +6,7 @@ import numpy as np
 
 from transformers_jax.batch import Streams
 from transformers_jax.layers.losses import cross_entropy
-from transformers_jax.outputs import Output
+from transformers_jax.outputs import LanguageModelOutput
 
 
 class Task:
@@ -15,7 +15,7 @@ class Task:
     Both sides end with eos; the decoder reads the target shifted right behind bos.
 
     Args:
-      tokenizer: turns text into pieces and back.
+      tokenizer: turns text into tokens and back.
       label_smoothing: probability mass spread evenly over the vocabulary in training; evaluation is unsmoothed.
     """
 
@@ -38,10 +38,10 @@ class Task:
         return {name: np.asarray(ids, np.int32) for name, ids in fields.items()}
 
     def encode_source(self, text: str) -> list[int]:
-        """The pieces of one source line with eos behind them."""
+        """The tokens of one source line with eos behind them."""
         return [*self.tokenizer.encode(text), self.tokenizer.eos_id]
 
-    def loss(self, output: Output, batch: dict, *, train: bool):
+    def loss(self, output: LanguageModelOutput, batch: dict, *, train: bool):
         """Summed loss, summed weight, and sums of the metrics: all scalars. The mean is the caller's to take."""
         targets = batch["targets"]  # [B, T]
         weights = batch["target_segments"] > 0  # [B, T]

@@ -177,7 +177,7 @@ def _plain(value):
 
 
 class Progress:
-    """Progress of a long piece of work on stderr: a moving line on a terminal, plain lines elsewhere.
+    """Progress of a long token of work on stderr: a moving line on a terminal, plain lines elsewhere.
 
     Only the first process says anything.
     """

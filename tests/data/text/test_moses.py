@@ -1,4 +1,4 @@
-"""FlauBERT's tokenizer: Moses' words, pieces that end in `</w>`, places in the text; its files, read and written."""
+"""FlauBERT's tokenizer: Moses' words, tokens that end in `</w>`, places in the text; its files, read and written."""
 
 import json
 import pickle
@@ -15,12 +15,12 @@ from transformers_jax.interchange import tokenizers as files
 SPECIAL = ("<s>", "</s>", "<pad>", "<unk>", *(f"<special{i}>" for i in range(10)))
 LETTERS = "abcdefghijklmnopqrstuvwxyzéèL'\".,-!?"
 MERGES = [("L", "'</w>"), ("h", "o"), ("m", "m"), ("ho", "mm"), ("homm", "e</w>"), ("d", "i"), ("di", "t</w>")]
-PIECES = [*SPECIAL, *LETTERS, *(f"{c}</w>" for c in LETTERS), "L'</w>", "ho", "homme</w>", "dit</w>"]  # no "homm", "mm", "di"
+TOKENS = [*SPECIAL, *LETTERS, *(f"{c}</w>" for c in LETTERS), "L'</w>", "ho", "homme</w>", "dit</w>"]  # no "homm", "mm", "di"
 
 
-def folder(path, merges=MERGES, pieces=PIECES, **config):
+def folder(path, merges=MERGES, tokens=TOKENS, **config):
     path.mkdir(exist_ok=True)
-    (path / "vocab.json").write_text(json.dumps({piece: i for i, piece in enumerate(pieces)}), encoding="utf-8")
+    (path / "vocab.json").write_text(json.dumps({token: i for i, token in enumerate(tokens)}), encoding="utf-8")
     lines = [f"{a} {b} {100 - i}" for i, (a, b) in enumerate(merges)]  # with counts, as XLM writes them
     (path / "merges.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
     (path / "tokenizer_config.json").write_text(json.dumps(config))
@@ -33,25 +33,25 @@ def tokenizer(tmp_path):
     return Tokenizer.load(folder(tmp_path / "flaubert"))
 
 
-def test_words_and_pieces(tokenizer):
+def test_words_and_tokens(tokenizer):
     assert tokenizer.tokens("L'homme dit: “ab…”") == [
         "L'</w>", "homme</w>", "dit</w>", "<unk>", '"</w>', "a", "b</w>", *["."] * 2, ".</w>", '"</w>',
     ]  # fmt: skip
     assert tokenizer.encode("") == tokenizer.encode(" \n") == []
-    assert tokenizer.vocab_size == len(PIECES)
+    assert tokenizer.vocab_size == len(TOKENS)
     names = ("<pad>", "<s>", "</s>", "<unk>", "<special1>")
     ids = (tokenizer.pad_id, tokenizer.bos_id, tokenizer.eos_id, tokenizer.unk_id, tokenizer.mask_id)
-    assert ids == tuple(map(PIECES.index, names))
+    assert ids == tuple(map(TOKENS.index, names))
 
 
 def test_a_symbol_that_only_merges_name_is_unknown(tokenizer):
     assert tokenizer.tokens("homm dimm") == ["ho", "m", "m</w>", "<unk>", "m", "m</w>"]
-    assert max(tokenizer.encode("homm mma di")) < len(PIECES)
-    assert set(tokenizer.textual_ids()) == set(range(len(SPECIAL), len(PIECES)))
+    assert max(tokenizer.encode("homm mma di")) < len(TOKENS)
+    assert set(tokenizer.textual_ids()) == set(range(len(SPECIAL), len(TOKENS)))
 
 
-def test_text_is_no_special_piece(tokenizer):
-    assert not {*tokenizer.encode("<s> <special1> </w> <pad>")} & {PIECES.index(p) for p in SPECIAL if p != "<unk>"}
+def test_text_is_no_special_token(tokenizer):
+    assert not {*tokenizer.encode("<s> <special1> </w> <pad>")} & {TOKENS.index(p) for p in SPECIAL if p != "<unk>"}
 
 
 def test_decoding(tokenizer):
@@ -107,8 +107,8 @@ def test_saved_copied_and_exported(tokenizer, tmp_path):
 
 
 def test_what_is_missing_is_named(tmp_path, monkeypatch):
-    with pytest.raises(UserError, match=r"vocab.json: pieces end in </w>, as FlauBERT's do, but there is no piece <s>"):
-        Tokenizer.load(folder(tmp_path / "a", pieces=PIECES[1:]))
+    with pytest.raises(UserError, match=r"vocab.json: tokens end in </w>, as FlauBERT's do, but there is no token <s>"):
+        Tokenizer.load(folder(tmp_path / "a", tokens=TOKENS[1:]))
     with pytest.raises(UserError, match="merges.txt, line 2: 'a b c d 99' is no merge"):
         Tokenizer.load(folder(tmp_path / "a", merges=[("a", "b"), ("a b", "c d")]))
     with pytest.raises(UserError, match="FlauBERT's are read, not those of XLMTokenizer"):

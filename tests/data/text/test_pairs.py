@@ -1,4 +1,4 @@
-"""Two texts as an encoder reads them, and where their pieces stand in the text."""
+"""Two texts as an encoder reads them, and where their tokens stand in the text."""
 
 import importlib.util
 from pathlib import Path
@@ -28,7 +28,7 @@ def tokenizer(request):
 
 
 class TestPlaces:
-    def test_each_piece_stands_where_its_letters_are(self, tokenizer):
+    def test_each_token_stands_where_its_letters_are(self, tokenizer):
         text = "  Two apples,\t3.50 – isn't  it?"
         ids, places = tokenizer.encode_with_offsets(text)
         assert ids == tokenizer.encode(text)
@@ -55,7 +55,7 @@ class TestPlaces:
         t = minilm()
         text = "My Königin, 3!"
         ids, places = t.encode_with_offsets(text)
-        assert [t.piece(i) for i in ids] == ["my", "ko", "##nig", "##in", ",", "3", "!"]
+        assert [t.token(i) for i in ids] == ["my", "ko", "##nig", "##in", ",", "3", "!"]
         assert [text[a:b] for a, b in places] == ["My", "Kö", "nig", "in", ",", "3", "!"]
         assert t.separators == 1 and t.joined([7], [8]) == ([101, 7, 102, 8, 102], [0, 0, 0, 1, 1], (1, 3))
 
@@ -87,7 +87,7 @@ class TestPairs:
 
     def test_or_only_the_second(self):
         assert truncated([range(5), range(9)], 8, "only_second") == [[0, 1, 2, 3, 4], [0, 1, 2]]
-        with pytest.raises(UserError, match="the first text of a pair has 5 pieces: raise config.task.max_length"):
+        with pytest.raises(UserError, match="the first text of a pair has 5 tokens: raise config.task.max_length"):
             truncated([range(5), range(9)], 5, "only_second")
         with pytest.raises(UserError, match="config.task.truncation='first' is not one of longest_first, only_second"):
             truncated([range(5), range(9)], 8, "first")

@@ -1,4 +1,4 @@
-"""Our own tokenizer: the lecture's pieces, no text lost, one file that the library runs."""
+"""Our own tokenizer: the lecture's tokens, no text lost, one file that the library runs."""
 
 import gzip
 import json
@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from real_data import shared_data
 
 from transformers_jax.data.text import words
-from transformers_jax.data.text.tokenizer import BYTE_PIECES, Tokenizer, learn_bpe
+from transformers_jax.data.text.tokenizer import BYTE_TOKENS, Tokenizer, learn_bpe
 from transformers_jax.errors import UserError
 
 LECTURE = (
@@ -42,9 +42,9 @@ def tokenizer():
 
 def test_the_lecture_word():
     tokenizer = Tokenizer.from_merges(LECTURE_MERGES)
-    pieces = "Abwasser b e han dlung s an lag e </w>".split()
-    assert tokenizer.tokens("Abwasserbehandlungsanlage") == pieces
-    assert tokenizer.tokens("die Abwasserbehandlungsanlage!")[-len(pieces) - 3 : -3] == pieces  # wherever it stands
+    tokens = "Abwasser b e han dlung s an lag e </w>".split()
+    assert tokenizer.tokens("Abwasserbehandlungsanlage") == tokens
+    assert tokenizer.tokens("die Abwasserbehandlungsanlage!")[-len(tokens) - 3 : -3] == tokens  # wherever it stands
     assert tokenizer.decode(tokenizer.encode("Abwasserbehandlungsanlage")) == "Abwasserbehandlungsanlage"
 
 
@@ -62,23 +62,23 @@ def test_the_library_merges_the_best_pair_first(tokenizer):
 def test_the_lecture_corpus_as_lines():
     lines = ["low"] * 5 + ["lower"] * 2 + ["newest"] * 6 + ["widest"] * 3
     tokenizer = learn_bpe(lines, merges=10)
-    learned = [tokenizer.piece(i) for i in range(tokenizer.vocab_size - 10, tokenizer.vocab_size)]
+    learned = [tokenizer.token(i) for i in range(tokenizer.vocab_size - 10, tokenizer.vocab_size)]
     assert learned == "es est est</w> lo low ne new newest</w> low</w> wi".split()
     assert tokenizer.tokens("lowest low") == ["low", "est</w>", "low</w>"]
     assert learn_bpe([" ".join(lines)], merges=10).fingerprint() == tokenizer.fingerprint()
 
 
 def test_order_of_the_vocabulary(tokenizer):
-    names = [tokenizer.piece(i) for i in range(tokenizer.vocab_size)]
+    names = [tokenizer.token(i) for i in range(tokenizer.vocab_size)]
     assert names[:3] == ["<pad>", "<s>", "</s>"]
     assert (tokenizer.pad_id, tokenizer.bos_id, tokenizer.eos_id) == (0, 1, 2)
     assert tokenizer.unk_id is None and tokenizer.mask_id is None
-    assert tuple(names[3:259]) == BYTE_PIECES
+    assert tuple(names[3:259]) == BYTE_TOKENS
     assert names[259] == "</w>" and len(set(names)) == 450
     alphabet = [name for name in names[262:] if len(name) == 1]
     assert alphabet == sorted(set("".join(LINES)) - {" "}) == names[262 : 262 + len(alphabet)]
     assert [tokenizer.id_of(name) for name in names] == list(range(450))
-    assert tokenizer.id_of("no such piece") is None
+    assert tokenizer.id_of("no such token") is None
 
 
 def test_words_and_punctuation():
@@ -150,7 +150,7 @@ def test_ids_outside_the_vocabulary(tokenizer, wrong):
     with pytest.raises(ValueError, match="outside the vocabulary"):
         tokenizer.decode_batch([[5], [wrong]])
     with pytest.raises(ValueError, match="outside the vocabulary"):
-        tokenizer.piece(wrong)
+        tokenizer.token(wrong)
 
 
 def test_batches_equal_single_lines(tokenizer):
@@ -252,7 +252,7 @@ def test_a_corpus_without_text(lines):
 
 
 def test_wrong_wishes(caplog):
-    with pytest.raises(UserError, match="tokenizer.vocab_size is 261; bytes and special pieces alone are 262"):
+    with pytest.raises(UserError, match="tokenizer.vocab_size is 261; bytes and special tokens alone are 262"):
         learn_bpe(LINES, vocab_size=261)
     with pytest.raises(ValueError, match="either"):
         learn_bpe(LINES)
@@ -261,7 +261,7 @@ def test_wrong_wishes(caplog):
     with caplog.at_level(logging.WARNING):
         small = learn_bpe(["ab ab"], vocab_size=1000)
     assert small.vocab_size == 262 + 2 + 2 and small.tokens("ab") == ["ab</w>"]
-    assert "too small for 1000 pieces" in caplog.text
+    assert "too small for 1000 tokens" in caplog.text
 
 
 def test_real_text_comes_back():

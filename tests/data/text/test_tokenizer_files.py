@@ -16,20 +16,20 @@ BYTES = sorted(pre_tokenizers.ByteLevel.alphabet())
 MERGES = [("t", "h"), ("th", "e"), ("Ġ", "the"), ("Ġ", "a")]
 
 
-def write_wordpiece(folder, pieces, **config):
-    (folder / "vocab.txt").write_text("\n".join(pieces) + "\n", encoding="utf-8")
+def write_wordpiece(folder, tokens, **config):
+    (folder / "vocab.txt").write_text("\n".join(tokens) + "\n", encoding="utf-8")
     if config:
         (folder / "tokenizer_config.json").write_text(json.dumps(config))
     return folder
 
 
 def write_byte_level(folder, special=("<|endoftext|>",), first=(), **config):
-    pieces = [*first, *BYTES, *map("".join, MERGES), *special]
-    (folder / "vocab.json").write_text(json.dumps({piece: i for i, piece in enumerate(pieces)}))
+    tokens = [*first, *BYTES, *map("".join, MERGES), *special]
+    (folder / "vocab.json").write_text(json.dumps({token: i for i, token in enumerate(tokens)}))
     (folder / "merges.txt").write_text("#version: 0.2\n" + "".join(f"{a} {b}\n" for a, b in MERGES), encoding="utf-8")
     if config:
         (folder / "tokenizer_config.json").write_text(json.dumps(config))
-    return pieces
+    return tokens
 
 
 def special(tokenizer):
@@ -65,10 +65,10 @@ def test_wordpiece_equals_the_library_bert(tmp_path):
 
 
 def test_byte_level(tmp_path):
-    pieces = write_byte_level(tmp_path)
+    tokens = write_byte_level(tmp_path)
     tokenizer = Tokenizer.load(tmp_path)
-    last = len(pieces) - 1
-    assert special(tokenizer) == (last, last, last, None, None) and tokenizer.vocab_size == len(pieces)
+    last = len(tokens) - 1
+    assert special(tokenizer) == (last, last, last, None, None) and tokenizer.vocab_size == len(tokens)
     assert tokenizer.tokens("the the a") == ["the", "Ġthe", "Ġa"]
     for text in ["the  the ", "", " ä🙂 <|endoftext|>\t</w>\n", "it's 1998!"]:
         ids = tokenizer.encode(text)
@@ -109,7 +109,7 @@ def test_any_tokenizer_json(tmp_path):
     assert tokenizer.decode([2, 4, 5, 3, 8, 0]) == "the a"
 
 
-def test_the_config_beside_names_special_pieces(tmp_path):
+def test_the_config_beside_names_special_tokens(tmp_path):
     library_file(tmp_path / "tokenizer.json")
     config = {"bos_token": "<turn>", "eos_token": {"content": "<end>"}, "pad_token": None, "cls_token": "[CLS]"}
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
@@ -122,12 +122,12 @@ def test_the_config_beside_names_special_pieces(tmp_path):
     assert json.loads((tmp_path / "tokenizer_config.json").read_text()) == config  # it told already
 
 
-def test_a_name_that_is_no_piece(tmp_path, caplog):
+def test_a_name_that_is_no_token(tmp_path, caplog):
     library_file(tmp_path / "tokenizer.json")
     (tmp_path / "tokenizer_config.json").write_text('{"eos_token": "<stop>"}')
     with caplog.at_level(logging.WARNING):
         assert Tokenizer.load(tmp_path).eos_id == 3
-    assert "eos_token '<stop>' is no piece" in caplog.text
+    assert "eos_token '<stop>' is no token" in caplog.text
 
 
 def test_pretrained_ones_are_saved_and_loaded(tmp_path):
@@ -154,16 +154,16 @@ def broken(folder, name, content, *others):
 def test_broken_files_are_named(tmp_path):
     assert "tokenizer.json: not a tokenizer.json" in broken(tmp_path, "tokenizer.json", "{")
     assert "tokenizer.json: not a tokenizer.json" in broken(tmp_path, "tokenizer.json", '{"model": 3}')
-    assert "vocab.txt, line 3: the piece 'a' stands" in broken(tmp_path, "vocab.txt", "[UNK]\na\na\n")
-    assert "vocab.txt: no piece [UNK]" in broken(tmp_path, "vocab.txt", "")
+    assert "vocab.txt, line 3: the token 'a' stands" in broken(tmp_path, "vocab.txt", "[UNK]\na\na\n")
+    assert "vocab.txt: no token [UNK]" in broken(tmp_path, "vocab.txt", "")
     assert "vocab.txt: not UTF-8" in broken(tmp_path, "vocab.txt", b"[UNK]\n\xff\n")
-    assert "vocab.txt: no piece begins or ends a text" in broken(tmp_path, "vocab.txt", "[UNK]\na\n")
+    assert "vocab.txt: no token begins or ends a text" in broken(tmp_path, "vocab.txt", "[UNK]\na\n")
     assert "merges.txt, line 2: 'a b c' is no merge" in broken(tmp_path, "merges.txt", "#version\na b c", "bytes")
     assert "merges.txt, line 1: 'q x' is no merge" in broken(tmp_path, "merges.txt", "q x\n", "bytes")
     assert "vocab.json, line 1: not JSON" in broken(tmp_path, "vocab.json", "[", "bytes")
     assert "vocab.json: a JSON object was expected" in broken(tmp_path, "vocab.json", "[]", "bytes")
     assert "vocab.json: not a byte-level vocabulary" in broken(tmp_path, "vocab.json", '{"a": 0, "b": 1}', "bytes")
-    assert "vocab.json: pieces end in </w>, as FlauBERT's" in broken(tmp_path, "vocab.json", '{"a": 0, "b</w>": 1}', "bytes")
+    assert "vocab.json: tokens end in </w>, as FlauBERT's" in broken(tmp_path, "vocab.json", '{"a": 0, "b</w>": 1}', "bytes")
     (tmp_path / "tokenizer_config.json").write_text("{]")
     assert "tokenizer_config.json, line 1: not JSON" in broken(tmp_path, "vocab.txt", "\n".join(UNCASED))
 

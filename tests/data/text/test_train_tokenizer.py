@@ -22,7 +22,7 @@ class TestKinds:
         assert t.separators == (1 if kind == "wordpiece" else 2)
         assert t.mask_id not in t.textual_ids() and len(t.textual_ids()) == t.vocab_size - 5
 
-    def test_a_text_is_written_in_pieces_and_comes_back(self, kind):
+    def test_a_text_is_written_in_tokens_and_comes_back(self, kind):
         t = learn(kind, LINES, self.SIZE[kind])
         text = "The statement is assigned, if it is."
         assert t.unk_id not in t.encode(text)
@@ -55,6 +55,6 @@ def test_mistakes_are_named():
         learn("wordpiece", LINES, 20)
 
 
-def test_a_placeholder_has_the_size_and_the_special_pieces():
+def test_a_placeholder_has_the_size_and_the_special_tokens():
     t = placeholder(1000)
     assert t.vocab_size == 1000 and t.mask_id is not None and t.surrounding(pair=True) == 3

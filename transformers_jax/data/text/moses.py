@@ -1,4 +1,4 @@
-"""Words as FlauBERT splits them, and the files of its byte pair encoding, whose pieces end words with `</w>`.
+"""Words as FlauBERT splits them, and the files of its byte pair encoding, whose tokens end words with `</w>`.
 
 A text goes through Moses' rules for French (Koehn et al. 2007) in Python, by the package `sacremoses`: punctuation is
 normalised and set apart. The words, with spaces between, are what the `tokenizers` library then encodes.
@@ -32,8 +32,8 @@ class Words(NamedTuple):
     """How texts become words.
 
     lowercase: they are lower-cased.
-    size: pieces of the vocabulary. The library knows more: symbols that only merges name, to be written as unknown.
-    unk: the id of unknown pieces.
+    size: tokens of the vocabulary. The library knows more: symbols that only merges name, to be written as unknown.
+    unk: the id of unknown tokens.
     """
 
     lowercase: bool
@@ -52,7 +52,7 @@ class Words(NamedTuple):
         return " ".join(tokenizer.tokenize(text, escape=False))
 
     def encode(self, library: tokenizers.Tokenizer, text: str) -> Encoding:
-        """The pieces of a text; each stands where the characters stood that its own came from."""
+        """The tokens of a text; each stands where the characters stood that its own came from."""
         split = self.split(text)
         encoding = library.encode(split, add_special_tokens=False)
         places = places_of(split, text)
@@ -100,12 +100,12 @@ def places_of(split: str, text: str) -> list[tuple[int, int]]:
 
 def library(vocabulary: dict[str, int], merges: list[tuple[str, str]]) -> tokenizers.Tokenizer:
     """Byte pair encoding (Sennrich et al. 2016) of words with spaces between, in which `</w>` belongs to the last letter."""
-    pieces = dict(vocabulary)
+    tokens = dict(vocabulary)
     for pair in merges:
         for symbol in (*pair, "".join(pair)):
-            pieces.setdefault(symbol, len(pieces))
-    found = tokenizers.Tokenizer(models.BPE(pieces, merges, unk_token="<unk>", end_of_word_suffix=SUFFIX))
+            tokens.setdefault(symbol, len(tokens))
+    found = tokenizers.Tokenizer(models.BPE(tokens, merges, unk_token="<unk>", end_of_word_suffix=SUFFIX))
     found.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     found.decoder = decoders.BPEDecoder(suffix=SUFFIX)
-    found.add_special_tokens([piece for piece in vocabulary if SPECIAL.fullmatch(piece)])
+    found.add_special_tokens([token for token in vocabulary if SPECIAL.fullmatch(token)])
     return found

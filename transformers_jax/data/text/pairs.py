@@ -1,4 +1,4 @@
-"""Two texts as an encoder reads them: what is cut away where they are too long, and where their pieces stand."""
+"""Two texts as an encoder reads them: what is cut away where they are too long, and where their tokens stand."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -11,9 +11,9 @@ from transformers_jax.errors import UserError
 class Joined(NamedTuple):
     """One text or two as an encoder reads them.
 
-    ids, types: [T] pieces, and 0 in the first text with what surrounds it, 1 in the second with what ends it; all 0 where
+    ids, types: [T] tokens, and 0 in the first text with what surrounds it, 1 in the second with what ends it; all 0 where
       texts are separated as RoBERTa does, which knows no types.
-    starts: position of each text's first piece.
+    starts: position of each text's first token.
     """
 
     ids: list[int]
@@ -32,17 +32,17 @@ def grouped(members: Sequence[Joined]) -> dict[str, list[np.ndarray]]:
 
 
 def truncated(texts: Sequence[Sequence[int]], room: int, truncation: str) -> list[list[int]]:
-    """The texts' first pieces, at most `room` in all.
+    """The texts' first tokens, at most `room` in all.
 
     Args:
-      truncation: "longest_first" takes pieces from whichever is longer, "only_second" keeps the first text whole.
+      truncation: "longest_first" takes tokens from whichever is longer, "only_second" keeps the first text whole.
 
     Raises:
       UserError: no room, or the first text alone takes it all.
     """
     if len(texts) == 1 or truncation == "longest_first":
         if room < len(texts):
-            raise UserError(f"config.task.max_length leaves {max(room, 0)} pieces for {len(texts)} texts: raise it")
+            raise UserError(f"config.task.max_length leaves {max(room, 0)} tokens for {len(texts)} texts: raise it")
         if len(texts) == 1:
             return [list(texts[0][:room])]
         first, second = map(len, texts)
@@ -56,12 +56,12 @@ def truncated(texts: Sequence[Sequence[int]], room: int, truncation: str) -> lis
     if truncation != "only_second":
         raise UserError(f"config.task.truncation={truncation!r} is not one of longest_first, only_second")
     if len(texts[0]) >= room:
-        raise UserError(f"the first text of a pair has {len(texts[0])} pieces: raise config.task.max_length")
+        raise UserError(f"the first text of a pair has {len(texts[0])} tokens: raise config.task.max_length")
     return [list(texts[0]), list(texts[1][: room - len(texts[0])])]
 
 
 def place(text: str, start: int, end: int) -> tuple[int, int]:
     """text[start:end] without white space around it."""
-    piece = text[start:end]
-    start += len(piece) - len(piece.lstrip())
-    return start, max(start, start + len(piece.strip()))
+    token = text[start:end]
+    start += len(token) - len(token.lstrip())
+    return start, max(start, start + len(token.strip()))

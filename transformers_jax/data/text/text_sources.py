@@ -67,7 +67,7 @@ class Chosen:
         return self.lines[int(self.numbers[i])]
 
 
-class Sentences:
+class SentenceSource:
     """The lines of a file that are not blank, stripped, and an empty one behind each run of them."""
 
     def __init__(self, lines: Sequence[str]):
@@ -150,7 +150,7 @@ def _text(config, split: str) -> Texts:
         elif unit == "paragraph":
             groups.append(_cut(Paragraphs(lines), config))
         else:
-            groups.append(Sentences(lines))
+            groups.append(SentenceSource(lines))
     return Texts(groups, _smoothing(config, split))
 
 

@@ -1,9 +1,9 @@
-"""The tokenizer: text to ids of pieces and back. Our own is byte pair encoding that loses nothing; pretrained ones load
+"""The tokenizer: text to ids of tokens and back. Our own is byte pair encoding that loses nothing; pretrained ones load
 through the same class. Encoding and decoding run inside the `tokenizers` library, many lines on all cores at once.
 
 Our vocabulary: `<pad>` 0, `<s>` 1, `</s>` 2, the 256 bytes `<0x00>` … `<0xFF>`, the alphabet (the three marks of
-`words.py`, then characters by code point), the merged pieces, best first. A character outside the alphabet is written
-as its UTF-8 bytes. A text never becomes a special piece: `<pad>` in a text is five characters.
+`words.py`, then characters by code point), the merged tokens, best first. A character outside the alphabet is written
+as its UTF-8 bytes. A text never becomes a special token: `<pad>` in a text is five characters.
 """
 
 import hashlib
@@ -25,19 +25,19 @@ from transformers_jax.data.text.tokenizer_files import SpecialIds
 from transformers_jax.errors import UserError
 from transformers_jax.files import write_whole
 
-SPECIAL_PIECES = ("<pad>", "<s>", "</s>")
-BYTE_PIECES = tuple(f"<0x{byte:02X}>" for byte in range(256))
-_FIXED = SPECIAL_PIECES + BYTE_PIECES + words.MARKS
+SPECIAL_TOKENS = ("<pad>", "<s>", "</s>")
+BYTE_TOKENS = tuple(f"<0x{byte:02X}>" for byte in range(256))
+_FIXED = SPECIAL_TOKENS + BYTE_TOKENS + words.MARKS
 _PROBE = "Ein  Mädchen, 3 DOGS:\tdon't 'être' <s>[MASK] ﬁ é ß 日本語 🙂 "
 
 
 class Tokenizer:
-    """Text to ids of pieces and back; made by `learn_bpe`, `Tokenizer.from_merges` or `Tokenizer.load`.
+    """Text to ids of tokens and back; made by `learn_bpe`, `Tokenizer.from_merges` or `Tokenizer.load`.
 
     Attributes:
-      pad_id, bos_id, eos_id: the pieces that fill, begin and end a sequence. BERT's `[CLS]` and `[SEP]` begin and end;
+      pad_id, bos_id, eos_id: the tokens that fill, begin and end a sequence. BERT's `[CLS]` and `[SEP]` begin and end;
         where a pretrained vocabulary lacks one, another stands in: GPT-2's `<|endoftext|>` is all three.
-      unk_id, mask_id: the piece of what cannot be written, and BERT's `[MASK]`; None where the vocabulary has none.
+      unk_id, mask_id: the token of what cannot be written, and BERT's `[MASK]`; None where the vocabulary has none.
       vocab_size: the rows an embedding needs, one more than the highest id.
       separators: ends between the two texts of a pair: one, as BERT has it, or two, as RoBERTa has it.
     """
@@ -63,25 +63,25 @@ class Tokenizer:
 
         Args:
           merges: pairs of symbols, as `bpe.merges_of` gives them.
-          alphabet: characters that are pieces beside those of the merges.
+          alphabet: characters that are tokens beside those of the merges.
 
         Raises:
           UserError: a merge of a symbol that no earlier merge made.
         """
         pairs = [tuple(symbol.replace(bpe.END_OF_WORD, words.END) for symbol in pair) for pair in merges]
         characters = {symbol for pair in pairs for symbol in pair if len(symbol) == 1}.union(alphabet)
-        pieces = dict.fromkeys([*_FIXED, *sorted(characters.difference(words.MARKS))])
+        tokens = dict.fromkeys([*_FIXED, *sorted(characters.difference(words.MARKS))])
         for number, pair in enumerate(pairs, start=1):
             for symbol in pair:
-                if symbol not in pieces or symbol in SPECIAL_PIECES + BYTE_PIECES:
+                if symbol not in tokens or symbol in SPECIAL_TOKENS + BYTE_TOKENS:
                     raise UserError(f"merge {number} joins {symbol!r}, which no earlier merge makes")
-            pieces["".join(pair)] = None
-        return cls._of(list(pieces), pairs)
+            tokens["".join(pair)] = None
+        return cls._of(list(tokens), pairs)
 
     @classmethod
-    def _of(cls, pieces: Sequence[str], merges: Sequence[bpe.Pair]) -> "Tokenizer":
+    def _of(cls, tokens: Sequence[str], merges: Sequence[bpe.Pair]) -> "Tokenizer":
         """The tokenizer of a whole vocabulary, in the order of ids, with the merges spelled with END."""
-        vocabulary = {piece: i for i, piece in enumerate(pieces)}
+        vocabulary = {token: i for i, token in enumerate(tokens)}
         library = tokenizers.Tokenizer(tokenizers.models.BPE(vocabulary, list(merges), byte_fallback=True))
         library.normalizer, library.pre_tokenizer = words.NORMALIZER, words.PRE_TOKENIZER
         library.decoder = words.DECODER
@@ -92,10 +92,10 @@ class Tokenizer:
         return self._encoding(text).ids
 
     def encode_with_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
-        """The ids of a text, and for each piece where it stands: text[start:end], without white space around it.
+        """The ids of a text, and for each token where it stands: text[start:end], without white space around it.
 
-        Places are in order. Where a character makes several pieces, each stands at the whole character; so does a mark
-        that the tokenizer adds, at the character before it. A piece of white space is empty, start == end.
+        Places are in order. Where a character makes several tokens, each stands at the whole character; so does a mark
+        that the tokenizer adds, at the character before it. A token of white space is empty, start == end.
         """
         encoding = self._encoding(text)
         places, last = [], 0
@@ -105,9 +105,9 @@ class Tokenizer:
         return encoding.ids, places
 
     def encode_with_words(self, text: str) -> tuple[list[int], list[int]]:
-        """The ids of a text, and the number of the word that each piece belongs to, 0, 1, 2 …
+        """The ids of a text, and the number of the word that each token belongs to, 0, 1, 2 …
 
-        Words are those that the tokenizer splits. SentencePiece's need not end at spaces: a piece with `▁` in front begins
+        Words are those that the tokenizer splits. SentencePiece's need not end at spaces: a token with `▁` in front begins
         a word too.
         """
         encoding = self._encoding(text)
@@ -119,7 +119,7 @@ class Tokenizer:
         return encoding.ids, words_of
 
     def joined(self, first: Sequence[int], second: Sequence[int] | None = None) -> Joined:
-        """The pieces of one text or two with beginning, separators and end around them."""
+        """The tokens of one text or two with beginning, separators and end around them."""
         ids = [self.bos_id, *first, self.eos_id]
         if second is None:
             return Joined(ids, [0] * len(ids), (1,))
@@ -130,13 +130,13 @@ class Tokenizer:
         return Joined(ids, types, (1, start))
 
     def surrounding(self, pair: bool) -> int:
-        """How many pieces `joined` adds."""
+        """How many tokens `joined` adds."""
         return 2 + self.separators * pair
 
     def encode_pair(
         self, first: str, second: str | None = None, *, max_length: int = 0, truncation: str = "longest_first"
     ) -> Joined:
-        """One text or two as an encoder reads them, of at most `max_length` pieces in all (0: of any length).
+        """One text or two as an encoder reads them, of at most `max_length` tokens in all (0: of any length).
 
         Args:
           truncation: what is shortened: "longest_first" or "only_second", see `truncated`.
@@ -147,7 +147,7 @@ class Tokenizer:
         return self.joined(*texts)
 
     def textual_ids(self) -> np.ndarray:
-        """The ids of all pieces but the special ones, ascending."""
+        """The ids of all tokens but the special ones, ascending."""
         ids = set(self._library.get_vocab().values()).intersection(range(self.vocab_size))
         return np.array(sorted(ids - self._dropped), np.int32)
 
@@ -158,7 +158,7 @@ class Tokenizer:
         return [encoding.ids for encoding in self._library.encode_batch_fast(list(texts), add_special_tokens=False)]
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The text of the ids; special pieces are dropped.
+        """The text of the ids; special tokens are dropped.
 
         Raises:
           ValueError: an id outside the vocabulary.
@@ -171,24 +171,24 @@ class Tokenizer:
         return self._library.decode_batch([self._textual(ids) for ids in rows], skip_special_tokens=False)
 
     def tokens(self, text: str) -> list[str]:
-        """The pieces of a text as they are shown to people, `</w>` spelled out."""
-        return [self.piece(i) for i in self.encode(text)]
+        """The tokens of a text as they are shown to people, `</w>` spelled out."""
+        return [self.token(i) for i in self.encode(text)]
 
-    def piece(self, i: int) -> str:
-        """The piece of an id as it is shown to people. Raises ValueError for an id outside the vocabulary."""
+    def token(self, i: int) -> str:
+        """The token of an id as it is shown to people. Raises ValueError for an id outside the vocabulary."""
         self._check(i, i)
         return (self._library.id_to_token(int(i)) or "").replace(words.END, bpe.END_OF_WORD)
 
-    def id_of(self, piece: str) -> int | None:
-        """The id of a piece by its name, special ones too; None if the vocabulary has no such piece."""
-        return self._library.token_to_id(piece.replace(bpe.END_OF_WORD, words.END))
+    def id_of(self, token: str) -> int | None:
+        """The id of a token by its name, special ones too; None if the vocabulary has no such token."""
+        return self._library.token_to_id(token.replace(bpe.END_OF_WORD, words.END))
 
     def fingerprint(self) -> str:
-        """16 hexadecimal digits that tell two tokenizers apart: of pieces, merges, special ids, and of what becomes of
+        """16 hexadecimal digits that tell two tokenizers apart: of tokens, merges, special ids, and of what becomes of
         a probing line. Not of the file, which the library may write differently from version to version."""
         model = json.loads(self._library.to_str())["model"]
         merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in model.get("merges", ())]
-        vocabulary = sorted((i, piece) for piece, i in self._library.get_vocab().items())
+        vocabulary = sorted((i, token) for token, i in self._library.get_vocab().items())
         scores = [f"{score:.6g}" for _, score in model["vocab"]] if isinstance(model["vocab"], list) else []
         content = json.dumps([vocabulary, merges, scores, self._special, self.encode(_PROBE)])
         return hashlib.sha256(content.encode()).hexdigest()[:16]
@@ -196,7 +196,7 @@ class Tokenizer:
     def save(self, path: str | os.PathLike) -> None:
         """Writes one `tokenizer.json` that the `tokenizers` library loads; into the folder, if the path is one.
 
-        Which piece begins, ends and fills is read from the names of the pieces. Where the names do not tell, as in some
+        Which token begins, ends and fills is read from the names of the tokens. Where the names do not tell, as in some
         pretrained vocabularies, a `tokenizer_config.json` beside it does.
         """
         path = Path(path)
@@ -238,13 +238,13 @@ class Tokenizer:
         return 2 if self.mask_id is not None and self._library.id_to_token(self.mask_id) == "<mask>" else 1
 
     def _begun_by_spaces(self) -> frozenset[int]:
-        """The pieces that begin with `▁`, where that is how a space is written."""
+        """The tokens that begin with `▁`, where that is how a space is written."""
         normalizer, splitter, text = self._library.normalizer, self._library.pre_tokenizer, "a a"
         text = normalizer.normalize_str(text) if normalizer else text
         parts = splitter.pre_tokenize_str(text) if splitter else [(text, None)]
         if not any(SPACE in part for part, _ in parts):
             return frozenset()
-        return frozenset(i for piece, i in self._library.get_vocab().items() if piece.startswith(SPACE))
+        return frozenset(i for token, i in self._library.get_vocab().items() if token.startswith(SPACE))
 
     def _textual(self, ids: Iterable[int]) -> list[int]:
         """The ids that stand for text, checked."""
@@ -271,10 +271,10 @@ def learn_bpe(
 
     Args:
       lines: the text; a line end is not part of its line.
-      vocab_size: how many pieces the vocabulary shall have, specials, bytes and alphabet among them. A corpus whose
-        words have all become single pieces before gives fewer, and a warning.
+      vocab_size: how many tokens the vocabulary shall have, specials, bytes and alphabet among them. A corpus whose
+        words have all become single tokens before gives fewer, and a warning.
       merges: how many merges are learned; instead of `vocab_size`.
-      alphabet_limit: at most so many characters are pieces, the most frequent ones. The others stay bytes.
+      alphabet_limit: at most so many characters are tokens, the most frequent ones. The others stay bytes.
       min_count: a character that occurs less often stays bytes.
 
     Raises:
@@ -284,26 +284,26 @@ def learn_bpe(
         raise ValueError("learn_bpe takes either vocab_size or merges")
     if vocab_size is not None:
         if vocab_size < len(_FIXED):
-            raise UserError(f"tokenizer.vocab_size is {vocab_size}; bytes and special pieces alone are {len(_FIXED)}")
+            raise UserError(f"tokenizer.vocab_size is {vocab_size}; bytes and special tokens alone are {len(_FIXED)}")
         alphabet_limit = min(alphabet_limit, vocab_size - len(_FIXED))
     counts = Counter(word for line in lines for word in words.words(line.rstrip("\n")))
     alphabet = _alphabet(counts, alphabet_limit, min_count)
-    pieces, pairs = dict.fromkeys([*_FIXED, *alphabet]), []
+    tokens, pairs = dict.fromkeys([*_FIXED, *alphabet]), []
     known = {*words.MARKS, *alphabet}.__contains__
     runs = ((tuple(run), n) for word, n in counts.items() for inside, run in groupby(word, known) if inside)
     learned = bpe.learn(runs)
-    while len(pieces) != vocab_size and len(pairs) != merges:
+    while len(tokens) != vocab_size and len(pairs) != merges:
         if not (pair := next(learned, None)):
-            wanted = f"{vocab_size} pieces" if merges is None else f"{merges} merges"
-            logging.warning("the corpus is too small for %s: %d pieces, %d merges", wanted, len(pieces), len(pairs))
+            wanted = f"{vocab_size} tokens" if merges is None else f"{merges} merges"
+            logging.warning("the corpus is too small for %s: %d tokens, %d merges", wanted, len(tokens), len(pairs))
             break
         pairs.append(pair)
-        pieces["".join(pair)] = None
-    return Tokenizer._of(list(pieces), pairs)
+        tokens["".join(pair)] = None
+    return Tokenizer._of(list(tokens), pairs)
 
 
 def _alphabet(counts: Counter[str], limit: int, min_count: int) -> list[str]:
-    """The characters that are pieces, by code point: the most frequent ones, the first seen where counts tie."""
+    """The characters that are tokens, by code point: the most frequent ones, the first seen where counts tie."""
     characters = Counter()
     for word, count in counts.items():
         for character in word:

@@ -3,13 +3,13 @@
 1. `tokenizer.json`, the library's own file, ours or a pretrained one.
 2. `vocab.txt`, BERT's WordPiece. Lower-casing by `do_lower_case` of `tokenizer_config.json`; without it, a vocabulary
    without capitals is taken for a lower-cased one.
-3. `vocab.json` and `merges.txt`, the byte-level encoding of GPT-2 and RoBERTa, or where pieces end in `</w>` FlauBERT's:
+3. `vocab.json` and `merges.txt`, the byte-level encoding of GPT-2 and RoBERTa, or where tokens end in `</w>` FlauBERT's:
    see `moses`. A `tokenizer.json` of this kind has "moses" in the `tokenizer_config.json` beside it.
-4. `spiece.model`, `tokenizer.model` or the folder's only `.model`, SentencePiece: see `sentencepiece_model`. ALBERT's,
+4. `stoken.model`, `tokenizer.model` or the folder's only `.model`, SentencePiece: see `sentencepiece_model`. ALBERT's,
    by `tokenizer_config.json` or the `config.json` beside it, has texts in lower case and without accents, unless
    `do_lower_case` and `keep_accents` say otherwise.
 
-A folder is searched in this order. Special pieces are those that `tokenizer_config.json` names, else those with a usual
+A folder is searched in this order. Special tokens are those that `tokenizer_config.json` names, else those with a usual
 name.
 """
 
@@ -28,7 +28,7 @@ from transformers_jax.errors import UserError
 
 
 class SpecialIds(NamedTuple):
-    """The ids of the special pieces; None where a vocabulary has none."""
+    """The ids of the special tokens; None where a vocabulary has none."""
 
     pad: int
     bos: int
@@ -51,14 +51,14 @@ _CONFIG_KEYS = {
     "unk": ("unk_token",),
     "mask": ("mask_token",),
 }
-_CAPITAL_PIECE = re.compile(r"(?!\[).*[A-Z]")
+_CAPITAL_TOKEN = re.compile(r"(?!\[).*[A-Z]")
 
 
 def read(path: Path) -> tuple[tokenizers.Tokenizer, SpecialIds, moses.Words | None]:
     """The tokenizer of a file or folder, its special ids, and how words are split before it, if that is not its own.
 
     Raises:
-      UserError: nothing there to read, a malformed file, or a vocabulary without any piece that ends a sequence.
+      UserError: nothing there to read, a malformed file, or a vocabulary without any token that ends a sequence.
     """
     file = _find(path) if path.is_dir() else path
     if not file.is_file():
@@ -72,14 +72,14 @@ def read(path: Path) -> tuple[tokenizers.Tokenizer, SpecialIds, moses.Words | No
     elif file.name in ("vocab.json", "merges.txt"):
         vocab_file, merges_file = file.with_name("vocab.json"), file.with_name("merges.txt")
         vocabulary = _vocabulary(vocab_file, merges_file)
-        if any(piece.endswith(moses.SUFFIX) for piece in vocabulary):
+        if any(token.endswith(moses.SUFFIX) for token in vocabulary):
             library, config = _moses(vocab_file, merges_file, vocabulary, config)
         else:
             library = _byte_level(vocab_file, merges_file, vocabulary, config)
     else:
         library = _library(file)
     if (special := special_ids(library, config)) is None:
-        raise UserError(f"{file}: no piece begins or ends a text; name an eos_token in tokenizer_config.json beside it")
+        raise UserError(f"{file}: no token begins or ends a text; name an eos_token in tokenizer_config.json beside it")
     return library, special, moses.Words(**config["moses"]) if "moses" in config else None
 
 
@@ -96,7 +96,7 @@ def _model_type(folder: Path) -> str:
 
 
 def special_ids(library: tokenizers.Tokenizer, config: dict) -> SpecialIds | None:
-    """The special pieces by the names that the config gives, else by their usual names; None without beginning and end.
+    """The special tokens by the names that the config gives, else by their usual names; None without beginning and end.
 
     What begins is borrowed from what ends, what ends from what begins, what fills from what ends.
     """
@@ -107,7 +107,7 @@ def special_ids(library: tokenizers.Tokenizer, config: dict) -> SpecialIds | Non
         ids = [i for name in (*names, *usual) if (i := library.token_to_id(name)) is not None]
         found[role] = ids[0] if ids else None
         if names and library.token_to_id(names[0]) is None:
-            logging.warning("tokenizer_config.json: %s_token %r is no piece; %s serves", role, names[0], found[role])
+            logging.warning("tokenizer_config.json: %s_token %r is no token; %s serves", role, names[0], found[role])
     if found["bos"] is None and found["eos"] is None:
         return None
     found["bos"] = found["eos"] if found["bos"] is None else found["bos"]
@@ -118,14 +118,14 @@ def special_ids(library: tokenizers.Tokenizer, config: dict) -> SpecialIds | Non
 
 def _find(folder: Path) -> Path:
     """The file of a folder that the tokenizer is read from."""
-    for name in ("tokenizer.json", "vocab.txt", "merges.txt", "spiece.model", "tokenizer.model"):
+    for name in ("tokenizer.json", "vocab.txt", "merges.txt", "stoken.model", "tokenizer.model"):
         if (folder / name).is_file():
             return folder / name
     models_there = sorted(folder.glob("*.model"))
     if len(models_there) != 1:
         raise UserError(f"{folder}: no tokenizer.json, vocab.txt, vocab.json with merges.txt or SentencePiece .model")
     if models_there[0].name == "sentencepiece.bpe.model":
-        raise UserError(f"{models_there[0]}: its models number their pieces otherwise; get their tokenizer.json")
+        raise UserError(f"{models_there[0]}: its models number their tokens otherwise; get their tokenizer.json")
     return models_there[0]
 
 
@@ -139,7 +139,7 @@ def _library(file: Path) -> tokenizers.Tokenizer:
 
 
 def guarded(library: tokenizers.Tokenizer) -> tokenizers.Tokenizer:
-    """The same, changed so that a text never becomes a special piece, though it spells its name."""
+    """The same, changed so that a text never becomes a special token, though it spells its name."""
     library.encode_special_tokens = True
     names = {token.content: i for i, token in library.get_added_tokens_decoder().items() if token.special}
     if found := [name for name, i in names.items() if i in library.encode(name, add_special_tokens=False).ids]:
@@ -149,20 +149,20 @@ def guarded(library: tokenizers.Tokenizer) -> tokenizers.Tokenizer:
 
 
 def _wordpiece(file: Path, config: dict) -> tokenizers.Tokenizer:
-    """BERT's WordPiece (Devlin et al. 2019): one piece a line, `##` before those that continue a word."""
-    pieces = [line.rstrip("\r") for line in _text(file).removesuffix("\n").split("\n")]
-    vocabulary = {piece: i for i, piece in enumerate(pieces)}
-    if len(vocabulary) < len(pieces):
-        number = next(i for i, piece in enumerate(pieces, start=1) if pieces.index(piece) < i - 1)
-        raise UserError(f"{file}, line {number}: the piece {pieces[number - 1]!r} stands in the vocabulary twice")
+    """BERT's WordPiece (Devlin et al. 2019): one token a line, `##` before those that continue a word."""
+    tokens = [line.rstrip("\r") for line in _text(file).removesuffix("\n").split("\n")]
+    vocabulary = {token: i for i, token in enumerate(tokens)}
+    if len(vocabulary) < len(tokens):
+        number = next(i for i, token in enumerate(tokens, start=1) if tokens.index(token) < i - 1)
+        raise UserError(f"{file}, line {number}: the token {tokens[number - 1]!r} stands in the vocabulary twice")
     if "[UNK]" not in vocabulary:
-        raise UserError(f"{file}: no piece [UNK]; a WordPiece vocabulary holds one piece a line, [UNK] among them")
+        raise UserError(f"{file}: no token [UNK]; a WordPiece vocabulary holds one token a line, [UNK] among them")
     library = tokenizers.Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]", max_input_chars_per_word=100))
     library.normalizer = normalizers.BertNormalizer(
         clean_text=True,
         handle_chinese_chars=config.get("tokenize_chinese_chars", True),
         strip_accents=config.get("strip_accents"),
-        lowercase=config.get("do_lower_case", not any(map(_CAPITAL_PIECE.match, pieces))),
+        lowercase=config.get("do_lower_case", not any(map(_CAPITAL_TOKEN.match, tokens))),
     )
     library.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     library.decoder = decoders.WordPiece(prefix="##", cleanup=True)
@@ -202,7 +202,7 @@ def _byte_level(vocab_file: Path, merges_file: Path, vocabulary: dict, config: d
     merges = []
     for where, pair in _merges(merges_file):
         if len(pair) != 2 or not {*pair, "".join(pair)} <= vocabulary.keys():
-            raise UserError(f"{where} is no merge of two pieces of {vocab_file.name}")
+            raise UserError(f"{where} is no merge of two tokens of {vocab_file.name}")
         merges.append(tuple(pair))
     library = tokenizers.Tokenizer(models.BPE(vocabulary, merges))
     library.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=config.get("add_prefix_space", False))
@@ -213,12 +213,12 @@ def _byte_level(vocab_file: Path, merges_file: Path, vocabulary: dict, config: d
 
 
 def _moses(vocab_file: Path, merges_file: Path, vocabulary: dict, config: dict) -> tuple[tokenizers.Tokenizer, dict]:
-    """FlauBERT's (Le et al. 2020), whose merges may make what is no piece; and the config with what it leaves unsaid."""
+    """FlauBERT's (Le et al. 2020), whose merges may make what is no token; and the config with what it leaves unsaid."""
     kind = config.get("tokenizer_class") or _model_type(vocab_file.parent)
     if kind and "flaubert" not in kind.lower():
-        raise UserError(f"{vocab_file}: pieces end in {moses.SUFFIX}: FlauBERT's are read, not those of {kind}")
+        raise UserError(f"{vocab_file}: tokens end in {moses.SUFFIX}: FlauBERT's are read, not those of {kind}")
     if missing := [name for name in ("<s>", "</s>", "<pad>", "<unk>", "<special1>") if name not in vocabulary]:
-        raise UserError(f"{vocab_file}: pieces end in {moses.SUFFIX}, as FlauBERT's do, but there is no piece {missing[0]}")
+        raise UserError(f"{vocab_file}: tokens end in {moses.SUFFIX}, as FlauBERT's do, but there is no token {missing[0]}")
     merges = []
     for where, parts in _merges(merges_file):
         if len(parts) not in (2, 3):

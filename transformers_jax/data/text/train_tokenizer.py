@@ -1,6 +1,6 @@
 """Vocabularies of the encoders, learned from text by the trainers of the `tokenizers` library.
 
-    wordpiece   BERT, DistilBERT          [PAD] [UNK] [CLS] [SEP] [MASK], continuing pieces begin with ##
+    wordpiece   BERT, DistilBERT          [PAD] [UNK] [CLS] [SEP] [MASK], continuing tokens begin with ##
     byte_bpe    RoBERTa                   <s> <pad> </s> <unk> <mask>, byte pair encoding over bytes: loses nothing
     unigram     ALBERT, CamemBERT, XLM-R  the same, a unigram language model over ▁words (SentencePiece, Kudo 2018)
 
@@ -23,7 +23,7 @@ ROBERTA_SPECIAL = ("<s>", "<pad>", "</s>", "<unk>", "<mask>")
 
 
 def learn(kind: str, lines: Iterable[str], vocab_size: int, *, lowercase: bool = False) -> Tokenizer:
-    """Learns a vocabulary of at most `vocab_size` pieces.
+    """Learns a vocabulary of at most `vocab_size` tokens.
 
     Args:
       kind: one of KINDS.
@@ -52,18 +52,18 @@ def learn(kind: str, lines: Iterable[str], vocab_size: int, *, lowercase: bool =
         raise UserError("the corpus to learn the tokenizer from has no text; check config.data")
     if library.get_vocab_size() > vocab_size:
         raise UserError(
-            f"config.tokenizer.vocab_size={vocab_size}: the characters of the text alone make {library.get_vocab_size()} pieces"
+            f"config.tokenizer.vocab_size={vocab_size}: the characters of the text alone make {library.get_vocab_size()} tokens"
         )
     if library.get_vocab_size() < vocab_size:
-        logging.warning("the corpus is too small for %d pieces: %d", vocab_size, library.get_vocab_size())
+        logging.warning("the corpus is too small for %d tokens: %d", vocab_size, library.get_vocab_size())
     library = guarded(library)
     return Tokenizer(library, special_ids(library, {}))
 
 
 def placeholder(vocab_size: int) -> Tokenizer:
-    """A tokenizer of so many pieces that knows no text: for plans of a run whose tokenizer is yet to be learned."""
-    pieces = [*BERT_SPECIAL, *map(str, range(vocab_size - len(BERT_SPECIAL)))]
-    library = tokenizers.Tokenizer(models.WordLevel({piece: i for i, piece in enumerate(pieces)}, unk_token="[UNK]"))
+    """A tokenizer of so many tokens that knows no text: for plans of a run whose tokenizer is yet to be learned."""
+    tokens = [*BERT_SPECIAL, *map(str, range(vocab_size - len(BERT_SPECIAL)))]
+    library = tokenizers.Tokenizer(models.WordLevel({token: i for i, token in enumerate(tokens)}, unk_token="[UNK]"))
     return Tokenizer(library, special_ids(library, {}))
 
 

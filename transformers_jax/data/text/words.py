@@ -49,7 +49,7 @@ def words(line: str) -> Iterator[str]:
 
 
 def names_apart(names: Iterable[str]) -> pre_tokenizers.PreTokenizer:
-    """Splits a text inside each of the names that it spells, so that no model takes them for the piece of that name."""
+    """Splits a text inside each of the names that it spells, so that no model takes them for the token of that name."""
     rests = defaultdict(list)
     for name in names:
         if len(name) > 1:

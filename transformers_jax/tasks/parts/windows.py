@@ -16,12 +16,12 @@ class Window(NamedTuple):
 
 
 def windows(sizes: Sequence[int], room: int, overlap: int) -> list[Window]:
-    """The windows over items, words or pieces, of such sizes; every item belongs to exactly one.
+    """The windows over items, words or tokens, of such sizes; every item belongs to exactly one.
 
     Args:
-      sizes: pieces of each item; one that is larger than the room has a window to itself.
-      room: pieces that a window holds.
-      overlap: pieces, at most, that a window shares with the next one; half of them belong to either.
+      sizes: tokens of each item; one that is larger than the room has a window to itself.
+      room: tokens that a window holds.
+      overlap: tokens, at most, that a window shares with the next one; half of them belong to either.
 
     Raises:
       UserError: no room.
