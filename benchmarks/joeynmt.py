@@ -154,7 +154,7 @@ def our_training(data: Path, workdir: Path) -> float:
     """Target tokens a second, the median of metrics.jsonl's lines, one a step."""
     lines = runs.pretrain(
         "transformer", data, workdir, "--config.data.batch_size=64", "--config.model.dropout=0.2",
-        "--config.model.attention_dropout=0.2", "--config.model.mlp_width_dropout=0.2",
+        "--config.model.attention_dropout=0.2", "--config.model.mlp_dropout=0.2",
         "--config.training.accumulate=2", f"--config.training.steps={FLAGS.steps}",
     )  # fmt: skip
     return runs.tokens_per_second(lines)

@@ -68,7 +68,7 @@ def common() -> ConfigDict:
     config.model.decoder_layers = 6
     config.model.dropout = 0.1
     config.model.attention_dropout = 0.0
-    config.model.mlp_width_dropout = 0.0
+    config.model.mlp_dropout = 0.0
     config.model.norm = "pre"
     config.model.positions = "concatenated"
     config.model.relative_distance = 0

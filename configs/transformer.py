@@ -54,7 +54,7 @@ def common() -> ConfigDict:
     config.model.decoder_layers = 6
     config.model.dropout = 0.1
     config.model.attention_dropout = 0.0
-    config.model.mlp_width_dropout = 0.0
+    config.model.mlp_dropout = 0.0
     config.model.norm = "post"
     config.model.positions = "interleaved"
     config.model.relative_distance = 0
@@ -206,7 +206,7 @@ def multi30k(config: ConfigDict) -> None:
     small(config)
     config.model.dropout = 0.2
     config.model.attention_dropout = 0.1
-    config.model.mlp_width_dropout = 0.1
+    config.model.mlp_dropout = 0.1
     config.data.source = "files"
     for split, file in ("train", "train"), ("validation", "val"), ("test", "test_2016_flickr"):
         config.data[split] = ",".join(f"data/multi30k/{file}.{language}" for language in config.data.languages)

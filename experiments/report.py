@@ -24,7 +24,7 @@ def pictures_of(args, config) -> dict:
     """What a trained model can be asked for: attention, and of an encoder a word's vectors. Without a model, nothing."""
     from transformers_jax.data.text.lines import filled
     from transformers_jax.reporting import word_vectors
-    from transformers_jax.runs.evaluate import attention_example
+    from transformers_jax.reporting.attention import attention_example
     from transformers_jax.runs.experiment import Experiment
 
     texts = filled(args.sentences, "--sentences") if args.sentences else None

@@ -77,7 +77,7 @@ def test_examples_that_fit_the_positions(variant, keys):
 
 @pytest.mark.parametrize("name", ["bert.py:tiny", "bert.py:quickstart", "distilbert.py:tiny"])
 def test_more_masks_than_are_predicted(name, monkeypatch):
-    run = experiment(name, task__share=0.5)
+    run = experiment(name, task__mask_rate=0.5)
     if "distil" in name:
         run.task = tasks.build(dict(run.config.task) | {"teacher": "given"}, run.tokenizer)
         monkeypatch.setattr("transformers_jax.tasks.distillation.teacher_model", lambda path, fields: models.build(

@@ -22,6 +22,7 @@ from transformers_jax.genomes.genome import (
     replace,
 )
 from transformers_jax.layers.masks import Mask
+from transformers_jax.models import transformer, with_genome
 from transformers_jax.planning import counts
 from transformers_jax.search.mutation import mutate
 
@@ -69,8 +70,8 @@ def test_many_genomes_build_and_count_or_say_why_not(every):
         genome = mutate(TRANSFORMER, rng, 0.1)[0] if number % 2 else random_genome(rng)
         unit = int(rng.integers(1, 9))
         if fits(genome, 16, unit):
-            count = cell.count_parameters(genome, 16, unit, VOCAB, num_heads=2) - 4 * 16 - VOCAB * 16
-            assert number % every or count == traced(genome, unit, cell.Options(num_heads=2)), genome.text()
+            count = with_genome.count_parameters(genome, 16, unit, VOCAB, num_heads=2) - 4 * 16 - VOCAB * 16
+            assert number % every or count == traced(genome, unit, cell.BranchOptions(num_heads=2)), genome.text()
         else:
             with pytest.raises(InvalidGenome, match="times the model's 16"):
                 build(genome, genome_unit=unit)
@@ -84,7 +85,7 @@ def test_many_genomes_build_and_count_or_say_why_not(every):
 def test_counts_follow_the_config(fields):
     for genome in genomes(2, seed=5):
         shapes = counts.shapes(build(genome, num_heads=3, **fields), BATCH)["params"]
-        assert counts.count(shapes) == cell.count_parameters(genome, 16, 0, VOCAB, num_heads=3, **fields), genome.text()
+        assert counts.count(shapes) == with_genome.count_parameters(genome, 16, 0, VOCAB, num_heads=3, **fields), genome.text()
 
 
 ROWS = LENGTH = 8
@@ -164,7 +165,7 @@ def test_all_parameters_learn(built):
 
 def encoder_cell(text, unit=4):
     """A function of x [B, S, 8] and the parameters that a cell in compact notation computes, and its initial parameters."""
-    module = cell.EncoderCell(parse_cell(text), 8, unit, cell.Options())
+    module = cell.EncoderCell(parse_cell(text), 8, unit, cell.BranchOptions())
     mask = Mask(*2 * (jnp.ones((1, 3), jnp.int32),))
     params = nn.unbox(module.init(jax.random.key(0), jnp.zeros((1, 3, 8)), mask, True)).get("params", {})
     params = jax.tree.map(lambda x: x + 0.1 * np.sin(np.arange(x.size)).reshape(x.shape), params)
@@ -236,15 +237,15 @@ def test_genomes_come_from_files_texts_and_names(tmp_path):
     file = tmp_path / "best.json"
     file.write_text(EVOLVED_TRANSFORMER.to_json())
     for source in (file, "evolved_transformer", EVOLVED_TRANSFORMER.text(), EVOLVED_TRANSFORMER.to_json()):
-        assert cell.read({"genome": str(source), "genome_unit": 0}) == (EVOLVED_TRANSFORMER, 0)
+        assert with_genome.read({"genome": str(source), "genome_unit": 0}) == (EVOLVED_TRANSFORMER, 0)
     file.write_text(json.dumps(json.loads(EVOLVED_TRANSFORMER.to_json()) | {"unit": 24}))
-    assert cell.read({"genome": str(file), "genome_unit": 0}) == (EVOLVED_TRANSFORMER, 24)
-    assert cell.read({"genome": str(file), "genome_unit": 7}) == (EVOLVED_TRANSFORMER, 7)
+    assert with_genome.read({"genome": str(file), "genome_unit": 0}) == (EVOLVED_TRANSFORMER, 24)
+    assert with_genome.read({"genome": str(file), "genome_unit": 7}) == (EVOLVED_TRANSFORMER, 7)
     sized = tmp_path / "sized.json"  # a unit that was found beside another width
     sized.write_text(json.dumps(json.loads(file.read_text()) | {"width": 64}))
-    assert cell.read({"genome": str(sized), "genome_unit": 0, "width": 256}) == (EVOLVED_TRANSFORMER, 96)
-    assert cell.read({"genome": str(sized), "genome_unit": 7, "width": 256}) == (EVOLVED_TRANSFORMER, 7)
-    model = cell.build({"name": "transformer", "genome": str(file), "norm": "post"}, VOCAB)
+    assert with_genome.read({"genome": str(sized), "genome_unit": 0, "width": 256}) == (EVOLVED_TRANSFORMER, 96)
+    assert with_genome.read({"genome": str(sized), "genome_unit": 7, "width": 256}) == (EVOLVED_TRANSFORMER, 7)
+    model = models.build({"name": "transformer", "genome": str(file), "norm": "post"}, VOCAB)
     c = model.config
     assert (c.encoder_layers, c.decoder_layers, c.genome_unit, c.norm) == (3, 4, 24, "pre")
 
@@ -256,8 +257,8 @@ def test_mistakes_are_named(tmp_path):
     cases = {"nowhere.json": "no such file", str(file): "not JSON", dead: "block 1 are dead", "transfromer": "no such file"}
     for source, says in cases.items():
         with pytest.raises(UserError, match=f"config.model.genome.*{says}"):
-            cell.build({"name": "transformer", "genome": source}, VOCAB)
+            models.build({"name": "transformer", "genome": source}, VOCAB)
     with pytest.raises(UserError, match="genome is not a field of evolved_transformer"):
-        cell.build({"name": "evolved_transformer", "genome": "transformer"}, VOCAB)
-    with pytest.raises(ValueError, match="genomes.cell.build"):
-        counts.shapes(models.build({"name": "transformer", "genome": "transformer"}, VOCAB), BATCH)
+        models.build({"name": "evolved_transformer", "genome": "transformer"}, VOCAB)
+    with pytest.raises(ValueError, match="models.build"):
+        counts.shapes(transformer.Model(transformer.Config(VOCAB, genome="transformer")), BATCH)

@@ -8,9 +8,9 @@ import pytest
 from tiny_cells import BATCH, VOCAB, build, draw, forward, make_batch
 
 from transformers_jax import models
-from transformers_jax.genomes import cell
 from transformers_jax.genomes.genome import EVOLVED_TRANSFORMER, TRANSFORMER, replace
 from transformers_jax.layers.dropout import Dropout
+from transformers_jax.models import with_genome
 from transformers_jax.planning import counts
 
 PUBLISHED = {  # width: (heads, Transformer, Evolved Transformer), 33,288 rows (So, Liang, Le 2019)
@@ -76,7 +76,7 @@ def test_genomes_of_hand_written_models_equal_them(name):
 def test_dropout_is_in_the_same_places(name):
     layers = 2 if name == "transformer" else 1  # of which a cell is made
     genome = replace(HAND_WRITTEN[name][0], {"encoder_cells": 1, "decoder_cells": 1})
-    rates = dict(num_heads=8, dropout=0.1, hidden_dropout=0.3, scan_layers=False)
+    rates = dict(num_heads=8, dropout=0.1, mlp_dropout=0.3, scan_layers=False)
     fields = dict(name=name, width=16, encoder_layers=layers, decoder_layers=layers) | rates
     wanted = dropouts(models.build(fields | ({"mlp_width": 64} if name == "transformer" else {}), VOCAB))
     assert dropouts(build(genome, **rates)) == wanted and {rate for rate, _ in wanted} == {0.1, 0.3}
@@ -105,6 +105,6 @@ def dropouts(model):
 def test_parameters_are_those_published(width):
     heads, *wanted = PUBLISHED[width]
     for genome, number in zip((TRANSFORMER, EVOLVED_TRANSFORMER), wanted, strict=True):
-        assert cell.count_parameters(genome, width, 0, 33_288, num_heads=heads) == number
+        assert with_genome.count_parameters(genome, width, 0, 33_288, num_heads=heads) == number
         fields = dict(name="transformer", width=width, num_heads=heads, genome=genome.text())
-        assert counts.count(counts.shapes(cell.build(fields, 33_288), BATCH)["params"]) == number
+        assert counts.count(counts.shapes(models.build(fields, 33_288), BATCH)["params"]) == number

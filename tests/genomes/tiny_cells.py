@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from transformers_jax.genomes import cell
+from transformers_jax import models
 from transformers_jax.planning import counts
 
 VOCAB = 37
@@ -18,7 +18,7 @@ BATCH = {
 
 def build(genome, **fields):
     fields = dict(name="transformer", genome=genome.text(), width=16, num_heads=2, positions="concatenated") | fields
-    return cell.build(fields, VOCAB)
+    return models.build(fields, VOCAB)
 
 
 def draw(model):

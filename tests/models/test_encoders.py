@@ -11,7 +11,6 @@ import pytest
 
 from transformers_jax import models
 from transformers_jax.errors import UserError
-from transformers_jax.genomes import cell
 from transformers_jax.genomes.genome import EVOLVED_TRANSFORMER, replace
 from transformers_jax.layers import gather as masked
 from transformers_jax.layers.blocks import EncoderBlock
@@ -211,7 +210,7 @@ def test_another_block_stands_in(kind):
 def test_a_genome_is_a_block():
     genome = replace(EVOLVED_TRANSFORMER, {"encoder_cells": 1}).text()
     config = SIZES | MODELS["bert"] | dict(head="masked_lm", genome=genome, width=16)
-    model = cell.build(config, VOCAB)
+    model = models.build(config, VOCAB)
     batch = make_batch([[1] * LENGTH])
     params = nn.unbox(jax.jit(model.init)(jax.random.key(0), batch))["params"]
     assert "final_norm" in params and np.isfinite(logits(apply(model, params, batch))).all()

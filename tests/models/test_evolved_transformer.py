@@ -266,7 +266,7 @@ def test_gradients_are_slopes():
 
 
 def test_dropout_is_off_by_default_and_differs_by_key():
-    model = models.build({**TINY, "dropout": 0.5, "hidden_dropout": 0.5, "attention_dropout": 0.5}, VOCAB)
+    model = models.build({**TINY, "dropout": 0.5, "mlp_dropout": 0.5, "attention_dropout": 0.5}, VOCAB)
     params, batch = build("plain")[1], full_batch()
 
     @functools.partial(jax.jit, compiler_options=QUICK)

@@ -132,7 +132,7 @@ def test_scanned_layers_compute_what_separate_layers_do():
 
 @pytest.mark.parametrize("scan", [False, True])
 def test_dropout_differs_by_key_and_is_off_by_default(scan):
-    model, params = build(scan_layers=scan, dropout=0.5, attention_dropout=0.5, hidden_dropout=0.5)
+    model, params = build(scan_layers=scan, dropout=0.5, attention_dropout=0.5, mlp_dropout=0.5)
     batch = make_batch([5, 3])
 
     @jax.jit
@@ -142,7 +142,7 @@ def test_dropout_differs_by_key_and_is_off_by_default(scan):
 
     np.testing.assert_array_equal(run(0), run(0))
     assert np.abs(run(0) - run(1)).max() > 1e-3
-    without, _ = build(scan_layers=scan, dropout=0.0, attention_dropout=0.0, hidden_dropout=0.0)
+    without, _ = build(scan_layers=scan, dropout=0.0, attention_dropout=0.0, mlp_dropout=0.0)
     np.testing.assert_array_equal(logits(model, params, batch), logits(without, params, batch))
 
 

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from transformers_jax.errors import UserError
-from transformers_jax.genomes.cell import count_parameters
 from transformers_jax.genomes.genome import TRANSFORMER, InvalidGenome, fields, from_json, replace
+from transformers_jax.models.with_genome import count_parameters
 from transformers_jax.reporting import search_page
 from transformers_jax.reporting import search_pictures as pictures
 from transformers_jax.reporting.report import make_report

@@ -2,15 +2,15 @@
 
 import pytest
 
-from transformers_jax.genomes import cell
 from transformers_jax.genomes.genome import EVOLVED_TRANSFORMER, TRANSFORMER, InvalidGenome, replace
+from transformers_jax.models import with_genome
 from transformers_jax.search.band import LARGEST, fit_unit
 
 PAPER = 59_100_000, 64_100_000  # So, Liang, Le 2019, section 4
 
 
 def count(genome, unit):
-    return cell.count_parameters(genome, 512, unit, 33_288)
+    return with_genome.count_parameters(genome, 512, unit, 33_288)
 
 
 @pytest.mark.parametrize("genome", [TRANSFORMER, EVOLVED_TRANSFORMER])

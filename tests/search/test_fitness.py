@@ -11,8 +11,10 @@ import pytest
 from experiments import launch
 from experiments import search as launcher
 from transformers_jax import config as configuration
+from transformers_jax import models
 from transformers_jax.errors import DiskError
-from transformers_jax.genomes import cell, genome
+from transformers_jax.genomes import genome
+from transformers_jax.models import with_genome
 from transformers_jax.runs.experiment import Experiment, write
 from transformers_jax.search import fitness
 from transformers_jax.search.fitness import Trainer
@@ -59,7 +61,7 @@ def test_result(result, trainer):
     assert -math.log(400) * 1.5 < result.stages[0] < result.stages[1] < 0
     assert result.compile_seconds > 0 and result.train_seconds > 0
     vocabulary = trainer.shared.tokenizer.vocab_size
-    assert result.parameters == cell.count_parameters(genome.parse(CHEAP), 16, 8, vocabulary, num_heads=8)
+    assert result.parameters == with_genome.count_parameters(genome.parse(CHEAP), 16, 8, vocabulary, num_heads=8)
 
 
 def test_stages_go_on_with_the_same_weights(result, trainer, tmp_path):
@@ -166,7 +168,7 @@ def test_search_from_the_command_line(corpus, tmp_path, capfd):
     assert found["best_fitness"] == max(row["fitness"] for row in rows)
     assert "evolution candidate 3/3" in err
     model = configuration.read(tmp_path).model.to_dict() | {"genome": str(tmp_path / "best.json")}
-    assert cell.build(model, 400).config.encoder_layers == genome.load(str(tmp_path / "best.json")).encoder_cells
+    assert models.build(model, 400).config.encoder_layers == genome.load(str(tmp_path / "best.json")).encoder_cells
 
 
 @pytest.mark.parametrize(

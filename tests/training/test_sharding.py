@@ -94,7 +94,7 @@ def test_devices_of_a_process_stand_side_by_side(monkeypatch):
     devices = [Device(2 * (y // 2) + x // 2, 4 * y + x) for y in range(4) for x in range(4)]
     assert [d.process_index for d in devices[:4]] == [0, 0, 1, 1]
     monkeypatch.setattr(jax, "process_count", lambda: 4)
-    monkeypatch.setattr(sharding, "Mesh", lambda devices, axes, axis_types: devices)
+    monkeypatch.setattr("transformers_jax.mesh.Mesh", lambda devices, axes, axis_types: devices)
     placed = make_mesh({"fsdp": 2}, devices)
     assert placed.shape == (8, 2, 1) and [d.process_index for d in placed.flat] == [i // 4 for i in range(16)]
     assert [d.id for d in placed.flat[:4]] == [0, 1, 4, 5]
@@ -273,7 +273,7 @@ def share_of(process, shape, processes, monkeypatch):
     """What a process reads, where the devices of a mesh belong to such processes."""
     held = {Device(p, n): (slice(n // shape[2], n // shape[2] + 1),) for n, p in enumerate(processes)}
     rows = types.SimpleNamespace(devices_indices_map=lambda size: held)
-    monkeypatch.setattr(sharding, "row_sharding", lambda mesh: rows)
+    monkeypatch.setattr("transformers_jax.mesh.row_sharding", lambda mesh: rows)
     monkeypatch.setattr(jax, "process_index", lambda: process)
     mesh = types.SimpleNamespace(shape=dict(zip(AXES, shape, strict=True)))
     return data_shard.__wrapped__(mesh)

@@ -32,7 +32,7 @@ from absl import logging
 from grain.experimental import DatasetOptions, ThreadPrefetchIterDataset, WithOptionsIterDataset
 
 from transformers_jax.batch import Streams
-from transformers_jax.data import collate as assembly
+from transformers_jax.data import collate as collating
 from transformers_jax.data.collate import BatchLayout, BatchShape, EncodedExamples, collate, layout_of
 from transformers_jax.data.packing import bucket, pack, pack_in_order
 from transformers_jax.errors import UserError
@@ -64,7 +64,7 @@ def train_iterator(
     Args:
       source: raw examples, by number.
       task: its `encode` gives the fields of a raw example, 1-D int32 arrays, of one length within a stream; for its
-        other attributes see `assembly`.
+        other attributes see `data.collate`.
       config: config.data, see above.
       seed: of the shuffling, and of what the task augments.
       parts: that the rows of a batch are divided into, over devices and microbatches; those of each bucket's are a multiple.
@@ -105,7 +105,7 @@ class EvalBatches:
 
     def __init__(self, examples: EncodedExamples, shapes: Sequence[BatchShape], limits, process_index, process_count):
         self.examples, self.layout, self.limits = examples, examples.layout, limits
-        lengths = np.array([assembly.lengths(examples[i]) for i in range(len(examples))])
+        lengths = np.array([collating.lengths(examples[i]) for i in range(len(examples))])
         if longer := (lengths > limits).any(axis=1).sum():
             most = _named(self.layout.streams, limits)
             logging.warning("evaluation cuts %d of %d examples to %s tokens", longer, len(lengths), most)
@@ -124,7 +124,7 @@ class EvalBatches:
     def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
         for first in range(self.start, self.start + len(self) * self.total, self.total):
             numbers = self.rows[first : first + self.shape.rows]
-            rows = [[assembly.cut(self.examples[i], self.limits) for i in row] for row in numbers]
+            rows = [[collating.cut(self.examples[i], self.limits) for i in row] for row in numbers]
             yield collate(rows, layout=self.layout, shape=self.shape)
 
 
@@ -153,7 +153,7 @@ def batch_shapes(config, task: Any, process_count: int = 1, parts: int = 1) -> d
     """(shape, dtype) of each field of a global training batch by name; with buckets those of the widest."""
     layout = layout_of(task)
     shapes, _ = shapes_of(config, layout, process_count, parts)
-    return assembly.shapes_of_fields(layout, shapes[-1])
+    return collating.shapes_of_fields(layout, shapes[-1])
 
 
 def fill(batch: dict[str, np.ndarray]) -> float:
@@ -185,7 +185,7 @@ class _Plan:
     def __call__(self, window: int) -> list:
         rng = np.random.default_rng([self.seed, 2, self.shard.start, window])
         examples = [self.examples.draw(i, rng) for i in self._draw(window)]
-        lengths = np.array([assembly.lengths(example) for example in examples])
+        lengths = np.array([collating.lengths(example) for example in examples])
         fits = (lengths <= self.limits).all(axis=1)  # [examples]
         self._count(fits)
         examples, lengths = [examples[i] for i in np.flatnonzero(fits)], lengths[fits]

@@ -2,9 +2,10 @@
 
 from collections.abc import Mapping
 
-from transformers_jax.runs import initialise
+HEAD = r"^(pooler|classifier|choice|next_sentence|lm|lm_bias)(/|$)"
+"""Parameters of heads, which may be new."""
 
-NAMES = {"all": ".", "head": initialise.HEAD}
+NAMES = {"all": ".", "head": HEAD}
 """Words that stand for a pattern: all parameters, and those that a finetuned model has beside the encoder's."""
 
 

@@ -31,13 +31,13 @@ class BranchOptions:
     """What all branches of a model share; the names are those of `models.transformer.Config`.
 
     num_heads: of attention to the encoder; self-attention's are the genome's.
-    dropout: on what a branch gives; hidden_dropout instead where its block is wider than the model.
+    dropout: on what a branch gives; mlp_dropout instead where its block is wider than the model.
     """
 
     num_heads: int = 8
     dropout: float = 0.0
     attention_dropout: float = 0.0
-    hidden_dropout: float = 0.0
+    mlp_dropout: float = 0.0
     attention_bias: bool = False
     relative_distance: int = 0
     attention: str = "auto"

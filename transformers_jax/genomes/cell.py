@@ -8,7 +8,7 @@ tensor2tensor (`models/neural_architecture_search/nas_model.py`):
 - a branch is norm, layer, activation, dropout; identity has no dropout;
 - attention is as wide inside as its input, and attention to the encoder reads the last encoder cell after the final norm;
 - `dropout` is that of branches whose block is as wide as the model or narrower, as the ends of the hand-written models'
-  sublayers are; wider blocks are inside of such sublayers, and have `hidden_dropout`.
+  sublayers are; wider blocks are inside of such sublayers, and have `mlp_dropout`.
 
 A cell whose output is not D wide ends in a linear map to D. One cell is one layer of `layers.blocks.Stack`: scanned, it is
 compiled once however many there are.
@@ -17,20 +17,18 @@ compiled once however many there are.
 import dataclasses
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import flax.linen as nn
 import jax
 
-from transformers_jax import models
-from transformers_jax.errors import UserError
 from transformers_jax.genomes import branch as branches
 from transformers_jax.genomes.branch import BranchLayer, BranchOptions, combine
-from transformers_jax.genomes.genome import Branch, Genome, GenomeBlock, InvalidGenome, load_sized, unused_states
+from transformers_jax.genomes.genome import Branch, Genome, GenomeBlock, InvalidGenome, unused_states
 from transformers_jax.layers.dropout import Dropout
 from transformers_jax.layers.masks import Mask
 from transformers_jax.layers.norms import LayerNorm
 from transformers_jax.layers.projections import Linear
-from transformers_jax.models import encoder, transformer
 
 WIDEST = 64
 """Hidden states may be so many times as wide as the model; concatenations of concatenations are wider soon."""
@@ -101,7 +99,7 @@ class Cell(nn.Module):
 
         self.left = [layer(b.left, pairs[0]) for b, pairs in zip(self.blocks, found.branches, strict=True)]
         self.right = [layer(b.right, pairs[1]) for b, pairs in zip(self.blocks, found.branches, strict=True)]
-        self.drop, self.hidden_drop = Dropout(options.dropout), Dropout(options.hidden_dropout)
+        self.drop, self.mlp_drop = Dropout(options.dropout), Dropout(options.mlp_dropout)
         self.project = Linear(self.width, ("mlp", "embed"), **types) if found.output != self.width else None
 
     def layers(self) -> list[BranchLayer]:
@@ -125,7 +123,7 @@ class Cell(nn.Module):
                     h = normed[i] = normed[i] if i in normed else self.norm[i](h)
                 h = apply(layer, h)
                 if layer.branch.layer != "id":
-                    drop = self.hidden_drop if found.states[len(states)] > self.width else self.drop
+                    drop = self.mlp_drop if found.states[len(states)] > self.width else self.drop
                     h = drop(h, deterministic=deterministic)
                 outputs.append(h)
             states.append(combine(block.combiner, outputs))
@@ -176,83 +174,14 @@ def blocks(genome: Genome, width: int, unit: int, options: BranchOptions) -> tup
     )
 
 
-def build(config, vocab_size: int) -> nn.Module:
-    """The model that `config` describes, with the cells of `config.genome` as its layers.
-
-    Args:
-      config: a mapping with the fields of an architecture's `Config`, of which `genome` is not empty.
-      vocab_size: number of rows of the embedding.
-
-    Raises:
-      UserError: no such genome, an invalid one, or an architecture that takes none.
-    """
-    model = models.build(config, vocab_size)
-    if isinstance(model, encoder.Encoder):
-        return _encoder(model, config)
-    if not isinstance(model, transformer.Model):
-        raise UserError(f"config.model.genome: {config['name']} takes no genome; give config.model.name=transformer")
-    genome, unit = read(config)
-    cells = dict(encoder_layers=genome.encoder_cells, decoder_layers=genome.decoder_cells)
-    c = dataclasses.replace(model.config, genome=genome.text(), genome_unit=unit, norm="pre", **cells)
-    for cell in (genome.encoder, genome.decoder):
-        widths(cell, c.width, unit or c.width // 2)
-    encoder_block, decoder_block = blocks(genome, c.width, unit, options_of(c))
-    return model.clone(config=c, encoder_block=encoder_block, decoder_block=decoder_block)
-
-
-def _encoder(model: encoder.Encoder, config) -> encoder.Encoder:
-    """An encoder with the genome's encoder cells as its layers."""
-    genome, unit = read(config)
-    c = dataclasses.replace(model.config, genome=genome.text(), genome_unit=unit, layers=genome.encoder_cells)
-    widths(genome.encoder, c.width, unit or c.width // 2)
-    return model.clone(config=c, block=blocks(genome, c.width, unit, options_of(c))[0])
-
-
-def read(config) -> tuple[Genome, int]:
-    """The genome of `config.genome`, a JSON file, a text or a name, and its width unit, 0 where nothing says it.
-
-    The unit is `config.genome_unit`, or what a JSON file has as "unit" beside the genome; where the file's "width" is another
-    than the config's, in proportion, so that a block stays as wide beside the model as it was found.
-
-    Raises:
-      UserError: there is no such genome, or it is invalid.
-    """
-    try:
-        genome, unit, width = load_sized(config["genome"])
-    except UserError as error:
-        raise type(error)(f"config.model.genome: {error}") from error
-    if unit and width:
-        unit = max(1, round(unit * config.get("width", width) / width))
-    return genome, config.get("genome_unit", 0) or unit
-
-
-def options_of(config: transformer.Config | encoder.Config) -> BranchOptions:
-    """The fields of a model's config that its branches share."""
+def options_of(config: Any) -> BranchOptions:
+    """The fields of a model's `Config` that its branches share."""
     shared = dataclasses.fields(BranchOptions)
     return BranchOptions(**{field.name: getattr(config, field.name, field.default) for field in shared})
 
 
-def count_parameters(genome: Genome, width: int, unit: int, vocab_size: int, **fields) -> int:
-    """How many parameters the model of a genome has, by arithmetic: nothing is traced.
-
-    Args:
-      width: D.
-      unit: width of one relative output dimension; 0 is D // 2.
-      vocab_size: rows of the embedding.
-      fields: others of `transformer.Config` that differ from its defaults, such as num_heads or share_embeddings.
-
-    Raises:
-      InvalidGenome: a hidden state grows too wide.
-    """
-    c = transformer.Config(vocab_size, width, **fields)
-    tables = 1 if c.share_embeddings else 2
-    positions = 2 * c.max_length if c.positions == "learned" else 0
-    cells = ((genome.encoder, genome.encoder_cells), (genome.decoder, genome.decoder_cells))
-    layers = sum(number * _count_cell(cell, width, unit or width // 2, options_of(c)) for cell, number in cells)
-    return layers + 2 * 2 * width + (tables * vocab_size + positions) * width
-
-
-def _count_cell(blocks: tuple[GenomeBlock, ...], width: int, unit: int, options: BranchOptions) -> int:
+def count_cell(blocks: tuple[GenomeBlock, ...], width: int, unit: int, options: BranchOptions) -> int:
+    """How many parameters one cell has, by arithmetic: nothing is traced."""
     found = widths(blocks, width, unit)
     normed = {b.input for block in blocks for b in block.branches if b.norm == "layer_norm"}
     count = sum(2 * found.states[i] for i in normed)

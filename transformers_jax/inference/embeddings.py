@@ -12,8 +12,7 @@ import numpy as np
 from transformers_jax.errors import UserError
 from transformers_jax.inference.predictor import Loaded, loaded
 from transformers_jax.interchange import recipe as recipes
-from transformers_jax.interchange.recipe import Recipe
-from transformers_jax.layers.pooling import POOLINGS, pool, unit
+from transformers_jax.layers.pooling import POOLINGS, Recipe, pool, unit
 from transformers_jax.outputs import EncoderOutput
 
 _NEXT = r"""(?=["'“‘«(\[]?[^\Wa-z])"""  # what begins a sentence

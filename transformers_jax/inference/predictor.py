@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 
 from transformers_jax import config as configuration
 from transformers_jax import models
-from transformers_jax.data import collate as assembly
+from transformers_jax.data import collate as collating
 from transformers_jax.data.text.tokenizer import Tokenizer
 from transformers_jax.errors import Unreadable, UserError
 from transformers_jax.interchange import huggingface
@@ -108,7 +108,7 @@ class Predictor:
 
     Args:
       model: of this codebase.
-      task: its `encode` and streams are those of training (see `assembly`), and `predict` says what is wanted of a row. It
+      task: its `encode` and streams are those of training (see `data.collate`), and `predict` says what is wanted of a row. It
         has `one_a_row`.
       variables: {"params": …, "model_state": …}, as `Experiment.trained` gives them.
       mesh: of this process's devices.
@@ -117,7 +117,7 @@ class Predictor:
 
     def __init__(self, model, task: Any, variables: dict, mesh: Mesh, *, longest: int):
         self.task, self.variables, self.mesh, self.longest = task, variables, mesh, longest
-        self.layout = assembly.layout_of(task)
+        self.layout = collating.layout_of(task)
         self._step = compile_eval_step(make_predict_step(model, task), mesh)
         self._ways = mesh.shape["data"] * mesh.shape["fsdp"]
 
@@ -146,19 +146,19 @@ class Predictor:
     def _model(self) -> tuple:
         return self.variables["params"], self.variables["model_state"]
 
-    def _encoded(self, example: dict, i: int, where) -> assembly.Single:
+    def _encoded(self, example: dict, i: int, where) -> collating.Single:
         try:
-            single = assembly.EncodedExamples([example], self.task, cache=False)[0]
+            single = collating.EncodedExamples([example], self.task, cache=False)[0]
         except UserError as error:
             raise Unreadable(f"{where(i)}: {error}", i) from error
-        if (size := max(assembly.lengths(single))) > self.longest:
+        if (size := max(collating.lengths(single))) > self.longest:
             logging.warning("%s has %d tokens and is cut to %d", where(i), size, self.longest)
-            single = assembly.cut(single, [self.longest] * len(self.layout.streams))
+            single = collating.cut(single, [self.longest] * len(self.layout.streams))
         return single
 
-    def _batches(self, encoded: list[assembly.Single]) -> Iterator[tuple[list[int], dict]]:
+    def _batches(self, encoded: list[collating.Single]) -> Iterator[tuple[list[int], dict]]:
         """(numbers of its examples, the batch) from the longest on: what does not fit into memory shows at once."""
-        sizes = [max(1, *assembly.lengths(single)) for single in encoded]
+        sizes = [max(1, *collating.lengths(single)) for single in encoded]
         order = sorted(range(len(encoded)), key=lambda i: -sizes[i])
         widths = sorted({*(w for w in WIDTHS if w < self.longest), self.longest})
         positions = POSITIONS.get(jax.default_backend(), 4096) // max(1, self.layout.groups)
@@ -167,8 +167,8 @@ class Predictor:
             rows = min(_power(len(order)), max(1, _power(positions // width + 1) // 2))
             rows = -(-rows // self._ways) * self._ways
             numbers, order = order[:rows], order[rows:]
-            shape = assembly.BatchShape(rows, (width,) * len(self.layout.streams))
-            yield numbers, assembly.collate([[encoded[i]] for i in numbers], layout=self.layout, shape=shape)
+            shape = collating.BatchShape(rows, (width,) * len(self.layout.streams))
+            yield numbers, collating.collate([[encoded[i]] for i in numbers], layout=self.layout, shape=shape)
 
     @staticmethod
     def _take(found: list[dict], numbers: list[int], answers: dict) -> None:

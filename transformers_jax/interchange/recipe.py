@@ -2,9 +2,10 @@
 
 import json
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from transformers_jax.errors import UserError
+from transformers_jax.layers.pooling import Recipe
 
 MODULES, POOLING, WINDOW = "modules.json", "config.json", "sentence_bert_config.json"
 FILES = (MODULES, f"*_Pooling/{POOLING}", WINDOW)
@@ -14,19 +15,6 @@ _MODES = {
     "pooling_mode_cls_token": "first", "pooling_mode_mean_tokens": "mean", "pooling_mode_max_tokens": "max",
     "pooling_mode_mean_sqrt_len_tokens": "mean_sqrt_len",
 }  # fmt: skip
-
-
-class Recipe(NamedTuple):
-    """How a text becomes a vector.
-
-    pooling: one of `layers.pooling.POOLINGS`.
-    normalise: vectors have length 1.
-    max_length: tokens of a text that are read, with its beginning and end; 0 for all that the model takes.
-    """
-
-    pooling: str = "mean"
-    normalise: bool = True
-    max_length: int = 0
 
 
 def read(folder: Path) -> Recipe:

@@ -29,7 +29,7 @@ class Block(nn.Module):
     mlp_width: int
     dropout: float = 0.0
     attention_dropout: float = 0.0
-    hidden_dropout: float = 0.0
+    mlp_dropout: float = 0.0
     norm: str = "pre"
     activation: str = "relu"
     attention_bias: bool = False
@@ -53,7 +53,7 @@ class Block(nn.Module):
         )
 
     def feed_forward_layer(self) -> FeedForward:
-        return FeedForward(self.mlp_width, self.hidden_dropout, self.activation, self.dtype, self.param_dtype, self.stddev)
+        return FeedForward(self.mlp_width, self.mlp_dropout, self.activation, self.dtype, self.param_dtype, self.stddev)
 
     def norm_layer(self) -> LayerNorm:
         return LayerNorm(self.norm_epsilon, self.dtype, self.param_dtype)

@@ -3,11 +3,26 @@
 Axes: B batch rows, T length, D width.
 """
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 
 POOLINGS = ("mean", "first", "max", "mean_sqrt_len")
 """The mean, that of the first position ([CLS]), the largest of each column, the sum over the root of the length."""
+
+
+class Recipe(NamedTuple):
+    """How a text becomes a vector.
+
+    pooling: one of POOLINGS.
+    normalise: vectors have length 1.
+    max_length: tokens of a text that are read, with its beginning and end; 0 for all that the model takes.
+    """
+
+    pooling: str = "mean"
+    normalise: bool = True
+    max_length: int = 0
 
 
 def pool(hidden: jax.Array, real: jax.Array, kind: str = "mean") -> jax.Array:

@@ -6,7 +6,7 @@ import pkgutil
 
 from transformers_jax.errors import UserError
 
-SHARED = {"encoder", "name_map", "output"}
+SHARED = {"encoder", "name_map", "with_genome"}
 """Files of this folder that are no architecture."""
 
 
@@ -24,7 +24,8 @@ def build(config, vocab_size: int):
       vocab_size: number of rows of the embedding.
 
     Raises:
-      UserError: an unknown architecture, a key that its `Config` does not have, or fewer rows than tokens.
+      UserError: an unknown architecture, a key that its `Config` does not have, fewer rows than tokens, or a genome that
+        is not there, invalid or not for this architecture.
     """
     fields = dict(config)
     name, rows = fields.pop("name"), fields.pop("vocab_size", 0) or vocab_size
@@ -36,4 +37,9 @@ def build(config, vocab_size: int):
     allowed = {f.name for f in dataclasses.fields(module.Config)} - {"vocab_size"}
     if unknown := sorted(set(fields) - allowed):
         raise UserError(f"config.model.{unknown[0]} is not a field of {name}; its fields: {', '.join(sorted(allowed))}")
-    return module.Model(module.Config(vocab_size=rows, **fields))
+    model = module.Model(module.Config(vocab_size=rows, **fields))
+    if not fields.get("genome"):
+        return model
+    from transformers_jax.models.with_genome import with_cells
+
+    return with_cells(model, config)

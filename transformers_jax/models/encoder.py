@@ -107,6 +107,7 @@ class Encoder(nn.Module):
 
     config: Any
     block: Callable[..., nn.Module] | None = None
+    genome_cells = {"block": ("encoder", "layers")}
     pools = True  # whether the architecture itself summarises a row, without a head
 
     def __call__(self, batch: dict, *, deterministic: bool = True) -> HeadOutput:

@@ -32,7 +32,7 @@ class Config:
     width: D, a multiple of num_heads; where widths are given as a share of it, 4 D or D / 2, they follow it.
     num_heads: N of all attentions but the decoder's first, which has twice as many, up to 16.
     encoder_layers, decoder_layers: numbers of blocks.
-    dropout: on embeddings and sublayer outputs; attention_dropout on weights; hidden_dropout inside sublayers.
+    dropout: on embeddings and sublayer outputs; attention_dropout on weights; mlp_dropout inside sublayers.
     The others are those of `transformer.Config`.
     """
 
@@ -43,7 +43,7 @@ class Config:
     decoder_layers: int = 4
     dropout: float = 0.1
     attention_dropout: float = 0.0
-    hidden_dropout: float = 0.1
+    mlp_dropout: float = 0.1
     positions: str = "concatenated"
     relative_distance: int = 0
     max_length: int = 512
@@ -60,7 +60,7 @@ class Config:
 
     def block_fields(self) -> dict:
         """The fields that blocks take, by the same names."""
-        names = "width num_heads dropout attention_dropout hidden_dropout attention_bias relative_distance attention dtype"
+        names = "width num_heads dropout attention_dropout mlp_dropout attention_bias relative_distance attention dtype"
         return {name: getattr(self, name) for name in f"{names} param_dtype".split()}
 
 
@@ -71,7 +71,7 @@ class EvolvedBlock(nn.Module):
     num_heads: int
     dropout: float = 0.0
     attention_dropout: float = 0.0
-    hidden_dropout: float = 0.0
+    mlp_dropout: float = 0.0
     attention_bias: bool = False
     relative_distance: int = 0
     attention: str = "auto"
@@ -119,7 +119,7 @@ class EvolvedEncoderBlock(EvolvedBlock):
         self.attention_norm, self.self_attention = self.norm_layer(), self.attention_layer(self.num_heads, relative=True)
         self.feed_norm = self.norm_layer()
         self.expand, self.contract = self.linear(4 * d, "embed", "mlp"), self.linear(d, "mlp", "embed")
-        self.drop, self.drop_hidden = Dropout(self.dropout), Dropout(self.hidden_dropout)
+        self.drop, self.drop_hidden = Dropout(self.dropout), Dropout(self.mlp_dropout)
 
     def __call__(self, x: jax.Array, mask: Mask, deterministic: bool) -> jax.Array:
         """x [B, S, D] → [B, S, D]."""
@@ -160,7 +160,7 @@ class EvolvedDecoderBlock(EvolvedBlock):
         self.cross_norm, self.cross_attention_2 = self.norm_layer(), self.attention_layer(self.num_heads, relative=False)
         self.feed_norm, self.contract_norm = self.norm_layer(), self.norm_layer()
         self.expand, self.contract = self.linear(4 * d, "embed", "mlp"), self.linear(d, "mlp", "embed")
-        self.drop, self.drop_hidden = Dropout(self.dropout), Dropout(self.hidden_dropout)
+        self.drop, self.drop_hidden = Dropout(self.dropout), Dropout(self.mlp_dropout)
 
     def __call__(self, x: jax.Array, encoded: jax.Array, self_mask: Mask, cross_mask: Mask, deterministic: bool) -> jax.Array:
         """x [B, T, D], encoded [B, S, D] → [B, T, D]."""

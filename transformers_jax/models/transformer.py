@@ -31,8 +31,8 @@ class Config:
     relative_distance: Shaw's relative positions clipped there; 0 is none.  max_length: rows of learned positions.
     share_embeddings: one matrix for source, target and softmax; otherwise the source has its own.
     attention: which kernel; "auto" chooses by shape and dtype.
-    dropout: on embeddings and sublayer outputs; attention_dropout on weights; hidden_dropout inside the feed-forward.
-    genome: other blocks than these, as a genome's JSON file, text or name; its cells are the layers (`genomes.cell.build`).
+    dropout: on embeddings and sublayer outputs; attention_dropout on weights; mlp_dropout inside the feed-forward.
+    genome: other blocks than these, as a genome's JSON file, text or name; its cells are the layers (`models.with_genome`).
     genome_unit: width that one relative output dimension of the genome stands for; 0 is width // 2.
     """
 
@@ -44,7 +44,7 @@ class Config:
     decoder_layers: int = 6
     dropout: float = 0.1
     attention_dropout: float = 0.0
-    hidden_dropout: float = 0.0
+    mlp_dropout: float = 0.0
     norm: str = "pre"
     positions: str = "interleaved"
     relative_distance: int = 0
@@ -62,7 +62,7 @@ class Config:
 
     def block_fields(self) -> dict:
         """The fields that blocks take, by the same names."""
-        names = "num_heads mlp_width dropout attention_dropout hidden_dropout norm activation attention_bias"
+        names = "num_heads mlp_width dropout attention_dropout mlp_dropout norm activation attention_bias"
         names += " relative_distance attention dtype param_dtype"
         return {name: getattr(self, name) for name in names.split()}
 
@@ -76,11 +76,12 @@ class Model(nn.Module):
     config: Config
     encoder_block: Callable[..., nn.Module] | None = None
     decoder_block: Callable[..., nn.Module] | None = None
+    genome_cells = {"encoder_block": ("encoder", "encoder_layers"), "decoder_block": ("decoder", "decoder_layers")}
 
     def setup(self):
         c = self.config
         if c.genome and self.encoder_block is None:
-            raise ValueError("a genome's blocks are made in genomes.cell.build")
+            raise ValueError("a genome's blocks are made in models.build")
         self.target_embedding = embedding_table(self, "embedding", c.vocab_size, c.width, c.param_dtype)
         self.source_embedding = self.target_embedding
         if not c.share_embeddings:

@@ -10,7 +10,9 @@ import jax
 import numpy as np
 from flax.traverse_util import flatten_dict
 
+from transformers_jax.data import collate as collating
 from transformers_jax.errors import UserError
+from transformers_jax.runs.experiment import SAMPLES, Experiment
 
 
 class Attention(NamedTuple):
@@ -115,3 +117,22 @@ def attention_of(
     number = layer % len(names) + 1
     title = "Attention from target to source" + (f", layer {number} of {len(names)}" if len(names) > 1 else "")
     return Attention(pair, list(target_tokens), list(source_tokens), title)
+
+
+def attention_example(experiment: Experiment):
+    """The attention with which a trained run translates one short sentence, for a picture.
+
+    Raises:
+      UserError: there is no trained model, no sentence, or no attention in the model.
+    """
+    chosen = next((s for s in experiment.samples() if 5 <= len(s["source"].split()) <= 12), None)
+    if chosen is None:
+        raise UserError(f"no short sentence in {experiment.workdir / SAMPLES}, which a run writes when it ends")
+    t, streams = experiment.tokenizer, experiment.task.streams
+    fields = experiment.task.encode({"source": chosen["source"], "target": chosen["translation"]})
+    example = tuple(np.array([fields[name] for name in names], np.int32) for names in streams.values())
+    shape = collating.BatchShape(1, tuple(part.shape[1] for part in example))
+    batch = collating.assemble([[example]], streams=streams, shape=shape)
+    model = experiment.trained()
+    tokens = [[t.token(i) for i in fields[name]] for name in ("source", "targets")]
+    return attention_of(experiment.model, model["params"], batch, *tokens, model_state=model["model_state"])

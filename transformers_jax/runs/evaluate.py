@@ -5,10 +5,8 @@ import time
 import jax
 import numpy as np
 
-from transformers_jax.data import collate as assembly
-from transformers_jax.errors import UserError
 from transformers_jax.mesh import global_batch
-from transformers_jax.runs.experiment import SAMPLES, Experiment
+from transformers_jax.runs.experiment import Experiment
 from transformers_jax.training.metrics import means
 from transformers_jax.training.step import compile_eval_step, make_eval_step, make_scoring_step
 
@@ -87,24 +85,3 @@ def evaluate(
 def _means(found: list[dict]) -> dict[str, float]:
     """The batches' sums, as means."""
     return means({name: sum(float(sums[name]) for sums in found) for name in found[0]})
-
-
-def attention_example(experiment: Experiment):
-    """The attention with which a trained run translates one short sentence, for a picture.
-
-    Raises:
-      UserError: there is no trained model, no sentence, or no attention in the model.
-    """
-    from transformers_jax.reporting.attention import attention_of
-
-    chosen = next((s for s in experiment.samples() if 5 <= len(s["source"].split()) <= 12), None)
-    if chosen is None:
-        raise UserError(f"no short sentence in {experiment.workdir / SAMPLES}, which a run writes when it ends")
-    t, streams = experiment.tokenizer, experiment.task.streams
-    fields = experiment.task.encode({"source": chosen["source"], "target": chosen["translation"]})
-    example = tuple(np.array([fields[name] for name in names], np.int32) for names in streams.values())
-    shape = assembly.BatchShape(1, tuple(part.shape[1] for part in example))
-    batch = assembly.assemble([[example]], streams=streams, shape=shape)
-    model = experiment.trained()
-    tokens = [[t.token(i) for i in fields[name]] for name in ("source", "targets")]
-    return attention_of(experiment.model, model["params"], batch, *tokens, model_state=model["model_state"])

@@ -35,8 +35,8 @@ from transformers_jax.decoding.decoder import LENGTHS, Decoder
 from transformers_jax.errors import UserError
 from transformers_jax.files import locked, write_whole
 from transformers_jax.finetuning import trainable
-from transformers_jax.genomes import cell
 from transformers_jax.mesh import ROWS, data_shard, make_mesh, row_sharding
+from transformers_jax.models import with_genome
 from transformers_jax.runs import checks, schedule
 from transformers_jax.training.checkpoint import Checkpoints, any_process
 from transformers_jax.training.state import abstract_state
@@ -97,9 +97,8 @@ class Experiment:
 
     @cached_property
     def model(self):
-        build = cell.build if self.config.model.get("genome") else models.build
         follows = getattr(self.task, "model_fields", dict)()  # from the task: a head, and how many labels it has
-        model = build(dict(self.config.model) | follows, self.tokenizer.vocab_size)
+        model = models.build(dict(self.config.model) | follows, self.tokenizer.vocab_size)
         wrap = getattr(self.task, "wrap", None)  # a task may need more around it: a classifier of pairs, a teacher
         model = wrap(model) if wrap else model
         if self.training:
@@ -227,7 +226,7 @@ def settled(config: ConfigDict) -> ConfigDict:
     if not config.model.get("genome"):
         return config
     config = config.copy_and_resolve_references()
-    genome, config.model.genome_unit = cell.read(config.model)
+    genome, config.model.genome_unit = with_genome.read(config.model)
     config.model.genome = genome.text()
     return config
 

@@ -19,11 +19,9 @@ from transformers_jax import config as configuration
 from transformers_jax import models, parameters, tasks
 from transformers_jax.data.text.tokenizer import Tokenizer
 from transformers_jax.errors import UserError
+from transformers_jax.finetuning.trainable import HEAD
 from transformers_jax.interchange import huggingface, recipe, stacking, tokenizers, weights
 from transformers_jax.training.checkpoint import Checkpoints
-
-HEAD = r"^(pooler|classifier|choice|next_sentence|lm|lm_bias)(/|$)"
-"""Parameters that may be new: those of heads."""
 
 CHOOSES = r"^(classifier|choice)(/|$)"
 """Parameters of a head that mean something else under another head, though their shapes may be the same."""

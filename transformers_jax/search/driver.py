@@ -20,12 +20,13 @@ from pathlib import Path
 import jax
 from absl import logging
 
+from transformers_jax import models
 from transformers_jax.data import sources
 from transformers_jax.errors import UserError
 from transformers_jax.files import locked
-from transformers_jax.genomes import cell
 from transformers_jax.genomes import genome as genomes
 from transformers_jax.genomes.genome import Genome
+from transformers_jax.models import with_genome
 from transformers_jax.runs import experiment as experiments
 from transformers_jax.runs.experiment import Experiment
 from transformers_jax.search import hurdles as hurdling
@@ -109,7 +110,7 @@ def checked(config, workdir) -> Experiment:
         run.source(split)
     make_optimizer(config.optimizer, sum(config.search.steps))
     run.batch_shapes()
-    cell.build(config.model.to_dict() | {"genome": "transformer"}, run.tokenizer.vocab_size)
+    models.build(config.model.to_dict() | {"genome": "transformer"}, run.tokenizer.vocab_size)
     return run
 
 
@@ -167,7 +168,7 @@ class Band:
 
 
 def _count(genome: Genome, unit: int, **fields) -> int:
-    return cell.count_parameters(genome, unit=unit, **fields)
+    return with_genome.count_parameters(genome, unit=unit, **fields)
 
 
 class Search:

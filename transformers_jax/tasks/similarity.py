@@ -21,7 +21,7 @@ from transformers_jax.batch import Streams
 from transformers_jax.data.text.pairs import grouped
 from transformers_jax.errors import UserError
 from transformers_jax.layers.losses import label_sums, squared_error
-from transformers_jax.layers.pooling import POOLINGS, pool, unit
+from transformers_jax.layers.pooling import POOLINGS, Recipe, pool, unit
 from transformers_jax.layers.projections import Linear
 from transformers_jax.outputs import EncoderOutput
 from transformers_jax.tasks.parts import metrics
@@ -76,8 +76,6 @@ class Task(Scored):
     @property
     def recipe(self):
         """How the trained encoder makes a vector of a text."""
-        from transformers_jax.interchange.recipe import Recipe
-
         return Recipe(self.pooling, self.normalise, self.max_length)
 
     def model_fields(self) -> dict:

@@ -1,0 +1,77 @@
+"""A genome's cells as the blocks of a model: for any architecture whose `Model` says in `genome_cells` which fields take them.
+
+Axes: D model width.
+"""
+
+import dataclasses
+
+import flax.linen as nn
+
+from transformers_jax.errors import UserError
+from transformers_jax.genomes import cell
+from transformers_jax.genomes.genome import Genome, load_sized
+from transformers_jax.models import transformer
+
+
+def with_cells(model: nn.Module, config) -> nn.Module:
+    """The model with the cells of `config.genome` as its layers.
+
+    Args:
+      model: of an architecture; its attribute `genome_cells` names the fields that make a block, and for each the cell of
+        the genome ("encoder" or "decoder") and the field of `Config` that is the number of layers.
+      config: a mapping with the fields of the architecture's `Config`, of which `genome` is not empty.
+
+    Raises:
+      UserError: no such genome, an invalid one, or an architecture that takes none.
+    """
+    if not getattr(model, "genome_cells", None):
+        raise UserError(f"config.model.genome: {config['name']} takes no genome; give config.model.name=transformer")
+    genome, unit = read(config)
+    numbers = {layers: getattr(genome, f"{which}_cells") for which, layers in model.genome_cells.values()}
+    c = dataclasses.replace(model.config, genome=genome.text(), genome_unit=unit, **numbers)
+    if hasattr(c, "norm"):  # the norms of cells stand in front of their layers
+        c = dataclasses.replace(c, norm="pre")
+    unit = unit or c.width // 2
+    for which, _ in model.genome_cells.values():
+        cell.widths(getattr(genome, which), c.width, unit)
+    encoder_block, decoder_block = cell.blocks(genome, c.width, unit, cell.options_of(c))
+    made = {"encoder": encoder_block, "decoder": decoder_block}
+    return model.clone(config=c, **{field: made[which] for field, (which, _) in model.genome_cells.items()})
+
+
+def read(config) -> tuple[Genome, int]:
+    """The genome of `config.genome`, a JSON file, a text or a name, and its width unit, 0 where nothing says it.
+
+    The unit is `config.genome_unit`, or what a JSON file has as "unit" beside the genome; where the file's "width" is another
+    than the config's, in proportion, so that a block stays as wide beside the model as it was found.
+
+    Raises:
+      UserError: there is no such genome, or it is invalid.
+    """
+    try:
+        genome, unit, width = load_sized(config["genome"])
+    except UserError as error:
+        raise type(error)(f"config.model.genome: {error}") from error
+    if unit and width:
+        unit = max(1, round(unit * config.get("width", width) / width))
+    return genome, config.get("genome_unit", 0) or unit
+
+
+def count_parameters(genome: Genome, width: int, unit: int, vocab_size: int, **fields) -> int:
+    """How many parameters the model of a genome has, by arithmetic: nothing is traced.
+
+    Args:
+      width: D.
+      unit: width of one relative output dimension; 0 is D // 2.
+      vocab_size: rows of the embedding.
+      fields: others of `transformer.Config` that differ from its defaults, such as num_heads or share_embeddings.
+
+    Raises:
+      InvalidGenome: a hidden state grows too wide.
+    """
+    c = transformer.Config(vocab_size, width, **fields)
+    tables = 1 if c.share_embeddings else 2
+    positions = 2 * c.max_length if c.positions == "learned" else 0
+    cells = ((genome.encoder, genome.encoder_cells), (genome.decoder, genome.decoder_cells))
+    layers = sum(number * cell.count_cell(blocks, width, unit or width // 2, cell.options_of(c)) for blocks, number in cells)
+    return layers + 2 * 2 * width + (tables * vocab_size + positions) * width
