@@ -30,10 +30,10 @@ def lengths(config: ConfigDict, task, model) -> None:
       UserError: names the key that lets longer ones through.
     """
     shapes, _ = pipeline.shapes_of(config.data, layout_of(task), 1)
-    rows = "boundaries" if config.data.batching == "buckets" and config.data.get("tokens_per_batch", 0) else "lengths"
+    rows = "boundaries" if config.data.batching == "buckets" and config.data.tokens_per_batch else "lengths"
     longest = {
         "task.max_length": config.task.get("max_length", 0),
-        "data.max_length": config.data.get("max_length", 0),
+        "data.max_length": config.data.max_length,
         f"data.{rows}": max(shapes[-1].lengths),
     }
     key = min((key for key in longest if longest[key]), key=longest.get)
