@@ -25,6 +25,7 @@ def base() -> ConfigDict:
     config = ConfigDict({"model": {}, "task": {}})
     config.seed = 0  # of parameters, dropout, masks and the order of examples
     config.prng = "rbg"  # jax_default_prng_impl: "rbg" is faster than "threefry2x32"; or "unsafe_rbg"
+    config.sweep = ()  # variants of the same file that experiments.finetune runs, one after the other, in place of this one
 
     config.tokenizer = ConfigDict()
     config.tokenizer.kind = "wordpiece"  # what is learned: "wordpiece", "unigram", "byte_bpe" or "bpe"

@@ -32,7 +32,7 @@ def main(args, config) -> None:
 
     if not args.init_from:
         raise UserError("--init_from is missing: give the pretrained weights; experiments.pretrain begins from nothing")
-    given, parts, file = launch.given(args, config), config.get("sweep"), args.config.partition(":")[0]
+    given, parts, file = launch.given(args, config), config.sweep, args.config.partition(":")[0]
     given.pop("sweep", None)
 
     def config_of(part: str):
@@ -42,15 +42,15 @@ def main(args, config) -> None:
         pretraining.pretrain(config, workdir, began=launch.BEGAN)
 
     if args.dry_run:
-        for part in parts or ():
+        for part in parts:
             launch.show(f"-- {part}")
             plan.show(pretraining.make_plan(config_of(part), args.workdir and Path(args.workdir) / part))
-        if parts is None:
+        if not parts:
             plan.show(pretraining.make_plan(adoption.adopted(config, args.init_from, given), args.workdir))
         return
     if not args.workdir:
         raise UserError("--workdir is missing: give the folder to train in")
-    if parts is not None:
+    if parts:
         name = f"{Path(args.init_from).name} (ours)"
         found = sweeps.sweep(parts, args.workdir, config_of=config_of, finetune=finetune, name=name)
         launch.show((Path(args.workdir) / sweeps.TABLE).read_text(encoding="utf-8"))

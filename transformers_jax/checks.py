@@ -19,7 +19,7 @@ def run(config: ConfigDict) -> None:
             "this is the config of a search, which experiments.search runs; what it finds is trained by "
             "experiments.pretrain with --config.model.name=transformer --config.model.genome=DIR/best.json"
         )
-    if "sweep" in config:
+    if config.get("sweep"):
         raise UserError(f"this is the config of several runs, which experiments.finetune makes: {', '.join(config.sweep)}")
 
 
