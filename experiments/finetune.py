@@ -32,7 +32,7 @@ def main(args, config) -> None:
 
     if not args.init_from:
         raise UserError("--init_from is missing: give the pretrained weights; experiments.pretrain begins from nothing")
-    given, parts, file = launch.given(args, config), config.sweep, args.config.partition(":")[0]
+    given, parts, file = launch.given(args, config), config.get("sweep"), args.config.partition(":")[0]
     given.pop("sweep", None)
 
     def config_of(part: str):
@@ -42,7 +42,7 @@ def main(args, config) -> None:
         pretraining.pretrain(config, workdir, began=launch.BEGAN)
 
     if args.dry_run:
-        for part in parts:
+        for part in parts or ():
             launch.show(f"-- {part}")
             plan.show(pretraining.make_plan(config_of(part), args.workdir and Path(args.workdir) / part))
         if not parts:
