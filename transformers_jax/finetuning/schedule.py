@@ -16,7 +16,8 @@ def scheduled(config: ConfigDict) -> ConfigDict:
     finetuning.evaluations says. Where neither stands so, nothing is read.
 
     Raises:
-      UserError: there is no group finetuning; no number of epochs either, or the rows of a batch are not known; or the training data cannot be read.
+      UserError: there is no group finetuning, no number of epochs either, or the rows of a batch are not known; or the training
+        data cannot be read.
     """
     if "finetuning" not in config:
         raise UserError("config.finetuning is missing: begin the config with a function of configs/base.py")
