@@ -64,7 +64,9 @@ _BERT = {"name": "bert", "head": "masked_lm", "dropout": 0.1, "attention_dropout
 MODELS = {
     "bert_base": Size(_BERT, "masked_lm", 64, 512, 30_522),
     "transformer_big": Size(_transformer(1024, 16, 6, dropout=0.3), "translation", 128, 128, 33_288),
-    "evolved_big": Size({"name": "evolved_transformer", "width": 1024, "num_heads": 16, "dropout": 0.3}, "translation", 128, 128, 33_288),
+    "evolved_big": Size(
+        {"name": "evolved_transformer", "width": 1024, "num_heads": 16, "dropout": 0.3}, "translation", 128, 128, 33_288
+    ),
 }
 SMALL = {
     "bert_base": Size(
