@@ -27,9 +27,8 @@ from typing import Any
 
 import numpy as np
 
-from transformers_jax.data.images.geometry import (
-    INTERPOLATIONS, center_crop, crop_resized, from_pillow, resize, resize_shorter, to_pillow,
-)  # fmt: skip
+from transformers_jax.data.images import geometry
+from transformers_jax.data.images.geometry import INTERPOLATIONS, from_pillow, resize_shorter, to_pillow
 from transformers_jax.data.images.pillow import Image, ImageEnhance
 from transformers_jax.data.images.randaugment import MOST, randaugment
 from transformers_jax.errors import UserError
@@ -76,7 +75,7 @@ def inception_box(
 
 def random_resized_crop(image: np.ndarray, rng: np.random.Generator, size: int, interpolation: str = "bicubic", **box):
     """[size, size, C] of a random part of the image; `box` are `inception_box`'s scale and ratio."""
-    return crop_resized(image, inception_box(*image.shape[:2], rng, **box), size, interpolation)
+    return geometry.crop_resized(image, inception_box(*image.shape[:2], rng, **box), size, interpolation)
 
 
 def pad_and_crop(image: np.ndarray, rng: np.random.Generator, size: int, padding: int = 4) -> np.ndarray:
@@ -136,7 +135,7 @@ def _turn_hue(image: Image.Image, share: float) -> Image.Image:
     if image.mode == "L":
         return image
     hsv = np.array(image.convert("HSV"))  # [H, W, 3]
-    hsv[:, :, 0] += np.uint8(round(share * 255) % 256)  # a circle of 256 hues
+    hsv[:, :, 0] += np.uint8(round(share * 256) % 256)  # a circle of 256 hues
     return Image.fromarray(hsv, "HSV").convert("RGB")
 
 
@@ -198,14 +197,18 @@ class Augmentation:
         _range(self, "crop_scale", 1.0)
         _range(self, "crop_ratio", math.inf)
         if 0 < self.resize < self.size:
-            raise UserError(f"config.data.resize={self.resize} is less than config.data.size={self.size}, which is cut out of it")
-        strengths = self.colour if isinstance(self.colour, (tuple, list)) else [self.colour] * 3
-        if len(strengths) not in (3, 4) or not all(_is_number(s) and s >= 0 for s in strengths) or max(strengths[3:], default=0) > 0.5:
+            raise UserError(f"config.data.resize={self.resize} is less than config.data.size={self.size}, cut out of it")
+        fits = len(self.strengths) in (3, 4) and all(_is_number(strength) and strength >= 0 for strength in self.strengths)
+        if not fits or max(self.strengths[3:], default=0) > 0.5:
             raise UserError(
-                f"config.data.colour={self.colour!r}: give one strength from 0 on, or brightness, contrast, saturation and hue, "
-                "as in (0.4, 0.4, 0.4, 0.1), the hue up to 0.5"
+                f"config.data.colour={self.colour!r}: give one strength from 0 on, or brightness, contrast, saturation, and "
+                "hue, as in (0.4, 0.4, 0.4, 0.1), the hue up to 0.5"
             )
-        object.__setattr__(self, "strengths", tuple(strengths))
+
+    @property
+    def strengths(self) -> tuple[float, ...]:
+        """The colour jitter's: brightness, contrast, saturation, and the hue where it is given."""
+        return tuple(self.colour) if isinstance(self.colour, (tuple, list)) else (self.colour,) * 3
 
     def train(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """An image [H, W, C] of any size, cropped, flipped and changed at random: [size, size, C]."""
@@ -213,7 +216,8 @@ class Augmentation:
             box = dict(scale=self.crop_scale, ratio=self.crop_ratio)
             image = random_resized_crop(image, rng, self.size, self.interpolation, **box)
         elif self.crop == "pad":
-            image = pad_and_crop(resize_shorter(image, self.resize or self.size, self.interpolation), rng, self.size, self.padding)
+            image = resize_shorter(image, self.resize or self.size, self.interpolation)
+            image = pad_and_crop(image, rng, self.size, self.padding)
         else:
             image = self.evaluate(image)
         image = np.ascontiguousarray(random_flip(image, rng, self.flip))
@@ -225,9 +229,9 @@ class Augmentation:
     def evaluate(self, image: np.ndarray) -> np.ndarray:
         """An image [H, W, C] of any size: its middle, without chance: [size, size, C]."""
         if self.crop == "squash":
-            return resize(image, self.size, self.size, self.interpolation)
+            return geometry.resize(image, self.size, self.size, self.interpolation)
         image = resize_shorter(image, self.resize or self.size, self.interpolation)
-        return np.ascontiguousarray(center_crop(image, self.size, self.size))
+        return np.ascontiguousarray(geometry.center_crop(image, self.size, self.size))
 
 
 # -- what a key may be -------------------------------------------------------------------------------------------------
@@ -258,5 +262,6 @@ def _range(owner: Augmentation, key: str, most: float) -> None:
     value = getattr(owner, key)
     fits = isinstance(value, (tuple, list)) and len(value) == 2 and all(map(_is_number, value))
     if not fits or not 0 < value[0] <= value[1] <= most:
-        upto = "" if most == math.inf else f", at most {most:g}"
-        raise UserError(f"config.data.{key}={value!r}: give the least and the largest, above 0{upto}, as in {getattr(Augmentation, key)}")
+        bounds = "above 0" if most == math.inf else f"above 0 and up to {most:g}"
+        example = getattr(Augmentation, key)
+        raise UserError(f"config.data.{key}={value!r}: give the least and the largest, {bounds}, as in {example}")
