@@ -1,7 +1,9 @@
 """Files of every kind that image folders hold, and one line for what is none."""
 
+import importlib
 import io
 import struct
+import sys
 import zlib
 
 import numpy as np
@@ -11,6 +13,7 @@ from hypothesis import strategies as st
 from real_data import shared_data
 
 from transformers_jax.data.images import decode as module
+from transformers_jax.data.images import pillow
 from transformers_jax.data.images.decode import check, decode, decode_mask
 from transformers_jax.data.images.pillow import Image
 from transformers_jax.errors import UserError
@@ -207,9 +210,15 @@ def test_street_scenes():
     assert set(np.unique(decode_mask(mask, where=str(mask)))) <= set(range(12))
 
 
-def test_module_needs_no_more_than_it_reads(monkeypatch, tmp_path):
+def test_check_reads_no_more_than_it_needs(monkeypatch, tmp_path):
     """`check` of a whole JPEG does not decode it."""
     path = tmp_path / "a.jpg"
     path.write_bytes(saved(Image.fromarray(smooth(8, 8)), "JPEG"))
     monkeypatch.setattr(module, "_rgb", lambda opened: pytest.fail("decoded"))
     check(path, where="a.jpg")
+
+
+def test_without_pillow(monkeypatch):
+    monkeypatch.setitem(sys.modules, "PIL", None)
+    with pytest.raises(UserError, match=r"^reading images needs another package: pip install transformers_jax\[images\]$"):
+        importlib.reload(pillow)

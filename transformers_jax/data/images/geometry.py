@@ -43,16 +43,16 @@ def resize_shorter(image: np.ndarray, edge: int, interpolation: str = "bicubic")
     return resize(image, *with_shorter_edge(*image.shape[:2], edge), interpolation)
 
 
-def center_crop(image: np.ndarray, height: int, width: int) -> np.ndarray:
-    """The middle [height, width, C]; an image that is smaller gets a black rim.
+def center_crop(image: np.ndarray, height: int, width: int, rim: int = 0) -> np.ndarray:
+    """The middle [height, width, C]; an image that is smaller gets a rim of the value `rim`, black.
 
     Where no crop is exactly in the middle, it is the upper or left one of two, and the rim is wider above or on the left,
     which is how Hugging Face's image processors cut.
     """
     short = [max(0, size - had) for size, had in zip((height, width), image.shape[:2], strict=True)]
     if any(short):
-        rim = [(missing - missing // 2, missing // 2) for missing in short]
-        image = np.pad(image, [*rim, *((0, 0),) * (image.ndim - 2)])
+        wide = [(missing - missing // 2, missing // 2) for missing in short]
+        image = np.pad(image, [*wide, *((0, 0),) * (image.ndim - 2)], constant_values=rim)
     top, left = (image.shape[0] - height) // 2, (image.shape[1] - width) // 2
     return image[top : top + height, left : left + width]
 
