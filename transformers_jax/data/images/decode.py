@@ -29,8 +29,8 @@ def decode(image: str | os.PathLike | bytes, *, where: str, size: int = 0) -> np
       image: a path, or the content of a file.
       where: for messages, which file this is: its path, or "list.csv, line 3".
       size: the shorter edge that is wanted in the end. A JPEG is then decoded at 1/2, 1/4 or 1/8 of its size, as small as
-        its shorter edge allows without falling below `size`, which is several times as fast. Its pixels differ a little
-        from those of the whole image. 0 decodes the whole.
+        its shorter edge allows without falling below `size`, which takes less time. Its pixels differ a little from those
+        of the whole image. 0 decodes the whole.
 
     Returns:
       uint8 [H, W, 3], the caller's own.
