@@ -30,12 +30,13 @@ class Format(NamedTuple):
     bytes: int
 
 
-# The number of a type in the file → the type. Those that llama.cpp has dropped since have no size here: (name, 0, 0).
+# The number of a type in the file → the type. Those that llama.cpp has dropped since, and Q8_1, which it keeps out of files,
+# have no size here: (name, 0, 0).
 FORMATS = {
     number: Format(*row)
     for number, row in {
         0: ("F32", 1, 4), 1: ("F16", 1, 2), 2: ("Q4_0", 32, 18), 3: ("Q4_1", 32, 20), 4: ("Q4_2", 0, 0), 5: ("Q4_3", 0, 0),
-        6: ("Q5_0", 32, 22), 7: ("Q5_1", 32, 24), 8: ("Q8_0", 32, 34), 9: ("Q8_1", 32, 36), 10: ("Q2_K", 256, 84),
+        6: ("Q5_0", 32, 22), 7: ("Q5_1", 32, 24), 8: ("Q8_0", 32, 34), 9: ("Q8_1", 0, 0), 10: ("Q2_K", 256, 84),
         11: ("Q3_K", 256, 110), 12: ("Q4_K", 256, 144), 13: ("Q5_K", 256, 176), 14: ("Q6_K", 256, 210),
         15: ("Q8_K", 256, 292), 16: ("IQ2_XXS", 256, 66), 17: ("IQ2_XS", 256, 74), 18: ("IQ3_XXS", 256, 98),
         19: ("IQ1_S", 256, 50), 20: ("IQ4_NL", 32, 18), 21: ("IQ3_S", 256, 110), 22: ("IQ2_S", 256, 82),
@@ -90,9 +91,10 @@ def dequantise(raw: np.ndarray, kind: str) -> np.ndarray:
         return (_numbers(raw, "<u2").astype(np.uint32) << np.uint32(16)).view(np.float32)
     codes, scale, minimum = blocks(raw, kind)
     values = codes.astype(np.float32)  # [..., b, 32]
-    values *= scale[..., None]
-    if minimum is not None:
-        values += minimum[..., None]
+    with np.errstate(invalid="ignore"):  # scales that are not finite make numbers that are not
+        values *= scale[..., None]
+        if minimum is not None:
+            values += minimum[..., None]
     return values.reshape(*raw.shape[:-1], codes.shape[-2] * BLOCK)  # [..., K]
 
 
