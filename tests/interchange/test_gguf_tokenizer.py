@@ -172,3 +172,54 @@ def test_sentencepiece_without_a_space_in_front(tmp_path):
 def test_what_is_not_read_is_refused_by_name(tmp_path, changes, message):
     with pytest.raises(UserError, match=message):
         read(tmp_path, byte_level(**changes))
+
+
+# From the two files to metadata.
+
+
+@pytest.mark.parametrize("pre", gguf_tokenizer.PRE)
+@pytest.mark.parametrize(("bos", "eos"), [(True, False), (False, True), (False, False)])
+def test_a_tokenizer_goes_into_a_file_and_back(tmp_path, pre, bos, eos):
+    before = byte_level(tokenizer__ggml__pre=pre, tokenizer__ggml__add_bos_token=bos, tokenizer__ggml__add_eos_token=eos)
+    found, _ = read(tmp_path, before)
+    after = gguf_tokenizer.metadata(found.tokenizer, found.config)
+    gguf.write(tmp_path / "after.gguf", after | {"general.architecture": "llama", "llama.context_length": 2048}, {})
+    assert gguf_tokenizer.read(GgufFile(tmp_path / "after.gguf").metadata) == found
+    plain = {key: value.value if isinstance(value, Value) else value for key, value in before.items() if "tokenizer" in key}
+    assert {key: value.value for key, value in after.items()} == plain
+
+
+def test_smollms_own_files_have_a_name(tmp_path):
+    """Its pre-tokenizer is written with the library's own splits of digits and of GPT-2's words."""
+    found, _ = read(tmp_path, byte_level(tokenizer__ggml__pre="smollm"))
+    plain = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
+    digits = {"type": "Digits", "individual_digits": True}
+    theirs = found.tokenizer | {"pre_tokenizer": {"type": "Sequence", "pretokenizers": [digits, plain]}}
+    assert gguf_tokenizer.metadata(theirs, {})["tokenizer.ggml.pre"].value == "smollm"
+    assert gguf_tokenizer.metadata(theirs | {"pre_tokenizer": plain}, {})["tokenizer.ggml.pre"].value == "gpt-2"
+
+
+def test_rows_without_a_token_are_filled(tmp_path):
+    found, _ = read(tmp_path, byte_level())
+    after = gguf_tokenizer.metadata(found.tokenizer, found.config, size=272)
+    assert after["tokenizer.ggml.tokens"].value[-3:] == ["[PAD269]", "[PAD270]", "[PAD271]"]
+    assert after["tokenizer.ggml.token_type"].value[-4:] == [1, 5, 5, 5]
+    with pytest.raises(UserError, match="has 269 tokens, the model's embedding only 268 rows"):
+        gguf_tokenizer.metadata(found.tokenizer, found.config, size=268)
+
+
+def test_tokenizers_that_are_not_written_are_refused(tmp_path):
+    found, _ = read(tmp_path, byte_level(tokenizer__ggml__add_bos_token=True))
+    metaspace = {"pre_tokenizer": {"type": "Metaspace"}}
+    for tokenizer, config, message in (
+        (found.tokenizer | {"model": {"type": "WordPiece"}}, {}, "only byte-level BPE"),
+        (found.tokenizer | metaspace, {}, "no name in GGUF"),
+        (found.tokenizer | {"normalizer": {"type": "NFKC"}}, {}, "no name in GGUF"),
+        (found.tokenizer, {"eos_token": "</s>"}, "eos_token </s> is no token"),
+        (found.tokenizer, {"bos_token": "<|end|>"}, "puts <|user|> around texts"),
+    ):
+        with pytest.raises(UserError, match=message.replace("|", "[|]")):
+            gguf_tokenizer.metadata(tokenizer, config)
+    spm, _ = read(tmp_path, sentencepiece())
+    with pytest.raises(UserError, match="only byte-level BPE"):
+        gguf_tokenizer.metadata(spm.tokenizer, spm.config)

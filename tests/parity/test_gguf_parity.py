@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from transformers_jax.interchange import gguf_blocks
+from transformers_jax.interchange import gguf_blocks, gguf_llama
 from transformers_jax.interchange.gguf import GgufFile, write
 from transformers_jax.interchange.gguf_values import Value
 
@@ -85,6 +85,65 @@ def test_we_read_theirs(tmp_path):
     for i, kind in enumerate(gguf_blocks.READ):
         assert (file.tensors[kind].type, file.tensors[kind].shape) == (kind, (600, 64))
         assert np.array_equal(file.tensor(kind), gguf_blocks.dequantise(gguf_blocks.quantise(values(i), kind), kind))
+
+
+TINY = {
+    "vocab_size": 64, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "max_position_embeddings": 128, "rms_norm_eps": 1e-5, "head_dim": 16,
+}  # fmt: skip
+LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "rope_theta": 500000.0}
+
+
+@pytest.fixture(scope="module")
+def transformers():
+    pytest.importorskip("torch", reason="needs PyTorch: run `make parity`")
+    return pytest.importorskip("transformers", reason="needs transformers: run `make parity`")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"tie_word_embeddings": True},
+        {"attention_bias": True, "mlp_bias": True},
+        {"rope_parameters": LLAMA3 | {"original_max_position_embeddings": 8192}},
+    ],
+)
+def test_a_llama_answers_as_before(transformers, tmp_path, changes):
+    """A random Llama through a GGUF file: its config and leaves make the same model again, its logits are the same."""
+    import torch
+
+    torch.manual_seed(0)
+    before = transformers.LlamaForCausalLM(transformers.LlamaConfig(**TINY | changes)).eval()
+    config = before.config.to_dict()
+    leaves = {name: leaf.numpy() for name, leaf in before.state_dict().items()}
+    tensors, types = gguf_llama.gguf_tensors(leaves.items(), config, "F32")
+    write(tmp_path / "tiny.gguf", gguf_llama.gguf_metadata(config), tensors, types)
+    weights = gguf_llama.GgufWeights(GgufFile(tmp_path / "tiny.gguf"))
+    after = transformers.LlamaForCausalLM(transformers.LlamaConfig(**weights.config)).eval()
+    found = {name: torch.from_numpy(weights.array(name)) for name in weights.names()}
+    missing, unexpected = after.load_state_dict(found, strict=False)
+    assert not unexpected and set(missing) <= {"lm_head.weight"}
+    ids = torch.arange(40)[None] % 64
+    with torch.no_grad():
+        np.testing.assert_allclose(after(ids).logits, before(ids).logits, atol=1e-6)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_transformers_reads_ours(transformers, tmp_path, tied):
+    """The order of query and key rows is the one that its own reader undoes."""
+    import torch
+
+    torch.manual_seed(0)
+    before = transformers.LlamaForCausalLM(transformers.LlamaConfig(**TINY, tie_word_embeddings=tied)).eval()
+    config = before.config.to_dict()
+    leaves = {name: leaf.numpy() for name, leaf in before.state_dict().items()}
+    tensors, types = gguf_llama.gguf_tensors(leaves.items(), config, "F32")
+    write(tmp_path / "tiny.gguf", gguf_llama.gguf_metadata(config), tensors, types)
+    after = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, gguf_file="tiny.gguf").eval()
+    ids = torch.arange(40)[None] % 64
+    with torch.no_grad():
+        np.testing.assert_allclose(after(ids).logits, before(ids).logits, atol=1e-6)
 
 
 @pytest.mark.slow

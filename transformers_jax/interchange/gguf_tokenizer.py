@@ -8,6 +8,8 @@
     llama    SentencePiece's BPE from `tokens` and `scores`: two neighbours are joined if that makes a token, the one of the
              highest score first (`llm_tokenizer_spm` there). Characters without a token become bytes.
 
+Byte-level BPE is written as well, from the same two files: `metadata`.
+
 A token's type (`token_type`) tells the special ones: each of them is one token wherever it stands in a text. Where begin and
 end are put around a text is `add_bos_token` and `add_eos_token`.
 """
@@ -16,6 +18,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from transformers_jax.errors import UserError
+from transformers_jax.interchange.gguf_values import Value
 
 PREFIX = "tokenizer.ggml."
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6  # types of tokens
@@ -222,3 +225,92 @@ def _around(metadata: Mapping[str, Any], tokens: list[str], ids: dict[str, int],
         "pair": parts["A"] + parts["B"],
         "special_tokens": {name: {"id": name, "ids": [i], "tokens": [name]} for name, i in names.items()},
     }
+
+
+def metadata(tokenizer: Mapping[str, Any], config: Mapping[str, Any], size: int | None = None) -> dict[str, Value]:
+    """The metadata of a byte-level BPE, from the content of its tokenizer.json and tokenizer_config.json.
+
+    Args:
+      size: rows of the model's embedding; ids without a token are filled with unused ones.
+
+    Raises:
+      UserError: another kind of tokenizer, or one whose way of splitting texts has no name in GGUF.
+    """
+    model = tokenizer["model"]
+    if model.get("type") != "BPE" or model.get("byte_fallback") or model.get("end_of_word_suffix"):
+        raise UserError("tokenizer.json: only byte-level BPE is written to GGUF")
+    tokens, types = _numbered(tokenizer, size)
+    ids = {token: i for i, token in enumerate(tokens)}
+    merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in model["merges"]]
+    found = {
+        "model": Value("string", "gpt2"),
+        "pre": Value("string", _pre_name(tokenizer)),
+        "tokens": Value("array", tokens, "string"),
+        "token_type": Value("array", types, "int32"),
+        "merges": Value("array", merges, "string"),
+    }
+    for role in _CONFIG_ROLES:
+        token = config.get(f"{role}_token")
+        if isinstance(token := token.get("content") if isinstance(token, Mapping) else token, str):
+            if token not in ids:
+                raise UserError(f"tokenizer_config.json: the {role}_token {token} is no token of tokenizer.json")
+            found[ROLES[role]] = Value("uint32", ids[token])
+    first, last = _ends(tokenizer.get("post_processor") or {})
+    for role, end in (("bos", first), ("eos", last)):
+        if end is not None and ids.get(end) != getattr(found.get(ROLES[role]), "value", None):
+            raise UserError(f"tokenizer.json puts {end} around texts, which is not the {role}_token: GGUF has no way to say so")
+        found[f"add_{role}_token"] = Value("bool", end is not None)
+    found = {PREFIX + key: value for key, value in found.items()}
+    if isinstance(template := config.get("chat_template"), str):
+        found["tokenizer.chat_template"] = Value("string", template)
+    return found
+
+
+def _numbered(tokenizer: Mapping[str, Any], size: int | None) -> tuple[list[str], list[int]]:
+    """All tokens in the order of their ids, and their types."""
+    numbered = {i: (token, NORMAL) for token, i in tokenizer["model"]["vocab"].items()}
+    for added in tokenizer.get("added_tokens") or ():
+        numbered[added["id"]] = (added["content"], CONTROL if added["special"] else USER_DEFINED)
+    count = max(numbered) + 1
+    if size is not None and size < count:
+        raise UserError(f"tokenizer.json has {count} tokens, the model's embedding only {size} rows")
+    rows = [numbered.get(i, (f"[PAD{i}]", UNUSED)) for i in range(size or count)]
+    return [token for token, _ in rows], [kind for _, kind in rows]
+
+
+def _pre_name(tokenizer: Mapping[str, Any]) -> str:
+    """The rule in PRE that splits texts as this tokenizer does."""
+    before = tokenizer.get("pre_tokenizer") or {}
+    expressions: list[str] = []
+    for step in before.get("pretokenizers", [before]):
+        expressions += _expressions(step)
+    found = tuple(expression.removesuffix(r"|\s+") for expression in expressions)
+    normalizer = (tokenizer.get("normalizer") or {}).get("type")
+    for name, pre in PRE.items():
+        if (tuple(known.removesuffix(r"|\s+") for known in pre.expressions), pre.normalizer) == (found, normalizer):
+            return name
+    raise UserError(f"tokenizer.json splits texts in a way that has no name in GGUF here; known are {', '.join(PRE)}")
+
+
+def _expressions(step: Mapping[str, Any]) -> list[str]:
+    """What one pre-tokenizer splits by; a name that no rule has for one that is not known."""
+    kind = step.get("type")
+    if kind == "ByteLevel" and not step.get("add_prefix_space"):
+        return [_GPT2] if step.get("use_regex", True) else []
+    if kind == "Digits" and step.get("individual_digits"):
+        return [r"\p{N}"]
+    if kind == "Split" and step.get("behavior") == "Isolated" and not step.get("invert"):
+        return [step["pattern"].get("Regex", "")]
+    return [str(kind)]
+
+
+def _ends(processor: Mapping[str, Any]) -> tuple[str | None, str | None]:
+    """What tokenizer.json puts before and behind a text."""
+    for step in processor.get("processors", [processor]):
+        if step.get("type") == "TemplateProcessing":
+            names = [part.get("SpecialToken", {}).get("id") for part in step["single"]]
+            text = names.index(None)
+            if max(text, len(names) - 1 - text) > 1:
+                raise UserError("tokenizer.json puts several tokens around a text: GGUF has no way to say so")
+            return names[0], names[-1]
+    return None, None
