@@ -252,6 +252,7 @@ DAMAGES = {
     "a key that is not UTF-8": (lambda c: c.replace(b"words", b"wor\xffs"), "not UTF-8"),
     "too many axes": (lambda c: changed(c, c.index(b"one") + 3, "I", 5), "one has 5 axes"),
     "an axis without end": (lambda c: changed(c, c.index(b"one") + 7, "Q", 2**60), "cut short"),
+    "no rows": (lambda c: changed(changed(c, c.index(b"one") + 7, "Q", 0), c.index(b"one") + 15, "Q", 2**63), "has the shape"),
     "rows that are no blocks": (lambda c: changed(c, c.index(b"two") + 7, "Q", 33), "rows of 33"),
     "an offset without end": (lambda c: changed(c, c.index(b"two") + 27, "Q", 2**60), "cut short"),
     "an offset between": (lambda c: changed(c, c.index(b"two") + 27, "Q", 13), "no multiple of 32"),

@@ -169,6 +169,8 @@ class GgufFile:
         if axes > _AXES:
             raise UserError(f"{self.path}: {name} has {axes} axes, more than {_AXES}: it is damaged, get it anew")
         shape = tuple(reversed([cursor.number("uint64") for _ in range(axes)]))
+        if 0 in shape and max(shape) > len(self._map):  # no size tells of the others
+            raise UserError(f"{self.path}: {name} has the shape {list(shape)}: it is damaged, get it anew")
         number, offset = cursor.number("uint32"), cursor.number("uint64")
         format = gguf_blocks.FORMATS.get(number) or gguf_blocks.format_of(f"number {number}")
         if offset % self.alignment:

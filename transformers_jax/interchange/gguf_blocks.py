@@ -82,7 +82,7 @@ def blocks(raw: np.ndarray, kind: str) -> Blocks:
 
 
 def dequantise(raw: np.ndarray, kind: str) -> np.ndarray:
-    """Stored rows, uint8 [..., bytes of a row], as float32 [..., K]. Types that are not in READ are refused by `readable`."""
+    """Stored rows, uint8 [..., bytes of a row], of a type in READ, as float32 [..., K]."""
     if kind == "F32":
         return _numbers(raw, "<f4").astype(np.float32)
     if kind == "F16":
