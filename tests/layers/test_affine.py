@@ -42,22 +42,21 @@ def test_blocks_are_read_as_they_are(kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("rows", [1, 2, 3, 20])
+@pytest.mark.parametrize("rows", [1, 3])
 def test_products(kind, rows, monkeypatch):
     """Both ways, single kernels and layers of a stack, equal the product with the dequantised kernel."""
     monkeypatch.setattr(affine, "TILE", 96 * 16)  # three tiles
     stack = [blocks(kind, 48, 3, seed) for seed in range(2)]
     given = [None if parts[0] is None else np.stack(parts) for parts in zip(*(given for given, _ in stack), strict=True)]
     stacked, x = from_blocks(kind, *given), normal(rows, 96)
+    ways = [jax.jit(way) for way in (affine._by_terms, affine._by_tiles, product)]
     for layer, (given, weights) in enumerate(stack):
         kernel = from_blocks(kind, *given)
         wanted = x @ weights.T
-        for way in (affine._by_terms, affine._by_tiles):
-            np.testing.assert_allclose(way(x, kernel, None), wanted, rtol=1e-5, atol=1e-5)
-        np.testing.assert_allclose(product(x[None], kernel)[0], wanted, rtol=1e-5, atol=1e-5)
-        np.testing.assert_allclose(product(x, stacked, layer), wanted, rtol=1e-5, atol=1e-5)
-        traced = jax.jit(product)(x, stacked, jnp.int32(layer))
-        np.testing.assert_allclose(traced, wanted, rtol=1e-5, atol=1e-5)
+        for way in ways:
+            args = (x, kernel, None) if way is not ways[2] else (x[None], kernel)
+            np.testing.assert_allclose(way(*args).reshape(rows, 48), wanted, rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(ways[2](x, stacked, jnp.int32(layer)), wanted, rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(dequantize(stacked)[1], stack[1][1].T, rtol=1e-6, atol=1e-7)
 
 
@@ -65,8 +64,7 @@ def test_products(kind, rows, monkeypatch):
 def test_gradient(kind):
     given, weights = blocks(kind, 48, 2)
     kernel, x, gradient = from_blocks(kind, *given), normal(3, 64), normal(3, 48)
-    _, backward = jax.vjp(product, x, kernel)
-    of_x, of_kernel = backward(gradient)
+    of_x, of_kernel = jax.jit(lambda x, kernel: jax.vjp(product, x, kernel)[1](gradient))(x, kernel)
     np.testing.assert_allclose(of_x, gradient @ weights, rtol=1e-5, atol=1e-5)
     assert not any(np.any(leaf) for leaf in jax.tree.leaves(of_kernel) if leaf.dtype != jax.dtypes.float0)
 

@@ -154,6 +154,7 @@ def quantize(
     return _quantize(kernel, kind=kind, block=block, double=double, inputs=inputs, stacked=stacked)
 
 
+@functools.partial(jax.jit, static_argnames="dtype")
 def dequantize(kernel: QuantizedKernel | AffineKernel, dtype: Any = None) -> jax.Array:
     """The kernel in its own shape, with the leading axis L if it is stacked; in its own dtype unless told otherwise."""
     dtype = dtype or kernel.dtype
