@@ -219,16 +219,16 @@ class Layer(nn.Module):
 @pytest.mark.parametrize("kind,block,double", EVERY[::2])
 def test_scanned_layers(kind, block, double):
     """`nn.scan` slices a stack, under rematerialisation, jit and gradients."""
-    kernel, x = normal(3, 64, 64) / 8, normal(2, 64)
+    kernel, x = normal(6, 64, 64) / 8, normal(2, 64)
     stack = quantize(kernel, kind, block=block, double=double, stacked=True)
-    module = nn.scan(nn.remat(Layer, prevent_cse=False), variable_axes={"params": 0}, split_rngs={"params": False}, length=3)()
-    plain = dequantize(stack)  # [3, 64, 64]
+    module = nn.scan(nn.remat(Layer, prevent_cse=False), variable_axes={"params": 0}, split_rngs={"params": False}, length=6)()
+    plain = dequantize(stack)  # [6, 64, 64]
 
     def apply(x):
         return module.apply({"params": {"kernel": stack}}, x, None)[0]
 
     def wanted(x):
-        for layer in range(3):
+        for layer in range(6):
             x = jnp.tanh(x @ plain[layer])
         return x
 
@@ -237,6 +237,8 @@ def test_scanned_layers(kind, block, double):
     )
     assert float(y) == pytest.approx(float(wanted_y), rel=1e-4)
     np.testing.assert_allclose(grad, wanted_grad, rtol=1e-3, atol=1e-5)
+    compiled = jax.jit(jax.grad(lambda x: jnp.sum(apply(x) ** 2))).lower(x).compile()
+    assert compiled.memory_analysis().temp_size_in_bytes < 4 * plain[0].nbytes  # not every layer's, nor tables of its size
 
 
 def test_names_and_axes_of_leaves():

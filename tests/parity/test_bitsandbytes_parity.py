@@ -61,7 +61,7 @@ def test_double_quantisation(shape):
     np.testing.assert_array_equal(found.absmax.reshape(-1), state.absmax.numpy())
     assert float(found.nested_offset) == pytest.approx(float(state.offset), rel=5e-7)
     np.testing.assert_allclose(found.nested_absmax, state.state2.absmax.numpy(), atol=5e-7 * float(state.offset))
-    np.testing.assert_allclose(dequantize(found).T, decoded(codes, state), rtol=2e-6, atol=1e-7)
+    np.testing.assert_allclose(dequantize(found).T, decoded(codes, state), rtol=2e-6, atol=1e-6 * float(state.offset))
 
     plain = quantize(kernel, double=False)
     same, nested, _ = quantized.quantize_absmax(plain.absmax, jnp.float32(state.offset))
@@ -98,7 +98,7 @@ def test_files(shape, double):
     ours = {name: torch.from_numpy(array.copy()) for name, array in to_bitsandbytes(quantize(kernel, double=double)).items()}
     weight = ours.pop("weight")
     rebuilt = functional.QuantState.from_dict(ours, "cpu")
-    np.testing.assert_allclose(decoded(weight, rebuilt), wanted, rtol=2e-6, atol=1e-6)
+    np.testing.assert_allclose(decoded(weight, rebuilt), wanted, rtol=2e-6, atol=5e-6)
 
 
 def test_layer():
