@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from transformers_jax.errors import UserError
-from transformers_jax.layers.kernel import times_kernel
+from transformers_jax.layers.product import times_kernel
 
 
 class Linear(nn.Module):
