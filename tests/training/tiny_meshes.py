@@ -3,6 +3,7 @@
 `python tiny_meshes.py MODEL …` prints one line of JSON: model → way → what `run` gives.
 """
 
+import contextlib
 import functools
 import json
 import sys
@@ -36,7 +37,7 @@ WAYS = {
 
 LAYERS = {"encoder_layers": 1, "decoder_layers": 1}
 GENOME = replace(EVOLVED_TRANSFORMER, {"encoder_cells": 1, "decoder_cells": 1}).text()
-ENCODER = {"num_heads": 2, "hidden": 32, "layers": 2, "max_length": 16, "head": "masked_lm"}
+ENCODER = {"num_heads": 2, "hidden": 32, "layers": 2, "scan_layers": True, "max_length": 16, "head": "masked_lm"}
 MODELS = {
     "transformer": {"num_heads": 2, "hidden": 32, **LAYERS},
     "evolved_transformer": {"num_heads": 2, **LAYERS},
@@ -97,11 +98,17 @@ def make_state(model, tx, mesh):
     return jax.device_put(numbers, shardings), shardings
 
 
-def run(name: str, sizes: tuple[int, int, int], *, parallelism: str = "jit", dropout: float = 0.1, decodes: bool = True):
-    """The mean loss and the gradient's norm of each step, the mean loss of an evaluation, and what the model of the start
-    decodes: (token ids, score) of each sentence by method."""
+def run(name: str, sizes: tuple[int, int, int], *, parallelism: str = "jit", **options) -> dict:
+    """What `measure` gives on a mesh of such sizes, which is in context as in a run."""
     devices = jax.devices()[: int(np.prod(sizes))]
     mesh = sharding.make_mesh(dict(zip(sharding.AXES, sizes, strict=True)), devices)
+    with jax.set_mesh(mesh) if parallelism == "jit" else contextlib.nullcontext():
+        return measure(name, mesh, parallelism, **options)
+
+
+def measure(name: str, mesh, parallelism: str, *, dropout: float = 0.1, decodes: bool = True) -> dict:
+    """The mean loss and the gradient's norm of each step, the mean loss of an evaluation, and what the model of the start
+    decodes: (token ids, score) of each sentence by method."""
     model, tx = build(name, dropout), optax.adam(0.01, eps=1e-3)
     task = Masked() if "layers" in MODELS[name] else translation.Task(None)
     state, shardings = make_state(model, tx, mesh)
