@@ -95,12 +95,12 @@ def pretrain(config, workdir, *, began: float | None = None) -> None:
 
 def first_state(run: Experiment, tx) -> TrainState:
     """The state of step 0: random, but for the parameters that the task or config.finetuning.init_from has."""
-    options, load = run.config.get("finetuning", {}), functools.partial(initialise.initial, tokenizer=run.tokenizer)
+    options, load = run.config.finetuning, functools.partial(initialise.initial, tokenizer=run.tokenizer)
     shapes, trainable = run.batch_shapes(), run.trainable
     state, _ = create_state(run.model, tx, shapes, run.mesh, seed=run.config.seed, trainable=trainable)
     pretrained = run.task.initial(run.model, load)
-    if pretrained is None and options.get("init_from") and not options.get("fresh"):
-        pretrained = load(options["init_from"], run.model)
+    if pretrained is None and options.init_from and not options.fresh:
+        pretrained = load(options.init_from, run.model)
     if pretrained is None:
         return state
     params, frozen = parameters.split(initialise.merged(state.model_params, pretrained), trainable)
@@ -158,7 +158,7 @@ def in_context(run: Experiment):
 
 def several_shapes(data) -> bool:
     """Whether batches have as many rows at every width, so that a step takes more or less than another."""
-    return data.batching == "buckets" and not data.get("tokens_per_batch", 0)
+    return data.batching == "buckets" and not data.tokens_per_batch
 
 
 def update_of(run: Experiment, tx, parallelism: str):
