@@ -47,9 +47,9 @@ def test_every_config_goes_together(variant):
 @pytest.mark.parametrize(
     ("variant", "keys", "says"),
     [
-        ("bert.py:squad", {"model__max_length": 256}, "config.task.max_length lets examples of 384 tokens .* has 256 learned"),
-        ("roberta.py:tiny", {"model__max_length": 33, "task__max_length": 0}, "config.data.max_length lets .* 32 .* has 31"),
-        ("bert.py:tiny", {"model__max_length": 31, "task__max_length": 32}, "config.task.max_length lets .* 32 .* has 31"),
+        ("bert.py:squad", {"model__max_length": 256}, "config.task.max_length lets examples of 384 tokens .* at most 256 "),
+        ("roberta.py:tiny", {"model__max_length": 33, "task__max_length": 0}, "config.data.max_length lets .* 32 .* most 31 "),
+        ("bert.py:tiny", {"model__max_length": 31, "task__max_length": 32}, "config.task.max_length lets .* 32 .* most 31 "),
         ("transformer.py:tiny", {"model__positions": "learned", "model__max_length": 16}, "config.data.max_length .* 32 "),
         (
             "transformer.py:tiny",
