@@ -102,8 +102,17 @@ def test_more_masks_than_are_predicted(name, monkeypatch):
 def test_sources_are_read_as_far_as_they_were_trained(variant, keys, longest):
     run = experiment(variant, **keys)
     run.training = False
-    learned = (*LENGTHS, 512)
+    learned = (*LENGTHS, 384, 512)
     assert run.decoder().lengths == (longest or learned)
+
+
+@pytest.mark.parametrize("asked", [None, 20, 100])
+def test_no_output_is_longer_than_the_model_writes(asked):
+    changes = {"model__positions": "learned", "model__max_length": 40, "decoding__max_length": asked}
+    run = experiment("transformer.py:tiny", **changes)
+    decoder = run.decoder()
+    assert decoder.lengths[-1] == 40 and decoder.limit(40) == min(asked or 40, 40)
+    assert run.decoder(max_length=64).limit(40) == 40 and experiment("transformer.py:tiny").decoder().limit(40) > 40
 
 
 @pytest.mark.parametrize(("key", "value"), [("accumulate", 2), ("parallelism", "pmap")])

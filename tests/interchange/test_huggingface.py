@@ -1,6 +1,7 @@
 """Folders of `transformers` without it: written and read back, and all that can be wrong with them."""
 
 import json
+import re
 from pathlib import Path
 
 import flax.linen as nn
@@ -225,6 +226,69 @@ def test_half_precision_stays_until_it_is_on_its_device(folder):
     same(halved, params)
     assert {x.dtype for x in jax.tree.leaves(params)} == {np.dtype(ml_dtypes.bfloat16)}
     assert sorted(huggingface.opened(folder).leaves) == sorted(parameters.flat(params))
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "computed"),
+    [
+        ("is_decoder", True, False),
+        ("add_cross_attention", True, False),
+        ("position_embedding_type", "relative_key", "'absolute'"),
+        ("quantization_config", {"load_in_4bit": True}, None),
+        ("pruned_heads", {"0": [1]}, "{}"),
+    ],
+)
+def test_keys_that_change_numbers_are_refused_by_name_and_value(folder, key, value, computed):
+    edit_config(folder, **{key: value})
+    says = f"config.json: {key} is {value!r}, which is not computed here; of bert only {computed} is"
+    with pytest.raises(UserError, match=re.escape(says)):
+        huggingface.load(folder)
+
+
+def test_keys_that_nobody_knows_give_a_warning(folder, caplog):
+    edit_config(folder, rope_scaling={"factor": 2.0}, transformers_version="9", unheard_of=None, id2label={"0": "x"})
+    with caplog.at_level("WARNING", "absl"):
+        huggingface.load(folder)
+    (warning,) = [r.getMessage() for r in caplog.records if "config.json" in r.getMessage()]
+    assert warning.endswith("not looked at: rope_scaling={'factor': 2.0}")
+
+
+def test_what_is_written_is_read_without_a_warning(tmp_path, caplog):
+    with caplog.at_level("WARNING", "absl"):
+        for kind in KINDS:
+            huggingface.save(tmp_path / kind, *make(kind, "masked_lm"))
+            huggingface.load(tmp_path / kind)
+    assert not caplog.records
+
+
+def test_an_untied_output_is_refused_where_none_is_computed(folder):
+    assert huggingface.read_config(folder)["tie_word_embeddings"] is True
+    edit_config(folder, tie_word_embeddings=False)
+    with pytest.raises(UserError, match="tie_word_embeddings is False, which is not computed here: bert has one embedding"):
+        huggingface.load(folder)
+    edit_config(folder, architectures=["BertModel"])  # which has no output that could repeat it
+    assert huggingface.load(folder).fields["head"] == "none"
+
+
+def test_the_prefix_may_be_missing_where_there_is_a_head(folder):
+    wanted = huggingface.load(folder).params
+    edit(folder, lambda leaves: [leaves.update({n.removeprefix("bert."): leaves.pop(n)}) for n in list(leaves)])
+    assert "encoder.layer.0.output.dense.weight" in load_file(folder / "model.safetensors")
+    same(wanted, huggingface.load(folder).params)
+
+
+def test_numbers_of_eight_bits_are_refused_by_name(folder):
+    name = "bert.encoder.layer.1.output.dense.weight"
+    edit(folder, lambda leaves: leaves.update({name: leaves[name].astype(ml_dtypes.float8_e4m3fn)}))
+    with pytest.raises(UserError, match=f"{name} is of dtype F8_E4M3, which is not read here; F64, F32, F16, BF16"):
+        huggingface.load(folder)
+
+
+def test_parameters_are_written_as_they_are(tmp_path):
+    fields, params = make("bert")
+    huggingface.save(tmp_path, fields, jax.tree.map(lambda x: x.astype(ml_dtypes.bfloat16), params))
+    assert {x.dtype.name for x in load_file(tmp_path / "model.safetensors").values()} == {"bfloat16"}
+    assert huggingface.read_config(tmp_path)["dtype"] == "bfloat16"
 
 
 def test_heads_that_are_not_asked_for_are_left_out(folder):

@@ -89,7 +89,8 @@ def test_fused_leaves_have_parts_of_any_size_along_any_axis(verb, axis):
     parts = tuple(f"layer_{{i}}/{name}" for name in "qkv")
     names = toy(*linear("h.{i}.qkv", parts, verb, axis), *linear("out", "out"))
     heads = {"q": 4, "k": 2, "v": 2}  # grouped
-    ours = {f"layer_1/{n}/kernel": (5, h, 3) for n, h in heads.items()} | {f"layer_1/{n}/bias": (h, 3) for n, h in heads.items()}
+    ours = {f"layer_1/{n}/kernel": (5, h, 3) for n, h in heads.items()}
+    ours |= {f"layer_1/{n}/bias": (h, 3) for n, h in heads.items()}
     ours |= {"out/kernel": (4, 5), "out/bias": (5,)}
     rng = np.random.default_rng(0)
     ours = {name: rng.standard_normal(shape) for name, shape in ours.items()}

@@ -1,6 +1,7 @@
 """Where training starts from, and conversion: folders of `transformers` and workdirs."""
 
 import json
+import shutil
 from pathlib import Path
 
 import jax
@@ -207,6 +208,23 @@ def test_labels_that_do_not_exclude_each_other_are_refused(tokenizer, tmp_path, 
     file.write_text(json.dumps(json.loads(file.read_text()) | {"problem_type": "multi_label_classification"}))
     assert run(tmp_path / "a", tmp_path / "b") == 2
     assert "problem_type multi_label_classification of 3 labels is not supported" in capfd.readouterr().err
+
+
+def test_a_model_that_transformers_does_not_have(tokenizer, tmp_path, capfd):
+    config = configuration.load(str(CONFIGS / "transformer.py:tiny"))
+    configuration.save(config, tmp_path)
+    tokenizer.save(tmp_path / "tokenizer.json")
+    assert run(tmp_path, tmp_path / "new") == 2
+    last = capfd.readouterr().err.splitlines()[-1]
+    assert "transformers has no architecture for config.model.name=transformer; supported are AlbertModel" in last
+
+
+def test_a_decoder_is_not_read_as_an_encoder(folder, tmp_path, capfd):
+    shutil.copytree(folder, tmp_path / "a")
+    file = tmp_path / "a" / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"is_decoder": True}))
+    assert run(tmp_path / "a", tmp_path / "b") == 2 and not (tmp_path / "b").exists()
+    assert "config.json: is_decoder is True, which is not computed here" in capfd.readouterr().err.splitlines()[-1]
 
 
 def test_mistakes_end_in_one_line(folder, workdir, tmp_path, capfd):
