@@ -20,7 +20,7 @@ from transformers_jax.data.text.tokenizer import Tokenizer
 from transformers_jax.errors import UserError
 from transformers_jax.interchange import mapping, stacking, tokenizers, weights
 from transformers_jax.models.name_map import INERT, NEUTRAL, NameMap, Row, Tie, match
-from transformers_jax.models.protocol import Protocol
+from transformers_jax.models.protocol import CONTINUES, Protocol
 
 CONFIG = "config.json"
 _LEGACY = {"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bias"}
@@ -143,7 +143,8 @@ def save(
     weights.write(path, arrays, shard_bytes)
     (path / CONFIG).write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
     if tokenizer:
-        tokenizers.write(path, tokenizer, longest=about.longest, pair_types=about.token_types)
+        prompts = CONTINUES in about.does
+        tokenizers.write(path, tokenizer, longest=about.longest, pair_types=about.token_types, prompts=prompts)
 
 
 # config.json
