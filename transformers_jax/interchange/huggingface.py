@@ -8,7 +8,7 @@ import dataclasses
 import functools
 import importlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -79,7 +79,7 @@ def opened(path: Path) -> Opened:
       UserError: an architecture that is not supported, or a key of config.json that is not computed; weights that are missing,
         damaged or pickled; leaves that the model lacks or does not know; a vocabulary that does not fit the embedding.
     """
-    fields, leaves = matched(read_config(path), weights.Weights(path), path)
+    fields, leaves = matched(read_config(path), lambda: weights.Weights(path), path)
     tokenizer = tokenizers.read(path)
     if tokenizer and tokenizer.vocab_size > fields["vocab_size"]:
         raise UserError(
@@ -88,11 +88,12 @@ def opened(path: Path) -> Opened:
     return Opened(fields, leaves, tokenizer)
 
 
-def matched(config: dict, found: Any, where: Path) -> tuple[dict, dict[str, mapping.Leaf]]:
+def matched(config: dict, weights_of: Callable[[], Any], where: Path) -> tuple[dict, dict[str, mapping.Leaf]]:
     """(fields, leaves) of the model that a config.json describes, from any file that has `transformers`' names.
 
     Args:
-      found: has the methods of `weights.Weights`: names, shape, array, part.
+      weights_of: opens the file, once config.json is found to be of a model that is computed here; what it gives has the
+        methods of `weights.Weights`: names, shape, array, part.
       where: names the file in messages.
 
     Raises:
@@ -100,6 +101,7 @@ def matched(config: dict, found: Any, where: Path) -> tuple[dict, dict[str, mapp
     """
     name, names, wanted = architecture(config)
     refuse_other_values(config, names)
+    found = weights_of()
     there = _today(found.names(), names, wanted)
     fields, plan = _choose(config, name, names, wanted, there)
     own = {planned.theirs for planned in plan}
