@@ -34,7 +34,10 @@ ACTIVATIONS = {"relu": jax.nn.relu, "gelu": gelu, "gelu_tanh": jax.nn.gelu, "swi
 
 
 class FeedForward(nn.Module):
-    """Two dense layers with an activation between: [..., D] → [..., F] → [..., D] (Vaswani et al. 2017, section 3.3)."""
+    """Two dense layers with an activation between: [..., D] → [..., F] → [..., D] (Vaswani et al. 2017, section 3.3).
+
+    stddev: how the kernels start (`projections.kernel_init`); out_stddev, the second one's if it starts otherwise.
+    """
 
     mlp_width: int
     dropout_rate: float = 0.0
@@ -43,11 +46,11 @@ class FeedForward(nn.Module):
     param_dtype: jnp.dtype = jnp.float32
     stddev: Stddev = 0.0
     out_stddev: Stddev | None = None
-    """Of the second layer's kernel, if it starts otherwise than the first's."""
+    use_bias: bool = True
 
     @nn.compact
     def __call__(self, x: jax.Array, *, deterministic: bool = True) -> jax.Array:
-        types = dict(dtype=self.dtype, param_dtype=self.param_dtype)
+        types = dict(use_bias=self.use_bias, dtype=self.dtype, param_dtype=self.param_dtype)
         h = Linear(self.mlp_width, ("embed", "mlp"), name="expand", stddev=self.stddev, **types)(x)  # [..., F]
         h = ACTIVATIONS[self.activation](h)
         h = Dropout(self.dropout_rate)(h, deterministic=deterministic)
@@ -68,7 +71,7 @@ class GatedFeedForward(nn.Module):
     param_dtype: jnp.dtype = jnp.float32
     stddev: Stddev = 0.0
     out_stddev: Stddev | None = None
-    use_bias: bool = False
+    use_bias: bool = True
 
     @nn.compact
     def __call__(self, x: jax.Array, *, deterministic: bool = True) -> jax.Array:
