@@ -133,7 +133,7 @@ def test_configs_of_transformers(changes, wanted):
         (dict(rope_parameters=dict(rope_type="dynamic", factor=4.0)), "rope_scaling 'dynamic' is not supported"),
         (dict(rope_parameters=dict(full_attention=dict(rope_type="default"))), "by kind of layer"),
         (dict(rope_scaling=dict(rope_type="llama3", factor=4.0)), "rope_scaling llama3 has no low_freq_factor"),
-        (dict(partial_rotary_factor=0.5), "partial_rotary_factor 0.5 is not supported"),
+        (dict(rope_parameters=dict(partial_rotary_factor=0.5)), "partial_rotary_factor 0.5 is not computed"),
         (dict(hidden_act="quick_gelu"), "activation 'quick_gelu'"),
         (dict(model_type="qwen2", use_sliding_window=True, max_window_layers=1), "all layers have one window"),
         (dict(model_type="qwen3", layer_types=["sliding_attention"] * 2), "sliding_window or use_sliding_window is not given"),

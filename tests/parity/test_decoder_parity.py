@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from transformers_jax import models
-from transformers_jax.interchange import huggingface
+from transformers_jax.interchange import huggingface, mapping
 from transformers_jax.models import gpt, llama
 
 pytestmark = pytest.mark.slow
@@ -125,9 +125,8 @@ def test_greedy_texts(torch, tmp_path, name):
         found.append(np.asarray(tokens))
     for b, n in enumerate(lengths):
         prompt = torch.tensor(batch["tokens"][b : b + 1, :n], dtype=torch.long)
-        text = model.generate(
-            prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=steps, do_sample=False, eos_token_id=None, pad_token_id=0
-        )
+        options = dict(max_new_tokens=steps, do_sample=False, eos_token_id=None, pad_token_id=0)
+        text = model.generate(prompt, attention_mask=torch.ones_like(prompt), **options)
         np.testing.assert_array_equal(text[0, n:].numpy(), np.stack(found)[:, b])
 
 
@@ -157,4 +156,5 @@ def test_parameter_counts(torch, name):
     assert sum(x.numel() for x in model.parameters()) == wanted
     module = llama if hasattr(config, "num_key_value_heads") else gpt
     fields = module.from_hf(config.to_dict()) | {"name": module.__name__.split(".")[-1], "scan_layers": True}
-    assert sum(int(np.prod(shape)) for shape in huggingface.shapes(models.build(fields, fields["vocab_size"])).values()) == wanted
+    shapes = mapping.shapes(models.build(fields, fields["vocab_size"]))
+    assert sum(int(np.prod(shape)) for shape in shapes.values()) == wanted
