@@ -17,242 +17,53 @@ Other tasks: configs/bert.py has them, and takes any --init_from.
 
 from ml_collections import ConfigDict
 
+from configs import base, bert
+
 
 def get_config(variant: str = "base") -> ConfigDict:
-    """The config of a variant.
-
-    Raises:
-      ValueError: there is no such variant.
-    """
-    config = common()
-    known = {"base": base, "quickstart": quickstart, "tiny": tiny} | {"mnli": mnli, "sst2": sst2, "squad": squad}
-    if variant not in known:
-        raise ValueError(f"unknown variant {variant!r}; known variants: {', '.join(known)}")
-    known[variant](config)
-    return config
+    """The config of a variant; ValueError: there is no such one."""
+    variants = {"base": (base.wikipedia,), "quickstart": (quickstart,), "tiny": (tiny,)}
+    variants |= {"mnli": (finetuning, bert.glue, "mnli"), "sst2": (finetuning, bert.glue, "sst2")}
+    variants |= {"squad": (finetuning, bert.squad, 3e-5)}
+    return base.varied(common(), variants, variant)
 
 
 def common() -> ConfigDict:
-    """Every key, with the values of the paper's base model and its pretraining."""
-    config = ConfigDict()
-    config.seed = 0
-    config.prng = "rbg"  # jax_default_prng_impl: rbg is faster than threefry2x32
-
-    config.model = ConfigDict()
-    config.model.name = "distilbert"
-    config.model.width = 768
-    config.model.num_heads = 12
-    config.model.mlp_width = 3072
-    config.model.layers = 6
-    config.model.max_length = 512
-    config.model.token_types = 0
-    config.model.vocab_size = 0  # rows of the embedding, where they are more than the tokenizer's tokens
-    config.model.activation = "gelu"
-    config.model.dropout = 0.1
-    config.model.attention_dropout = 0.1
-    config.model.classifier_dropout = 0.2
-    config.model.norm_epsilon = 1e-12
-    config.model.max_mask_rate = 0.2
-    config.model.scan_layers = True
-    config.model.remat = False
-    config.model.attention = "auto"
-    config.model.genome = ""  # a JSON file, text or name: its encoder cells in place of the layers
-    config.model.genome_unit = 0
-    config.model.dtype = "bfloat16"
-    config.model.param_dtype = "float32"
-
-    config.task = ConfigDict()
-    config.task.name = "distillation"
-    config.task.teacher = ""  # a folder of Hugging Face's, a workdir, or a name on the hub; its vocabulary is taken over
-    config.task.of = "masked_lm"
-    config.task.layers = (0, 2, 4, 7, 9, 11)  # of the teacher, for the student to start with
-    config.task.temperature = 2.0
-    config.task.soft = 5.0  # weights of the losses
-    config.task.hard = 2.0
-    config.task.cosine = 1.0
-    config.task.max_length = 512
-    config.task.mask_rate = 0.15
-    config.task.masking = "dynamic"
-    config.task.whole_words = False
-
-    config.tokenizer = ConfigDict()
-    config.tokenizer.kind = "wordpiece"
-    config.tokenizer.vocab_size = 30_522
+    """Section 3, on Wikipedia."""
+    config = base.encoder("distilbert")
+    config.model.update(layers=6, token_types=0, classifier_dropout=0.2)
+    base.masked_lm(config, "distillation")
+    with config.task.unlocked():
+        config.task.teacher = ""  # a folder of Hugging Face's, a workdir, or a name on the hub; its vocabulary is taken over
+        config.task.of = "masked_lm"  # what both learn
+        config.task.layers = (0, 2, 4, 7, 9, 11)  # of the teacher, for the student to start with: every second one
+        config.task.temperature = 2.0  # both distributions are softened by
+        config.task.soft = 5.0  # weights of the losses: of the teacher's distribution,
+        config.task.hard = 2.0  # of the tokens themselves,
+        config.task.cosine = 1.0  # and of the last states' directions
     config.tokenizer.lowercase = True
     config.tokenizer.path = config.task.get_ref("teacher")
-
-    config.data = ConfigDict()
-    config.data.source = "text"
-    config.data.tfds_name = ""
-    config.data.data_dir = ""
-    config.data.train = ""  # files, plain or gzip; or, with tfds_name, the split's name there
-    config.data.validation = ""
-    config.data.test = ""
-    config.data.languages = ("en",)
-    config.data.unit = "paragraph"
-    config.data.chunk_words = 350  # what does not fit a row is left out
-    config.data.smoothing = 1.0
-    config.data.batching = "packing"  # or "packing" where rows have no label, or "buckets" with the two keys below
-    config.data.batch_size = 4096  # rows over all devices
-    config.data.lengths = ConfigDict({"tokens": 512})
-    config.data.max_length = 512
-    config.data.boundaries = (32, 64, 128, 256, 512)
-    config.data.tokens_per_batch = 131_072
-    config.data.window = 0  # examples that are planned together; 0 leaves it to the pipeline
-    config.data.prefetch = 8
-    config.data.workers = 0
-    config.data.cache = False
-
-    config.optimizer = ConfigDict()
-    config.optimizer.name = "adamw"
-    config.optimizer.schedule = "linear"
-    config.optimizer.learning_rate = 5e-4
-    config.optimizer.warmup_steps = 0
-    config.optimizer.warmup_share = 0.05  # of all steps, where warmup_steps is 0
-    config.optimizer.b1 = 0.9
-    config.optimizer.b2 = 0.999
-    config.optimizer.eps = 1e-6
-    config.optimizer.weight_decay = 0.01
-    config.optimizer.decay_pattern = r"(^|/)(kernel|word|token_type|embedding)$"
-    config.optimizer.clip_norm = 5.0
-
-    config.training = ConfigDict()
+    config.data.update(languages=("en",), unit="paragraph", chunk_words=350, batch_size=4096, max_length=512)
+    config.optimizer.update(learning_rate=5e-4, warmup_steps=0, warmup_share=0.05, clip_norm=5.0)
     config.training.steps = 60_000
-    config.training.accumulate = 1
-    config.training.parallelism = "jit"
-    config.training.log_every = 100
-    config.training.eval_every = 10_000
-    config.training.checkpoint_every = 10_000
-    config.training.keep_checkpoints = 3
-    config.training.average_checkpoints = 1
-
-    config.mesh = ConfigDict({"data": -1, "fsdp": 1, "tensor": 1})
-
-    config.finetuning = ConfigDict()
-    config.finetuning.init_from = ""  # what --init_from gave
-    config.finetuning.fresh = False  # its architecture and vocabulary without its weights
-    config.finetuning.trainable = ("all",)  # or ("head",), or patterns of the names of parameters that learn
-    config.finetuning.epochs = 0.0  # where training.steps is 0
-    config.finetuning.evaluations = 0  # so many in a run, each with a checkpoint, where eval_every is 0
     return config
-
-
-# -- pretraining -------------------------------------------------------------------------------------------------------
-
-
-def base(config: ConfigDict) -> None:
-    """Section 3, on Wikipedia: every second layer of the teacher as the start."""
-    config.data.tfds_name = "wikipedia/20230601.en"
-    config.data.train = "train[1%:]"
-    config.data.validation = "train[:1%]"
-    config.data.test = "train[:1%]"
 
 
 def quickstart(config: ConfigDict) -> None:
     """The English Bible verse by verse, as its teacher reads it: every second one of six layers of 256."""
-    small(config)
-    config.model.width = 256
-    config.model.num_heads = 4
-    config.model.mlp_width = 1024
+    base.small(config)
     config.model.layers = 3
     config.task.layers = (0, 2, 4)
-    config.model.max_length = 256
-    config.tokenizer.vocab_size = 8000
-    config.data.source = "bible_text"
-    config.data.unit = "line"
-    config.data.batch_size = 16
-    config.data.lengths = ConfigDict({"tokens": 128})
-    config.data.max_length = 128
-    config.training.steps = 2000
-    config.training.log_every = 50
-    config.training.eval_every = 400
-    config.training.checkpoint_every = 400
 
 
 def tiny(config: ConfigDict) -> None:
-    """For tests: text files that are given."""
-    small(config)
-    config.model.width = 32
-    config.model.num_heads = 2
-    config.model.mlp_width = 64
+    base.tiny(config)
     config.model.layers = 1
     config.task.layers = (0,)
-    config.model.max_length = 64
-    config.tokenizer.vocab_size = 400
-    config.data.batch_size = 8
-    config.data.lengths = ConfigDict({"tokens": 32})
-    config.data.max_length = 32
-    config.data.unit = "line"
-    config.data.chunk_words = 0
-    config.optimizer.learning_rate = 1e-3
-    config.training.steps = 12
-    config.training.log_every = 2
-    config.training.eval_every = 6
-    config.training.checkpoint_every = 6
-
-
-def small(config: ConfigDict) -> None:
-    """What models for a laptop share."""
-    config.model.dtype = "float32"
-    config.model.scan_layers = False
-    config.data.cache = True
-
-
-# -- finetuning --------------------------------------------------------------------------------------------------------
-
-
-def finetuning(config: ConfigDict) -> None:
-    """As BERT: in float32, 32 rows, three epochs."""
-    small(config)
-    config.tokenizer.path = ""
-    config.data.batching = "buckets"
-    config.data.tokens_per_batch = 0  # batch_size rows of each width
-    config.data.batch_size = 32
-    config.data.max_length = 0
-    config.data.columns = ()
-    config.optimizer.learning_rate = 3e-5
     config.optimizer.warmup_steps = 0
-    config.optimizer.warmup_share = 0.1
-    config.training.steps = 0
-    config.training.log_every = 20
-    config.training.eval_every = 0
-    config.training.checkpoint_every = 0
-    config.training.keep_checkpoints = 1
-    config.finetuning.epochs = 3.0
-    config.finetuning.evaluations = 6
 
 
-def glue(config: ConfigDict, part: str, labels: tuple, tokens: int) -> None:
-    """A part of GLUE from TFDS; its test labels are not public: `test` is the validation set, of MNLI the mismatched one."""
-    finetuning(config)
-    config.task = ConfigDict({"name": "sequence_classification", "labels": labels, "metrics": ("accuracy",)})
-    config.task.max_length = tokens
-    config.data.source = "glue"
-    config.data.tfds_name = f"glue/{part}"
-    config.data.train = "train"
-    config.data.validation = "validation_matched" if part == "mnli" else "validation"
-    config.data.test = "validation_mismatched" if part == "mnli" else "validation"
-    config.data.lengths = ConfigDict({"tokens": tokens})
-
-
-def mnli(config: ConfigDict) -> None:
-    """Table 1."""
-    glue(config, "mnli", ("entailment", "neutral", "contradiction"), 128)
-
-
-def sst2(config: ConfigDict) -> None:
-    """Table 1."""
-    glue(config, "sst2", ("negative", "positive"), 64)
-
-
-def squad(config: ConfigDict) -> None:
-    """Table 2."""
-    finetuning(config)
-    config.task = ConfigDict({"name": "span_qa", "max_length": 384, "stride": 128, "max_question": 64, "max_answer": 30})
-    config.task.no_answers = False
-    config.data.source = "squad"
-    config.data.tfds_name = "squad/v1.1"  # "" for files
-    config.data.train = "train"
-    config.data.validation = "validation"
-    config.data.test = "validation"
-    config.data.lengths = ConfigDict({"tokens": 384})
+def finetuning(config: ConfigDict, task, *options) -> None:
+    """As BERT."""
+    config.tokenizer.path = ""
+    bert.finetuning(config, task, *options)

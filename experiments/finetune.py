@@ -45,12 +45,12 @@ def main(args, config) -> None:
         for part in parts or ():
             launch.show(f"-- {part}")
             plan.show(pretraining.make_plan(config_of(part), args.workdir and Path(args.workdir) / part))
-        if parts is None:
+        if not parts:
             plan.show(pretraining.make_plan(adoption.adopted(config, args.init_from, given), args.workdir))
         return
     if not args.workdir:
         raise UserError("--workdir is missing: give the folder to train in")
-    if parts is not None:
+    if parts:
         name = f"{Path(args.init_from).name} (ours)"
         found = sweeps.sweep(parts, args.workdir, config_of=config_of, finetune=finetune, name=name)
         launch.show((Path(args.workdir) / sweeps.TABLE).read_text(encoding="utf-8"))

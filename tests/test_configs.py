@@ -1,12 +1,17 @@
 """Every config builds its model, with its number of parameters pinned; loading, overriding and comparing configs."""
 
 import json
+import os
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from absl import flags
 
+from configs import base
 from transformers_jax import config as configuration
 from transformers_jax import models, tasks
 from transformers_jax.batch import FIELDS
@@ -111,7 +116,7 @@ def test_parameter_counts(name):
 
 
 def test_every_config_file_is_pinned():
-    files = {f.stem for f in CONFIGS.glob("*.py")} - {"__init__"}
+    files = {f.stem for f in CONFIGS.glob("*.py")} - {"__init__", "base"}
     assert files == {name.partition(":")[0] for name in PARAMETERS} | set(FINETUNING)
 
 
@@ -140,11 +145,22 @@ def test_finetuning_variants(name):
         assert same == {key: base[key] for key in same}
 
 
-def test_configs_import_nothing_but_ml_collections():
+def test_configs_import_nothing_but_ml_collections_and_each_other():
     for file in CONFIGS.glob("*.py"):
         lines = file.read_text(encoding="utf-8").splitlines()
-        imports = [line for line in lines if line.startswith(("import ", "from "))]
-        assert all(line.startswith("from ml_collections") for line in imports), file
+        imports = [line for line in lines if line.lstrip().startswith(("import ", "from "))]
+        assert all(line.startswith(("from ml_collections ", "from configs ")) for line in imports), file
+
+
+def test_every_config_has_the_keys_of_all_runs():
+    """What code may take for granted: only a search has its own way to say how long it trains."""
+    groups = ("tokenizer", "data", "optimizer", "training", "mesh", "finetuning")
+    every = base.base()
+    for name in [*PARAMETERS, *(f"{file}:{variant.split()[0]}" for file, variant in FINETUNING.items())]:
+        file, _, variant = name.partition(":")
+        config = configuration.load(f"{CONFIGS / file}.py:{variant}")
+        lacks = {f"{group}.{key}" for group in groups for key in every[group] if key not in config.get(group, {})}
+        assert file == "search" and "training.steps" in lacks or not lacks, name
 
 
 @pytest.mark.parametrize(
@@ -168,13 +184,87 @@ def test_load_errors(spec, says):
         ("x = 1\n", "no function get_config"),
         ("def get_config():\n  return 3\n", "returned int"),
         ("import no_such_module\n", "no_such_module"),
-        ("def get_config():\n  return x.y\n", "'x' is not defined"),
+        ("def get_config():\n  return x.y\n", "mine.py, line 2: name 'x' is not defined"),
+        ("from configs import brt\n", "mine.py, line 1: cannot import name 'brt' .*; did you mean bert"),
+        ("def get_config(variant):\n  raise ValueError(variant)\n", "mine.py: .*missing 1 required"),
     ],
 )
 def test_broken_config_file(tmp_path, text, says):
     (tmp_path / "mine.py").write_text(text)
     with pytest.raises(UserError, match=says):
         configuration.load(str(tmp_path / "mine.py"))
+
+
+MINE = """from configs import base, roberta
+
+def get_config(variant="tiny"):
+    config = roberta.get_config(variant)
+    {}
+    return config
+"""
+
+
+@pytest.mark.parametrize(
+    "line, says",
+    [
+        (
+            "config.optimizer.learning_rte = 1.0",
+            "config.optimizer.learning_rte: no such key; did you mean config.optimizer.lea",
+        ),
+        ("config.optimzer.learning_rate = 1.0", "config.optimzer: no such key; did you mean config.optimizer?"),
+        ("config.sede = 1", "config.sede: no such key; did you mean config.seed?"),
+        ("config.steps = 1", "config.steps: no such key; did you mean config.training.steps?"),
+        ("config.zzz = 1", "config.zzz: no such key"),
+        ("config.model.update(widht=64)", "config.model.widht: no such key; did you mean config.model.width?"),
+        ("config.update({'task': {'shre': 0.2}})", "config.task.shre: no such key"),
+        ("config.data['max_lenght'] = 3", "config.data.max_lenght: no such key; did you mean config.data.max_length?"),
+        ("config.model.layers = config.model.layer", "config.model.layer: no such key; did you mean config.model.layers?"),
+        ("config.training.steps = 'many'", "config.training.steps is 12, of type int: it cannot be 'many'"),
+        ("config.training.update(steps=1.5)", "config.training.steps is 12, of type int: it cannot be 1.5"),
+        ("config.model = 3", "config.model is a group of keys: it cannot be 3"),
+        ("del config.model.layers", "config.model.layers: .*locked"),
+        ("cofnig.seed = 3", "name 'cofnig' is not defined; did you mean config?"),
+        ("base.finetunning(config, 1e-3)", "has no attribute 'finetunning'; did you mean finetuning?"),
+        ("base.finetuning(config)", "missing 1 required positional argument: 'learning_rate'"),
+        ("config.seed = = 3", "invalid syntax"),
+        ("config.seed = int('x')", "invalid literal"),
+    ],
+)
+def test_a_typo_in_a_config_file(tmp_path, line, says):
+    """File, line and key are named, whatever is written there."""
+    (tmp_path / "mine.py").write_text(MINE.format(line))
+    with pytest.raises(
+        UserError, match=f"^--config: {tmp_path}/mine.py, line 5: .*{re.escape(says).replace(re.escape('.*'), '.*')}"
+    ):
+        configuration.load(f"{tmp_path}/mine.py:tiny")
+
+
+def test_a_config_file_elsewhere_builds_on_these(tmp_path):
+    (tmp_path / "mine.py").write_text(MINE.format("config.model.width = 64"))
+    config, path = configuration.load(f"{tmp_path}/mine.py"), list(sys.path)
+    assert config.model.width == 64 and config.model.variant == "roberta" and sys.path == path
+    with pytest.raises(UserError, match=f"^--config={tmp_path}/mine.py:tinny: unknown variant 'tinny'; known variants: base, "):
+        configuration.load(f"{tmp_path}/mine.py:tinny")
+
+
+def test_a_config_file_adds_a_key_on_purpose(tmp_path):
+    (tmp_path / "mine.py").write_text(MINE.format("with config.unlocked(): config.mine = 3"))
+    assert configuration.load(f"{tmp_path}/mine.py").mine == 3
+
+
+def test_configs_are_found_wherever_the_launcher_runs_from(tmp_path):
+    """With the package alone on the path, and another `configs` in the folder it runs from."""
+    (tmp_path / "configs").mkdir()
+    code = f"from transformers_jax import configuration; print(configuration.load('{CONFIGS}/roberta.py:tiny').model.variant)"
+    (tmp_path / "place").mkdir()
+    (tmp_path / "place" / "transformers_jax").symlink_to(CONFIGS.parent / "transformers_jax")
+    ran = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(tmp_path / "place")},
+        capture_output=True,
+    )
+    assert ran.stdout.decode() == "roberta\n", ran.stderr.decode()
 
 
 def override(*arguments):

@@ -3,11 +3,16 @@
 Configs are `ml_collections.ConfigDict`s. Whatever is wrong with one ends in a `UserError` naming the key or file.
 """
 
+import builtins
 import difflib
 import fnmatch
 import importlib.util
 import json
+import linecache
+import pkgutil
 import re
+import sys
+import traceback
 from pathlib import Path
 
 from absl import flags
@@ -17,6 +22,7 @@ from transformers_jax.errors import UserError
 from transformers_jax.files import write_whole
 
 FILE = "config.json"
+REPOSITORY = Path(__file__).resolve().parent.parent
 
 MAY_CHANGE = (
     "training.steps", "training.*_every", "training.bleu_sentences", "training.keep_checkpoints",
@@ -57,20 +63,87 @@ def load(spec: str) -> ConfigDict:
     if module_spec is None:
         raise UserError(f"--config: {path} is not a Python file")
     module = importlib.util.module_from_spec(module_spec)
+    places = list(sys.path)
+    sys.path += [str(file.resolve().parent.parent), str(REPOSITORY)]  # whose configs/ may be imported, if no other is
     try:
         module_spec.loader.exec_module(module)
-        config = module.get_config(*[variant] if variant else [])
-    except AttributeError as e:
         if not hasattr(module, "get_config"):
-            raise UserError(f"--config: {path} has no function get_config") from e
-        raise UserError(f"--config={spec}: {e}") from e
+            raise UserError(f"--config: {path} has no function get_config")
+        config = module.get_config(*[variant] if variant else [])
+    except UserError:
+        raise
     except SyntaxError as e:
-        raise UserError(f"--config: {path}, line {e.lineno}: {e.msg}") from e
+        raise UserError(f"--config: {_shown(e.filename or path)}, line {e.lineno}: {e.msg}") from e
     except Exception as e:
-        raise UserError(f"--config={spec}: {e}") from e
+        place, text = _mistake(e, module.__name__)
+        raise UserError(f"--config: {place}: {text}" if place else f"--config={spec}: {text}") from e
+    finally:
+        sys.path[:] = places
     if not isinstance(config, ConfigDict):
         raise UserError(f"--config: get_config of {path} returned {type(config).__name__}, not a ConfigDict")
     return config.lock()
+
+
+def _mistake(error: Exception, name: str) -> tuple[str, str]:
+    """The line of a config file, or of one that it builds on, at which an error came up; and what is wrong there.
+
+    The line is "" where the error is none of the file's: it refuses a variant, or does not take one.
+
+    Args:
+      name: what the file is called as a module.
+    """
+    frames = list(traceback.walk_tb(error.__traceback__))
+    ours = [i for i, (f, _) in enumerate(frames) if f"{f.f_globals.get('__name__')}.".startswith((f"{name}.", "configs."))]
+    if not ours:
+        return "", str(error)
+    frame, line = frames[ours[-1]]
+    file = frame.f_code.co_filename
+    if linecache.getline(file, line).strip().startswith("raise "):
+        return "", str(error)
+    place = f"{_shown(file)}, line {line}"
+    for deeper, _ in reversed(frames[ours[-1] + 1 :]):  # in ml_collections: which key of which group
+        group, key = deeper.f_locals.get("self"), deeper.f_locals.get("key", deeper.f_locals.get("attribute"))
+        if isinstance(group, ConfigDict) and key:
+            return place, _mistake_of_key(error, group, str(key), deeper.f_locals.get("value"), frame.f_locals)
+    known, wanted = {*frame.f_locals, *frame.f_globals, *dir(builtins)}, getattr(error, "name", None)
+    if isinstance(error, AttributeError):
+        known = dir(error.obj)
+    elif isinstance(error, ImportError) and wanted == "configs":
+        known = [module.name for module in pkgutil.iter_modules(sys.modules[wanted].__path__)]
+        wanted = str(error).partition("'")[2].partition("'")[0]
+    near = difflib.get_close_matches(wanted or "", known, 1)
+    return place, f"{error}; did you mean {near[0]}?" if near else str(error)
+
+
+def _mistake_of_key(error: Exception, group: ConfigDict, key: str, value, names: dict) -> str:
+    """What is wrong with a key of a group, which is one of the configs that the file has names for, or in one of them."""
+    roots = [(name, root) for name, root in names.items() if isinstance(root, ConfigDict)]
+    place = next(((n, root, g) for n, root in roots for g, found in _groups(root) if found is group), ("", group, ""))
+    variable, root, prefix = place
+    variable += "." if variable else ""
+    name = f"{variable}{prefix}{key}"
+    if key not in group:
+        near = _nearest(prefix + key, {g + known for g, found in _groups(root) for known in found})
+        return f"{name}: no such key" + (f"; did you mean {variable}{near}?" if near else "")
+    if isinstance(group[key], ConfigDict):
+        return f"{name} is a group of keys: it cannot be {value!r}"
+    if isinstance(error, TypeError):
+        return f"{name} is {group[key]!r}, of type {type(group[key]).__name__}: it cannot be {value!r}"
+    return f"{name}: {error}"
+
+
+def _groups(config: ConfigDict, prefix: str = "") -> list[tuple[str, ConfigDict]]:
+    """A config and the groups in it, with what their keys begin with, "data.lengths." say."""
+    groups = [(prefix, config)]
+    for key, value in config.items():
+        groups += _groups(value, f"{prefix}{key}.") if isinstance(value, ConfigDict) else []
+    return groups
+
+
+def _shown(file: str) -> str:
+    """A file's path as it is read best: from here, if it is here."""
+    path = Path(file).resolve()
+    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
 
 
 def overrides(config: ConfigDict, argv: list[str]) -> flags.FlagValues:

@@ -59,6 +59,16 @@ def test_flags_and_keys(tmp_path, corpus, capfd, flag, says):
     assert not (tmp_path / "w" / "checkpoints").exists()
 
 
+def test_a_typo_in_a_config_file(tmp_path, capfd):
+    mine = tmp_path / "mine.py"
+    mine.write_text(
+        "from configs import bert\n\n\ndef get_config():\n  c = bert.get_config()\n  c.model.widht = 3\n  return c\n"
+    )
+    says = [f"{mine}, line 6: c.model.widht: no such key; did you mean c.model.width?"]
+    fails(pretrain, capfd, f"--config={mine}", f"--workdir={tmp_path}/w", says=says)
+    assert not (tmp_path / "w").exists()
+
+
 @pytest.mark.parametrize("launcher", [pretrain, evaluate, translate, report])
 def test_missing_flags(capfd, launcher):
     if launcher is pretrain:

@@ -73,7 +73,7 @@ def make(
         memory=memory.of_step(compiled, state, batch),
         limit=memory.available(jax.local_devices()[0]),
         mesh=dict(mesh.shape),
-        attention=_attention(flops.primitives(jaxpr)),
+        attention=attention_kernel(jaxpr),
         compile_seconds=seconds,
         steps=steps,
         peak=peak,
@@ -81,7 +81,9 @@ def make(
     )
 
 
-def _attention(primitives: set[str]) -> str:
+def attention_kernel(jaxpr) -> str:
+    """The kernel of attention that a traced function contains: "cudnn", "splash" or "xla"."""
+    primitives = flops.primitives(jaxpr)
     if any(name.startswith("dot_product_attention") for name in primitives):
         return "cudnn"
     return "splash" if "pallas_call" in primitives else "xla"

@@ -30,10 +30,10 @@ def adopted(config: ConfigDict, path: str, given: Mapping[str, object] = {}) -> 
       given: keys of the config that the user has set, "model.dropout" say: they stay as they are.
 
     Raises:
-      UserError: there is no such model, it is not supported, or the config has no group finetuning.
+      UserError: there is no such model, it is not supported, or the config is not of such a model.
     """
-    if "finetuning" not in config:
-        raise UserError("--config has no group finetuning: give one of a model that is finetuned, as configs/bert.py:sst2")
+    if "finetuning" not in config or config.task.name == "translation":
+        raise UserError("--config is not of a model that is finetuned: give one that is, as configs/bert.py:sst2")
     folder = initialise.folder_of(path)
     fields = {key: value for key, value in initialise.fields_of(folder).items() if key not in OF_TASK}
     allowed = {f.name for f in dataclasses.fields(importlib.import_module(f"{models.__name__}.{fields['name']}").Config)}

@@ -18,7 +18,7 @@ def run(config: ConfigDict) -> None:
             "this is the config of a search, which experiments.search runs; what it finds is trained by "
             "experiments.pretrain with --config.model.name=transformer --config.model.genome=DIR/best.json"
         )
-    if "sweep" in config:
+    if config.get("sweep"):
         raise UserError(f"this is the config of several runs, which experiments.finetune makes: {', '.join(config.sweep)}")
 
 
@@ -32,10 +32,10 @@ def lengths(config: ConfigDict, task, model) -> None:
     if not most:
         return
     shapes, _ = pipeline.shapes_of(config.data, layout_of(task), 1)
-    rows = "boundaries" if config.data.batching == "buckets" and config.data.get("tokens_per_batch", 0) else "lengths"
+    rows = "boundaries" if config.data.batching == "buckets" and config.data.tokens_per_batch else "lengths"
     longest = {
         "task.max_length": config.task.get("max_length", 0),
-        "data.max_length": config.data.get("max_length", 0),
+        "data.max_length": config.data.max_length,
         f"data.{rows}": max(shapes[-1].lengths),
     }
     key = min((key for key in longest if longest[key]), key=longest.get)

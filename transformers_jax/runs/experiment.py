@@ -88,7 +88,7 @@ class Experiment:
         if options.kind == "bpe":
             learned = learn_bpe(lines, options.vocab_size)
         else:
-            learned = learn(options.kind, lines, options.vocab_size, lowercase=options.get("lowercase", False))
+            learned = learn(options.kind, lines, options.vocab_size, lowercase=options.lowercase)
         return _of_first(learned)
 
     @cached_property

@@ -16,15 +16,17 @@ def scheduled(config: ConfigDict) -> ConfigDict:
     finetuning.evaluations says. Where neither stands so, nothing is read.
 
     Raises:
-      UserError: no number of epochs either, or the rows of a batch are not known; or the training data cannot be read.
+      UserError: there is no group finetuning, no number of epochs either, or the rows of a batch are not known; or the training
+        data cannot be read.
     """
-    options = config.get("finetuning", {})
-    evaluations = options.get("evaluations", 0)
+    if "finetuning" not in config:
+        raise UserError("config.finetuning is missing: begin the config with a function of configs/base.py")
+    evaluations = config.finetuning.evaluations
     if config.training.steps and not (evaluations and not (config.training.eval_every and config.training.checkpoint_every)):
         return config
     config = config.copy_and_resolve_references()
     if not config.training.steps:
-        epochs = options.get("epochs", 0.0)
+        epochs = config.finetuning.epochs
         if epochs <= 0:
             raise UserError("config.training.steps is 0: give a number, or config.finetuning.epochs")
         if config.data.batching == "packing" or (config.data.batching == "buckets" and config.data.tokens_per_batch):

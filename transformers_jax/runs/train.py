@@ -94,13 +94,13 @@ def pretrain(config, workdir, *, began: float | None = None) -> None:
 
 def first_state(run: Experiment, tx) -> TrainState:
     """The state of step 0: random, but for the parameters that the task or config.finetuning.init_from has."""
-    options, own = run.config.get("finetuning", {}), getattr(run.task, "initial", None)
+    options, own = run.config.finetuning, getattr(run.task, "initial", None)
     shapes, trainable = run.batch_shapes(), run.trainable
     state, _ = create_state(run.model, tx, shapes, run.mesh, seed=run.config.seed, trainable=trainable)
     if own:
         pretrained = own(run.model)
-    elif options.get("init_from") and not options.get("fresh"):
-        pretrained = initialise.initial(options["init_from"], run.model, run.tokenizer)
+    elif options.init_from and not options.fresh:
+        pretrained = initialise.initial(options.init_from, run.model, run.tokenizer)
     else:
         return state
     variables = initialise.merged(state.variables, pretrained)
@@ -153,7 +153,7 @@ def in_context(run: Experiment):
 
 def several_shapes(data) -> bool:
     """Whether batches have as many rows at every width, so that a step takes more or less than another."""
-    return data.batching == "buckets" and not data.get("tokens_per_batch", 0)
+    return data.batching == "buckets" and not data.tokens_per_batch
 
 
 def update_of(run: Experiment, tx, parallelism: str):

@@ -1,0 +1,341 @@
+"""Every key of a config once, with what it means and what it may be.
+
+A family's file begins with what one of these functions returns, and states what differs. The configs are locked: a key that
+is not here is refused, so a file that adds one says so, `with config.unlocked():`. Keys of other models and tasks are fields
+of their `Config` in transformers_jax/models and arguments of their `Task` in transformers_jax/tasks.
+"""
+
+from ml_collections import ConfigDict
+
+
+def varied(config: ConfigDict, variants: dict[str, tuple], variant: str) -> ConfigDict:
+    """The config as a variant changes it, a row (function of a config, its other arguments); ValueError: no such variant."""
+    if variant not in variants:
+        raise ValueError(f"unknown variant {variant!r}; known variants: {', '.join(variants)}")
+    change, *arguments = variants[variant]
+    change(config, *arguments)
+    return config
+
+
+# -- keys that every run has -------------------------------------------------------------------------------------------
+
+
+def base() -> ConfigDict:
+    """What does not depend on the model; `model` and `task` are to be filled."""
+    config = ConfigDict({"model": {}, "task": {}})
+    config.seed = 0  # of parameters, dropout, masks and the order of examples
+    config.prng = "rbg"  # jax_default_prng_impl: "rbg" is faster than "threefry2x32"; or "unsafe_rbg"
+    config.sweep = ()  # variants of the same file that experiments.finetune runs, one after the other, in place of this one
+
+    config.tokenizer = ConfigDict()
+    config.tokenizer.kind = "wordpiece"  # what is learned: "wordpiece", "unigram", "byte_bpe" or "bpe"
+    config.tokenizer.vocab_size = 30_522  # tokens, special ones too
+    config.tokenizer.lowercase = False  # of "wordpiece" and "unigram"
+    config.tokenizer.path = ""  # a tokenizer to use instead of learning one
+
+    config.data = data()
+    config.optimizer = optimizer()
+
+    config.training = ConfigDict()
+    config.training.steps = 1_000_000  # updates; 0 leaves it to finetuning.epochs
+    config.training.accumulate = 1  # microbatches that an update sums the gradients of
+    config.training.parallelism = "jit"  # or "pmap", which copies the model to each device
+    config.training.log_every = 100  # steps
+    config.training.eval_every = 10_000
+    config.training.checkpoint_every = 10_000
+    config.training.keep_checkpoints = 3  # the newest
+    config.training.average_checkpoints = 1  # of them, whose mean is evaluated
+
+    config.mesh = ConfigDict()
+    config.mesh.data = -1  # devices that split the rows of a batch; -1: all that are left
+    config.mesh.fsdp = 1  # devices that split rows, and parameters by their longest axis
+    config.mesh.tensor = 1  # devices that split heads and the feed-forward's width
+
+    config.finetuning = ConfigDict()
+    config.finetuning.init_from = ""  # what --init_from gave
+    config.finetuning.fresh = False  # its architecture and vocabulary without its weights
+    config.finetuning.trainable = ("all",)  # or ("head",), or patterns of the names of parameters that learn
+    config.finetuning.epochs = 0.0  # passes over the training examples, where training.steps is 0
+    config.finetuning.evaluations = 0  # so many in a run, each with a checkpoint, where eval_every is 0
+    return config.lock()
+
+
+def data() -> ConfigDict:
+    """Where examples come from, and how they become batches."""
+    data = ConfigDict()
+    data.source = "text"  # "text", "bible_text"; "files", "bible", "tfds"; "tsv", "glue", "conll", "squad", "swag", "jsonl"
+    data.tfds_name = ""  # a prepared TFDS data set; of "text", "conll", "squad" and "swag" too, in place of files
+    data.data_dir = ""  # the folder that holds it
+    data.train = ""  # files, plain or gzip, "corpus.en,corpus.de" say; or, with tfds_name, the split's name there
+    data.validation = ""
+    data.test = ""
+    data.languages = ()  # two of a translation, source first; of "bible_text" any number, or ("all",)
+    data.max_words = 0  # "files", "bible": longer pairs are left out of training; 0 leaves out none
+    data.max_words_evaluation = 0  # the same of validation and test
+    data.unit = "line"  # a text is a "line", a "paragraph", or a "sentence" with an empty one behind each document
+    data.chunk_words = 0  # longer texts are cut into several of so many words; 0 cuts none
+    data.smoothing = 1.0  # α: a language of share p is drawn as often as p^α says
+    data.columns = ()  # "tsv", "jsonl": what the columns are, ("first", "label") or "first=name"; of tfds the feature
+    data.header = False  # "tsv": the first line names the columns
+    data.tag_column = -1  # "conll": where the tags are
+
+    data.batching = "packing"  # several examples a row; "rows": one each; "buckets": one each, of like length
+    data.batch_size = 256  # rows over all devices
+    data.lengths = ConfigDict()  # tokens in a row by stream: "tokens", or "source" and "target"
+    data.max_length = 0  # longer examples are left out of training, and cut in evaluation; 0: what a row holds
+    data.boundaries = (32, 64, 128, 256, 512)  # "buckets": widths of rows
+    data.tokens_per_batch = 131_072  # "buckets": positions of one stream; 0: batch_size rows of each width
+    data.rows_multiple = 8  # "buckets": the number of rows is a multiple of this
+    data.window = 0  # examples that are planned together: more fill rows better; 0 leaves it to the pipeline
+    data.prefetch = 8  # batches made in advance
+    data.workers = 0  # processes that encode and plan; 0: a thread does
+    data.cache = False  # keeps encoded examples in memory
+    return data
+
+
+def optimizer() -> ConfigDict:
+    """The update rule and its rate; `transformers_jax.training.optimizers` has the formulas."""
+    optimizer = ConfigDict()
+    optimizer.name = "adamw"  # "adam", "adamw", "adafactor" or "sgd"
+    optimizer.schedule = "linear"  # "noam", "inverse_sqrt", "cosine", "linear" or "constant"
+    optimizer.learning_rate = 1e-4  # the peak, after the warmup; "noam" has none
+    optimizer.factor = 1.0  # "noam": its height, over sqrt(d_model)
+    optimizer.d_model = 0
+    optimizer.warmup_steps = 10_000  # updates in which the rate rises
+    optimizer.warmup_share = 0.0  # the same as a share of all, where warmup_steps is 0
+    optimizer.end_factor = 0.0  # "cosine", "linear": the share of the peak at the end
+    optimizer.b1 = 0.9  # Adam's
+    optimizer.b2 = 0.999
+    optimizer.eps = 1e-6
+    optimizer.weight_decay = 0.01
+    optimizer.decay_pattern = r"(^|/)(kernel|word|token_type|embedding)$"  # names of what decays; "": kernels alone
+    optimizer.clip_norm = 1.0  # gradients are scaled down to this norm; 0 leaves them
+    optimizer.momentum = 0.0  # "sgd"
+    optimizer.decay_rate = 0.8  # "adafactor": power of the second moment's decay
+    optimizer.min_factored = 128  # "adafactor": smallest axis that is factored
+    return optimizer
+
+
+# -- models ------------------------------------------------------------------------------------------------------------
+
+
+def model(name: str) -> ConfigDict:
+    """Keys of all models that are layers of attention."""
+    model = ConfigDict()
+    model.name = name  # a file of transformers_jax/models
+    model.width = 768  # of a position's vector
+    model.num_heads = 12  # a divisor of it
+    model.mlp_width = 3072  # inside the feed-forward
+    model.max_length = 512  # positions that there are rows for, where positions are learned
+    model.activation = "gelu"  # inside the feed-forward: "relu", "gelu", "gelu_tanh" or "swish"
+    model.dropout = 0.1  # of embeddings and sublayers' outputs
+    model.attention_dropout = 0.1  # of attention weights
+    model.scan_layers = True  # one compiled block for all layers; without it compiling is longer, and CPUs are faster
+    model.remat = False  # a layer's activations are computed again in the backward pass, not kept
+    model.attention = "auto"  # the kernel; "auto" chooses by shape and dtype
+    model.genome = ""  # other blocks: a genome's JSON file, text or name
+    model.genome_unit = 0  # width of one relative output dimension of it; 0 is width // 2
+    model.dtype = "bfloat16"  # of the computation: "bfloat16", "float16" or "float32"
+    model.param_dtype = "float32"
+    return model
+
+
+def encoder(name: str) -> ConfigDict:
+    """A model of BERT's kind: one stream of tokens."""
+    config = base()
+    with config.unlocked():
+        config.model = model(name)
+        config.model.layers = 12
+        config.model.token_types = 2  # kinds of tokens: of the first and the second sentence
+        config.model.vocab_size = 0  # rows of the embedding, where they are more than the tokenizer's tokens
+        config.model.classifier_dropout = 0.1  # before the labels
+        config.model.norm_epsilon = 1e-12  # of the layer norms
+        config.model.max_mask_rate = 0.2  # of a row, which the model predicts at most
+        config.data.lengths.tokens = 512
+    return config
+
+
+def transformer(name: str) -> ConfigDict:
+    """A model that translates: tokens of a source and of a target, on two stacks of layers."""
+    config = base()
+    with config.unlocked():
+        config.model = model(name)
+        config.model.encoder_layers = 6
+        config.model.decoder_layers = 6
+        config.model.mlp_dropout = 0.0  # inside the feed-forward
+        config.model.norm = "post"  # behind each sublayer and its residual, or "pre": before it
+        config.model.positions = "interleaved"  # or "concatenated" sinusoids, "learned", or "none"
+        config.model.relative_distance = 0  # farthest of Shaw's relative positions; 0: there are none
+        config.model.attention_bias = False  # of its four dense layers
+        config.model.share_embeddings = True  # one matrix for source, target and softmax
+        config.data.lengths.update(source=128, target=128)
+        config.training.bleu_every = 5000  # steps
+        config.training.bleu_sentences = 500  # of the validation split, the first; 0: all
+        config.decoding = decoding()
+    config.model.update(width=512, num_heads=8, mlp_width=2048, activation="relu", attention_dropout=0.0)
+    config.task = ConfigDict()
+    config.task.name = "translation"
+    config.task.label_smoothing = 0.1  # share of the probability that all tokens divide among them
+    config.tokenizer.update(kind="bpe", vocab_size=37_000)
+    config.data.update(source="tfds", languages=("en", "de"), max_length=128)
+    config.data.update(batch_size=196, boundaries=(16, 24, 32, 48, 64, 96, 128), tokens_per_batch=25_000)
+    config.optimizer.update(name="adam", learning_rate=0.0, b2=0.98, eps=1e-9, weight_decay=0.0, decay_pattern="")
+    config.optimizer.clip_norm = 0.0
+    config.optimizer.d_model = config.model.get_ref("width")
+    config.training.update(steps=100_000, eval_every=1000, checkpoint_every=1000, keep_checkpoints=5, average_checkpoints=5)
+    return config.lock()
+
+
+def decoding() -> ConfigDict:
+    """How a source becomes a translation."""
+    decoding = ConfigDict()
+    decoding.method = "beam"  # or "greedy", "sample"
+    decoding.beam_size = 4
+    decoding.alpha = 0.6  # of the length penalty
+    decoding.max_ratio = 1.0  # no more than max_ratio · source length + extra_length tokens
+    decoding.extra_length = 50
+    decoding.batch_size = 256  # rows: a beam takes beam_size of them
+    decoding.temperature = 1.0  # of "sample", as are the next two
+    decoding.top_k = 0  # the likeliest tokens alone; 0: all
+    decoding.top_p = 1.0  # the likeliest tokens of so much probability
+    return decoding
+
+
+def without(group: ConfigDict, *keys: str) -> None:
+    """Takes out keys that a relative does not have."""
+    with group.unlocked():
+        for key in keys:
+            del group[key]
+
+
+# -- tasks -------------------------------------------------------------------------------------------------------------
+
+
+def masked_lm(config: ConfigDict, name: str = "masked_lm") -> None:
+    """Masked tokens are predicted; as "bert_pretraining" whether a second text follows the first, too."""
+    config.task = ConfigDict()
+    config.task.name = name
+    config.task.max_length = 512  # tokens; longer texts are cut; 0 cuts none
+    config.task.mask_rate = 0.15  # of the tokens, which are masked
+    config.task.masking = "dynamic"  # anew each time, or "static"
+    config.task.whole_words = False
+    config.task.lock()
+
+
+def labelled(config: ConfigDict, name: str, tokens: int, **others) -> None:
+    """A task of finetuning whose examples have up to so many tokens; others are keys of its own."""
+    config.task = ConfigDict({"name": name, "max_length": tokens, **others}).lock()
+    config.data.lengths.tokens = tokens
+
+
+def classification(config: ConfigDict, labels: tuple, tokens: int = 128, metrics: tuple = ("accuracy",)) -> None:
+    """A label, or without labels a number, for a sentence or a pair.
+
+    Args:
+      labels: their names, as the data have them.
+      metrics: of "accuracy", "f1", "matthews", "pearson", "spearman"; the first chooses the best checkpoint.
+    """
+    labelled(config, "sequence_classification", tokens, labels=labels, metrics=metrics)
+
+
+def spans(config: ConfigDict, no_answers: bool) -> None:
+    """Answers are spans of a passage.
+
+    Args:
+      no_answers: whether some questions have none.
+    """
+    labelled(config, "span_qa", 384)
+    with config.task.unlocked():
+        config.task.stride = 128  # tokens from one window of a long passage to the next
+        config.task.max_question = 64  # tokens; longer questions are cut
+        config.task.max_answer = 30
+        config.task.no_answers = no_answers
+
+
+# -- what many variants share ------------------------------------------------------------------------------------------
+
+
+def laptop(config: ConfigDict) -> None:
+    """What models for a laptop share, and all finetuning."""
+    config.model.update(dtype="float32", scan_layers=False)
+    config.data.cache = True
+
+
+def small(config: ConfigDict) -> None:
+    """An encoder of 6 layers of 256 for the Bible on a laptop, verse by verse."""
+    laptop(config)
+    config.model.update(width=256, num_heads=4, mlp_width=1024, layers=6)
+    config.model.max_length -= 256  # from 512 positions; RoBERTa counts two more
+    config.tokenizer.vocab_size = 8000
+    config.data.update(source="bible_text", unit="line", batch_size=16, lengths={"tokens": 128}, max_length=128)
+    config.training.update(steps=2000, log_every=50, eval_every=400, checkpoint_every=400)
+
+
+def tiny(config: ConfigDict) -> None:
+    """An encoder for tests, which learns in seconds from text files that are given."""
+    laptop(config)
+    config.model.update(width=32, num_heads=2, mlp_width=64, layers=2)
+    config.model.max_length -= 448
+    config.tokenizer.vocab_size = 400
+    config.data.update(unit="line", chunk_words=0, batch_size=8, lengths={"tokens": 32}, max_length=32)
+    config.optimizer.update(learning_rate=1e-3, warmup_steps=4)
+    config.training.update(steps=12, log_every=2, eval_every=6, checkpoint_every=6)
+
+
+def splits(config: ConfigDict, source: str, tfds_name: str, train: str, validation: str, test: str = "") -> None:
+    """A data set of TFDS, and the names of its splits; without another, validation is the test split, too."""
+    config.data.update(source=source, tfds_name=tfds_name, train=train, validation=validation, test=test or validation)
+
+
+def wikipedia(config: ConfigDict, language: str = "en") -> None:
+    """Wikipedia from TFDS, of which a hundredth is kept for validation."""
+    splits(config, "text", f"wikipedia/20230601.{language}", "train[1%:]", "train[:1%]")
+
+
+def large(config: ConfigDict, texts=wikipedia, *options) -> None:
+    """BERT large's size (Devlin et al. 2019, section 3), on the texts that a function of the config sets."""
+    texts(config, *options)
+    config.model.update(width=1024, num_heads=16, mlp_width=4096, layers=24)
+
+
+def finetuning(config: ConfigDict, learning_rate: float, epochs: float = 3.0, evaluations: int = 6, warmup=0.1) -> None:
+    """In float32, 32 rows of like length; `warmup` is a share of the updates."""
+    laptop(config)
+    config.data.update(batching="buckets", tokens_per_batch=0, batch_size=32, max_length=0)
+    config.optimizer.update(learning_rate=learning_rate, warmup_steps=0, warmup_share=warmup)
+    config.training.update(steps=0, log_every=20, eval_every=0, checkpoint_every=0, keep_checkpoints=1)
+    config.finetuning.update(epochs=epochs, evaluations=evaluations)
+
+
+def paired(config: ConfigDict, variants: dict[str, tuple], variant: str) -> ConfigDict:
+    """The config of `NAME` or `NAME,PAIR`, a variant and the languages that it translates."""
+    name, _, pair = variant.partition(",")
+    pairs = ("en-de", "en-fr")
+    if name in variants and pair not in ("", *pairs):
+        raise ValueError(f"unknown languages {pair!r} in {variant!r}; known: {', '.join(pairs)}")
+    config.data.languages = tuple((pair or pairs[0]).split("-"))
+    return varied(config, variants, name)
+
+
+def wmt14(config: ConfigDict) -> None:
+    """WMT14 of the config's languages, from TFDS."""
+    config.data.tfds_name = f"wmt14_translate/{config.data.languages[1]}-en"
+
+
+def captions(config: ConfigDict, test: bool = True) -> None:
+    """Multi30k (Elliott et al. 2016), task 1: --config.data.train=train.en,train.de and so on name its files."""
+    config.data.source = "files"
+    files = {"train": "train", "validation": "val"} | ({"test": "test_2016_flickr"} if test else {})
+    for split, file in files.items():
+        config.data[split] = ",".join(f"data/multi30k/{file}.{language}" for language in config.data.languages)
+
+
+def tiny_pairs(config: ConfigDict) -> None:
+    """A translation for tests, which is learned in seconds from files that are given."""
+    config.model.width = 32
+    config.tokenizer.vocab_size = 400
+    config.data.update(source="files", batch_size=8, lengths={"source": 32, "target": 32}, max_length=32)
+    config.optimizer.warmup_steps = 10
+    config.training.update(steps=12, log_every=2, eval_every=6, bleu_every=12, bleu_sentences=8, checkpoint_every=4)
+    config.training.update(keep_checkpoints=3, average_checkpoints=2)
+    config.decoding.update(beam_size=2, extra_length=10, batch_size=16)
