@@ -49,6 +49,12 @@ VERBS = {
     "from_heads": Verb(
         lambda s: (s[-1], math.prod(s[:-1])), _from_matrix, lambda x: x.reshape(-1, x.shape[-1]).T
     ),
+    # [D, N · H] → [D, N, H]
+    "flat_heads": Verb(lambda s: (s[0], math.prod(s[1:])), lambda x, s: x.reshape(s), lambda x: x.reshape(x.shape[0], -1)),
+    # [N · H, D] → [N, H, D]
+    "heads_flat": Verb(
+        lambda s: (math.prod(s[:-1]), s[-1]), lambda x, s: x.reshape(s), lambda x: x.reshape(-1, x.shape[-1])
+    ),
     # [N · H] → [N, H]
     "heads": Verb(lambda s: (math.prod(s),), lambda x, s: x.reshape(s), lambda x: x.reshape(-1)),
 }  # fmt: skip
@@ -56,15 +62,17 @@ VERBS = {
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """One leaf there is one here, or several: those that lie behind each other along the first axis of theirs, as a fused
-    query, key and value do.
+    """One leaf there is one here, or several: those that lie behind each other along an axis of theirs, as a fused query,
+    key and value do.
 
     verb: a name of VERBS.
+    axis: of theirs, along which several of ours lie.
     """
 
     theirs: str
     ours: str | tuple[str, ...]
     verb: str = ""
+    axis: int = 0
 
     def names(self) -> tuple[str, ...]:
         """Our patterns."""
