@@ -31,6 +31,20 @@ def json_value(value: Any) -> Any:
     return json_value(value.tolist()) if value.size <= MOST_SHOWN else f"{value.dtype} {list(value.shape)}"
 
 
+def read_text(path: str | os.PathLike, key: str) -> str:
+    """A UTF-8 file.
+
+    Raises:
+      UserError: names the key, the path, and what is wrong with it.
+    """
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        raise UserError(f"{key}: no file {path}") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{key}: cannot read {path}: {error}") from error
+
+
 def write_whole(path: str | os.PathLike, text: str) -> None:
     """Writes a UTF-8 file: it has its old content, or none, until all of the new one is there."""
     path = Path(path)

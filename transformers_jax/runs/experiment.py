@@ -94,6 +94,8 @@ class Experiment:
         options = self.config.tokenizer
         if options.path:
             return Tokenizer.load(options.path)
+        if self.config.data.source == "tokens":
+            raise UserError("config.tokenizer.path is empty: give the tokenizer that made the files of config.data.train")
         lines = _lines(self.source("train"))
         if options.kind == "bpe":
             learned = learn_bpe(lines, options.vocab_size)
@@ -318,5 +320,7 @@ def _lines(source) -> Iterator[str]:
     """All texts of all examples, one example after the other."""
     for i in range(len(source)):
         for name, value in source[i].items():
-            if name not in ("id", "label", "tags"):
+            if name == "messages":
+                yield from (message["content"] for message in value)
+            elif name not in ("id", "label", "tags"):
                 yield from [value] if isinstance(value, str) else [" ".join(value)] if name == "words" else ()
