@@ -20,7 +20,7 @@ from transformers_jax.data.text.tokenizer import Tokenizer
 from transformers_jax.errors import Unreadable, UserError
 from transformers_jax.interchange import gguf_model, huggingface, mapping, stacking
 from transformers_jax.mesh import global_batch, make_mesh
-from transformers_jax.models.protocol import ENCODES, TEXT
+from transformers_jax.models.protocol import CONTINUES, ENCODES, TEXT
 from transformers_jax.outputs import EncoderOutput
 from transformers_jax.runs import initialise
 from transformers_jax.runs.experiment import Experiment
@@ -32,6 +32,10 @@ WIDTHS = (16, 32, 48, 64, 96, 128, 192, 256, 384, 512)
 
 POSITIONS = {"cpu": 1024}
 """Positions of a batch, rows times length, by backend; 4,096 on others. A processor's caches hold what a layer makes of few."""
+
+
+SCANNED = 8
+"""A foreign decoder of more layers has them scanned: of SmolLM2's 30 the first answer comes after 7 s and not after 51."""
 
 
 class Loaded(NamedTuple):
@@ -115,6 +119,8 @@ def loaded(path: str, *, average: int | None = None, step: int | None = None) ->
 def _assembled(fields, leaves, tokenizer, ends, path: str, folder: Path | None = None) -> Loaded:
     """The model of a foreign file, its numbers on the devices."""
     model, mesh = models.build(fields, 0), make_mesh({})
+    if CONTINUES in model.protocol().does and fields["layers"] > SCANNED:
+        model = models.build(fields | {"scan_layers": True}, 0)
     if tokenizer is None and TEXT in model.protocol().reads:
         raise UserError(f"--init_from={path} has no tokenizer that can be read: put a tokenizer.json beside its weights")
     state = abstract_state(model, optax.identity(), model.protocol().example(), mesh)
