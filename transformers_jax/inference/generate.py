@@ -114,7 +114,7 @@ class Generator:
             "batch_size": max(options.batch_size, options.beam_size if options.chosen == "beam" else 1),
             "mesh": there.mesh,
         }
-        self._decoders: dict[tuple[int, ...], PromptDecoder] = {}
+        self._made: PromptDecoder | None = None
 
     @property
     def template(self) -> ChatTemplate:
@@ -164,9 +164,8 @@ class Generator:
                 raise UserError(f"{where(i)}: {error}") from error
         if not prompts:
             return []
-        chats = any("messages" in example for example in examples)
         watcher = _Watcher(self.tokenizer.decode, self.options.stop, show)
-        found = self._decoder(chats).decode(
+        found = self._decoder.decode(
             prompts,
             limits=self.options.max_tokens,
             samples=self.options.num_samples,
@@ -183,7 +182,7 @@ class Generator:
     def tokens(self, prompts: Sequence[Sequence[int]], **changes: Any) -> list[list[Continuation]]:
         """Continuations of prompts that are tokens already; `changes` are arguments of `PromptDecoder.decode`."""
         given = {"limits": self.options.max_tokens, "samples": self.options.num_samples, "seed": self.options.seed}
-        return self._decoder(False).decode(prompts, **given | changes)
+        return self._decoder.decode(prompts, **given | changes)
 
     def _answer(self, one: Continuation, watcher: "_Watcher") -> dict:
         found = {"text": watcher.text(one), "finish": one.finish, "logprob": round(one.score, 4)}
@@ -192,16 +191,17 @@ class Generator:
             found["logprobs"] = [round(x, 4) for x in one.logprobs]
         return found
 
-    def _decoder(self, chats: bool) -> PromptDecoder:
-        ends = tuple(sorted({*self.there.ends, *(self._end_of_turn() if chats else ())}))
-        if ends not in self._decoders:
-            self._decoders[ends] = PromptDecoder(
-                self.there.model, self.there.variables["params"], ends=ends, **self._shared
-            )
-        return self._decoders[ends]
+    @property
+    def _decoder(self) -> PromptDecoder:
+        if self._made is None:
+            ends = sorted({*self.there.ends, *self._end_of_turn()})
+            self._made = PromptDecoder(self.there.model, self.there.variables["params"], ends=ends, **self._shared)
+        return self._made
 
     def _end_of_turn(self) -> tuple[int, ...]:
-        """The special token that the template puts behind an answer."""
+        """The special token that the model's own template puts behind an answer."""
+        if not hasattr(self.there.task, "template") and self.tokenizer.chat_template is None:
+            return ()
         asked = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
         try:
             ids, answers = self.template.encode(asked)
