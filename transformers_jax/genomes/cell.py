@@ -31,7 +31,7 @@ from transformers_jax.layers.norms import LayerNorm
 from transformers_jax.layers.projections import Linear
 
 WIDEST = 64
-"""The most that a hidden state may be wider than the model. Each concatenation may double the width, so some genomes exceed it."""
+"""The most that a hidden state may be wider than the model. Each concatenation may double the width: some genomes exceed it."""
 
 
 @dataclasses.dataclass(frozen=True)

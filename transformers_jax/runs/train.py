@@ -125,7 +125,7 @@ class Laps:
 
 
 def validation(run: Experiment, scorer: Scorer) -> Evaluator:
-    """Loss and its kin on the validation split, and what the task measures there while it trains.
+    """What is measured on the validation split in training: loss, perplexity or accuracy, and the scores of the task.
 
     Every config.training.bleu_every steps and at the end it may decode config.training.bleu_sentences examples.
     """

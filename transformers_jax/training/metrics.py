@@ -124,7 +124,7 @@ class MetricsWriter:
         self._file = open(self.path, "a")
 
     def _on_board(self, write) -> None:
-        """Calls write(), which adds to TensorBoard's file. The first failure is a warning, and ends the writing to that file."""
+        """Calls write(), which adds to TensorBoard's file. The first failure is a warning and the end of that."""
         if not self._tensorboard:
             return
         try:
