@@ -6,6 +6,7 @@ Axes: D model width, N heads, H head width.
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 
 from transformers_jax.errors import UserError
 
@@ -22,6 +23,20 @@ def matmul(x: jax.Array, kernel: jax.Array) -> jax.Array:
     if tall and len(rows) >= 2 * kernel.shape[0] and jax.default_backend() == "cpu":
         kernel = jax.lax.optimization_barrier(kernel.T).T
     return (rows @ kernel).reshape(*x.shape[:-1], kernel.shape[-1])
+
+
+def gathered(kernel: jax.Array) -> jax.Array:
+    """A kernel [A, ...] whose rows are whole on every device of the mesh in context; its other axes are split as they were.
+
+    What stores a kernel in parts along A gathers it for its use (ZeRO stage 3), and no product sums over devices. It is also
+    needed: where A and the rows of the batch are split over one axis of a mesh of three, the partitioner of jaxlib 0.10
+    gets gradients wrong.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.manual_axes:
+        return kernel
+    spec = PartitionSpec(None, *[PartitionSpec.UNCONSTRAINED] * (kernel.ndim - 1))
+    return jax.lax.with_sharding_constraint(kernel, spec)
 
 
 class Linear(nn.Module):
@@ -45,7 +60,7 @@ class Linear(nn.Module):
         zeros = nn.with_logical_partitioning(nn.initializers.zeros, self.axes[1:])
         bias = self.param("bias", zeros, (self.features,), self.param_dtype) if self.use_bias else None
         x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
-        y = matmul(x, kernel)
+        y = matmul(x, gathered(kernel) if self.axes[0] == "embed" else kernel)
         return y if bias is None else y + bias
 
 
@@ -72,7 +87,7 @@ class ToHeads(nn.Module):
         zeros = nn.with_logical_partitioning(nn.initializers.zeros, ("heads", "kv"))
         bias = self.param("bias", zeros, (heads, head_width), self.param_dtype) if self.use_bias else None
         x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
-        y = matmul(x, kernel.reshape(width, -1)).reshape(*x.shape[:-1], heads, head_width)  # [..., N, H]
+        y = matmul(x, gathered(kernel).reshape(width, -1)).reshape(*x.shape[:-1], heads, head_width)  # [..., N, H]
         return y if bias is None else y + bias
 
 
