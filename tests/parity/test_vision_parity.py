@@ -15,14 +15,16 @@ from transformers_jax.interchange import huggingface, mapping
 pytestmark = pytest.mark.slow
 
 LABELS = 3
-SIDES = {"vit": 16, "convnext": 32, "swin": 32, "segformer": 32}
 SIZES = {
     "vit": dict(hidden_size=12, num_hidden_layers=2, num_attention_heads=2, intermediate_size=20, image_size=16, patch_size=4),
+    "convnext": dict(hidden_sizes=[6, 8, 10], depths=[2, 1, 2], num_stages=3, layer_scale_init_value=0.5),
 }
 CASES = [
     ("vit", "none", {}, (16, 16)),
     ("vit", "classification", {}, (16, 16)),
     ("vit", "classification", dict(hidden_act="relu", layer_norm_eps=1e-3), (24, 12)),
+    ("convnext", "none", {}, (32, 48)),
+    ("convnext", "classification", dict(patch_size=2, layer_norm_eps=1e-3, layer_scale_init_value=0.0), (32, 32)),
 ]
 
 

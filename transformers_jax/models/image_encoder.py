@@ -151,6 +151,10 @@ def mean_pool(x: jax.Array) -> jax.Array:
 
 # What the tables of names share
 
+BACKBONE_KEYS = ("num_layers", "hidden_size", "stage_names", "out_features", "out_indices")
+"""Keys of config.json that follow from others, or say which maps a backbone gives."""
+
+
 def square(config: dict, key: str, default: int) -> int:
     """The number of a key of a config.json that may be a number, or one for each side.
 
