@@ -18,11 +18,15 @@ LABELS = 3
 SIZES = {
     "vit": dict(hidden_size=12, num_hidden_layers=2, num_attention_heads=2, intermediate_size=20, image_size=16, patch_size=4),
     "convnext": dict(hidden_sizes=[6, 8, 10], depths=[2, 1, 2], num_stages=3, layer_scale_init_value=0.5),
+    "swin": dict(embed_dim=8, depths=[2, 3], num_heads=[2, 4], window_size=3, image_size=24, patch_size=2),
 }
 CASES = [
     ("vit", "none", {}, (16, 16)),
     ("vit", "classification", {}, (16, 16)),
     ("vit", "classification", dict(hidden_act="relu", layer_norm_eps=1e-3), (24, 12)),
+    ("swin", "none", {}, (24, 24)),
+    ("swin", "classification", dict(use_absolute_embeddings=True), (30, 22)),
+    ("swin", "classification", dict(mlp_ratio=2.0), (27, 12)),
     ("convnext", "none", {}, (32, 48)),
     ("convnext", "classification", dict(patch_size=2, layer_norm_eps=1e-3, layer_scale_init_value=0.0), (32, 32)),
 ]
@@ -57,7 +61,7 @@ def make(torch, kind: str, head: str, changes: dict):
 
 def theirs(torch, model, head: str, image: np.ndarray, mean, std) -> dict[str, np.ndarray]:
     pixels = (image.astype(np.float32) / 255 - np.float32(mean)) / np.float32(std)
-    more = dict(interpolate_pos_encoding=True) if model.config.model_type == "vit" else {}
+    more = dict(interpolate_pos_encoding=True) if model.config.model_type in ("vit", "swin") else {}
     with torch.no_grad():
         out = model(pixel_values=torch.tensor(pixels.transpose(0, 3, 1, 2)), **more)
     if head == "segmentation":
