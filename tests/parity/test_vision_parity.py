@@ -19,7 +19,11 @@ SIZES = {
     "vit": dict(hidden_size=12, num_hidden_layers=2, num_attention_heads=2, intermediate_size=20, image_size=16, patch_size=4),
     "convnext": dict(hidden_sizes=[6, 8, 10], depths=[2, 1, 2], num_stages=3, layer_scale_init_value=0.5),
     "swin": dict(embed_dim=8, depths=[2, 3], num_heads=[2, 4], window_size=3, image_size=24, patch_size=2),
-}
+    "segformer": dict(
+        hidden_sizes=[6, 8, 12], depths=[2, 1, 2], num_encoder_blocks=3, num_attention_heads=[1, 2, 3], sr_ratios=[4, 2, 1],
+        decoder_hidden_size=10,
+    ),
+}  # fmt: skip
 CASES = [
     ("vit", "none", {}, (16, 16)),
     ("vit", "classification", {}, (16, 16)),
@@ -27,6 +31,9 @@ CASES = [
     ("swin", "none", {}, (24, 24)),
     ("swin", "classification", dict(use_absolute_embeddings=True), (30, 22)),
     ("swin", "classification", dict(mlp_ratio=2.0), (27, 12)),
+    ("segformer", "none", {}, (64, 48)),
+    ("segformer", "classification", dict(mlp_ratios=[2, 3, 4], hidden_act="relu"), (50, 39)),
+    ("segformer", "segmentation", {}, (50, 39)),
     ("convnext", "none", {}, (32, 48)),
     ("convnext", "classification", dict(patch_size=2, layer_norm_eps=1e-3, layer_scale_init_value=0.0), (32, 32)),
 ]

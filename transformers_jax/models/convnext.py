@@ -96,6 +96,10 @@ class Model(image_encoder.ImageEncoder):
         self.final_norm = c.norm()
         self.setup_head()
 
+    @nn.nowrap
+    def smallest(self) -> int:
+        return self.config.patch_size * 2 ** (len(self.config.depths) - 1)
+
     def __call__(self, batch: dict, *, deterministic: bool = True) -> EncoderOutput | LabelOutput:
         """Logits [B, L]; for head "none" the last map [B, H / 32, W / 32, D] and its normed mean [B, D]."""
         hidden = self.encode(batch, deterministic)

@@ -102,14 +102,22 @@ class ImageEncoder(nn.Module):
         """The normalised image [B, H, W, C]: float32 arithmetic, the result in the compute dtype.
 
         Raises:
-          UserError: images of another number of channels.
+          UserError: images of another number of channels, or too small ones.
         """
         c = self.config
         image = batch["image"]  # [B, H, W, C]
         if image.shape[-1] != c.channels:
             raise UserError(f"images have {image.shape[-1]} channels, config.model.channels is {c.channels}")
+        if min(image.shape[1:3]) < self.smallest():
+            sides = "×".join(map(str, image.shape[1:3]))
+            raise UserError(f"images of {sides} pixels are too small: a side has {self.smallest()} or more for this model")
         mean, std = jnp.array(c.mean, jnp.float32), jnp.array(c.std, jnp.float32)  # [C] or [1]
         return ((image.astype(jnp.float32) / 255 - mean) / std).astype(c.dtype)
+
+    @nn.nowrap
+    def smallest(self) -> int:
+        """Pixels that a side of an image has at least."""
+        return 1
 
     def setup_head(self) -> None:
         """Makes the parts of the head "classification"; to be called in `setup`."""

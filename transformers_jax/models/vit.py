@@ -184,6 +184,10 @@ class Model(image_encoder.ImageEncoder):
             x = self.encoder(x, Mask(segments, segments), deterministic)
         return self.final_norm(x)
 
+    @nn.nowrap
+    def smallest(self) -> int:
+        return self.config.stride()
+
     def embedded(self, batch: dict, deterministic: bool) -> jax.Array:
         """Patches and class token with their positions (equation 1): [B, T, D]."""
         c = self.config
