@@ -15,6 +15,7 @@ from transformers_jax import models, parameters
 from transformers_jax.data.text.tokenizer import learn_bpe
 from transformers_jax.errors import UserError
 from transformers_jax.interchange import huggingface, mapping, stacking, weights
+from transformers_jax.interchange import tokenizers as files
 
 SIZES = dict(vocab_size=31, width=8, num_heads=2, mlp_width=32, layers=2, max_length=9)
 KINDS = {
@@ -326,6 +327,15 @@ def test_tokenizers_come_and_go(tmp_path):
     fields, params = make("camembert", vocab_size=tokenizer.vocab_size)
     with pytest.raises(UserError, match="position_offset is 2, but .* is 1 with this tokenizer"):
         huggingface.save(tmp_path, fields, params, tokenizer)
+
+
+def test_no_end_stands_behind_a_prompt(tmp_path):
+    import tokenizers
+
+    tokenizer = learn_bpe(["a few words"], merges=9)
+    files.write(tmp_path, tokenizer, longest=9, pair_types=False, prompts=True)
+    library = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    assert library.encode("a few").ids == tokenizer.encode_pair("a few").ids[:-1]
 
 
 def test_all_supported_architectures_have_a_model():

@@ -6,14 +6,10 @@ import pytest
 
 from transformers_jax import models
 
-STREAMS = ("", "source_", "target_")
-FIELDS = [f"{stream}{field}" for stream in STREAMS for field in ("positions", "segments")]
-BATCH = {name: np.zeros((1, 2), np.int32) for name in ("tokens", "source", "target_inputs", "targets", *FIELDS)}
-
 
 def count(fields: dict, vocab_size: int) -> int:
     model = models.build(fields, vocab_size)
-    shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), BATCH))
+    shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), model.protocol().example()))
     return sum(int(np.prod(x.shape)) for x in jax.tree.leaves(shapes))
 
 

@@ -8,9 +8,9 @@ import dataclasses
 import functools
 import importlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from absl import logging
@@ -20,7 +20,7 @@ from transformers_jax.data.text.tokenizer import Tokenizer
 from transformers_jax.errors import UserError
 from transformers_jax.interchange import mapping, stacking, tokenizers, weights
 from transformers_jax.models.name_map import INERT, NEUTRAL, NameMap, Row, Tie, match
-from transformers_jax.models.protocol import Protocol
+from transformers_jax.models.protocol import CONTINUES, Protocol
 
 CONFIG = "config.json"
 _LEGACY = {"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bias"}
@@ -79,28 +79,42 @@ def opened(path: Path) -> Opened:
       UserError: an architecture that is not supported, or a key of config.json that is not computed; weights that are missing,
         damaged or pickled; leaves that the model lacks or does not know; a vocabulary that does not fit the embedding.
     """
-    config = read_config(path)
-    name, names, wanted = architecture(config)
-    refuse_other_values(config, names)
-    found = weights.Weights(path)
-    there = _today(found.names(), names, wanted)
-    fields, plan = _choose(config, name, names, wanted, there)
-    own = {planned.theirs for planned in plan}
-    for tie in names.ties():
-        repeated = tie.theirs in there and tie.theirs not in own and tie.of in there
-        if repeated and not np.array_equal(found.array(there[tie.theirs]), found.array(there[tie.of])):
-            raise UserError(f"{path}: {tie.theirs} is not the same as {tie.of}: models that untie them are not supported")
-    leaves = {}
-    for planned in plan:
-        leaf = there[planned.theirs]
-        part = functools.partial(found.part, leaf)
-        leaves |= mapping.leaves(planned, f"{path}: {planned.theirs}", found.shape(leaf), part)
+    fields, leaves = matched(read_config(path), lambda: weights.Weights(path), path)
     tokenizer = tokenizers.read(path)
     if tokenizer and tokenizer.vocab_size > fields["vocab_size"]:
         raise UserError(
             f"{path}: the vocabulary has {tokenizer.vocab_size} tokens and does not fit the embedding of {fields['vocab_size']}"
         )
     return Opened(fields, leaves, tokenizer)
+
+
+def matched(config: dict, weights_of: Callable[[], Any], where: Path) -> tuple[dict, dict[str, mapping.Leaf]]:
+    """(fields, leaves) of the model that a config.json describes, from any file that has `transformers`' names.
+
+    Args:
+      weights_of: opens the file, once config.json is found to be of a model that is computed here; what it gives has the
+        methods of `weights.Weights`: names, shape, array, part.
+      where: names the file in messages.
+
+    Raises:
+      UserError: as `opened` does.
+    """
+    name, names, wanted = architecture(config)
+    refuse_other_values(config, names)
+    found = weights_of()
+    there = _today(found.names(), names, wanted)
+    fields, plan = _choose(config, name, names, wanted, there)
+    own = {planned.theirs for planned in plan}
+    for tie in names.ties():
+        repeated = tie.theirs in there and tie.theirs not in own and tie.of in there
+        if repeated and not np.array_equal(found.array(there[tie.theirs]), found.array(there[tie.of])):
+            raise UserError(f"{where}: {tie.theirs} is not the same as {tie.of}: models that untie them are not supported")
+    leaves = {}
+    for planned in plan:
+        leaf = there[planned.theirs]
+        part = functools.partial(found.part, leaf)
+        leaves |= mapping.leaves(planned, f"{where}: {planned.theirs}", found.shape(leaf), part)
+    return fields, leaves
 
 
 def save(
@@ -143,7 +157,8 @@ def save(
     weights.write(path, arrays, shard_bytes)
     (path / CONFIG).write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
     if tokenizer:
-        tokenizers.write(path, tokenizer, longest=about.longest, pair_types=about.token_types)
+        prompts = CONTINUES in about.does
+        tokenizers.write(path, tokenizer, longest=about.longest, pair_types=about.token_types, prompts=prompts)
 
 
 # config.json
