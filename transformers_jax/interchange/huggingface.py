@@ -7,6 +7,7 @@ either side.
 import dataclasses
 import functools
 import importlib
+import itertools
 import json
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -154,7 +155,7 @@ def save(
         described |= _special(tokenizer, described, names)
     path.mkdir(parents=True, exist_ok=True)
     arrays = ((p.theirs, mapping.written(p, [leaves[name] for name in p.ours])) for p in plan)
-    weights.write(path, arrays, shard_bytes)
+    weights.write(path, itertools.chain(arrays, mapping.constants(names, about.head, plan).items()), shard_bytes)
     (path / CONFIG).write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
     if tokenizer:
         prompts = CONTINUES in about.does

@@ -9,6 +9,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from transformers_jax.layers.product import times_kernel
+
 NUMBERS = ("NHWC", "HWIO", "NHWC")
 """Axes of images, kernels and results in the language of `jax.lax.conv_general_dilated`."""
 
@@ -41,18 +43,18 @@ class Conv2d(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
+        shape, axes = (self.size, self.size, x.shape[-1], self.features), ("conv", "conv", *self.axes)
         init = nn.initializers.truncated_normal(self.stddev) if self.stddev else nn.initializers.lecun_normal()
-        init = nn.with_logical_partitioning(init, ("conv", "conv", *self.axes))
-        kernel = self.param("kernel", init, (self.size, self.size, x.shape[-1], self.features), self.param_dtype)
+        if self.stride == self.size and not self.padding and not self.standardise:
+            cut = patches(x, self.size)  # [B, H', W', K · K · A]
+            return times_kernel(self, cut, shape, init, axes, inputs=3, bias_axes=axes[3:] if self.use_bias else None)
+        kernel = self.param("kernel", nn.with_logical_partitioning(init, axes), shape, self.param_dtype)
         zeros = nn.with_logical_partitioning(nn.initializers.zeros, self.axes[1:])
         bias = self.param("bias", zeros, (self.features,), self.param_dtype) if self.use_bias else None
         kernel = standardised(kernel, self.standardise) if self.standardise else kernel
         x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
-        if self.stride == self.size and not self.padding:
-            y = patches(x, self.size) @ kernel.reshape(-1, self.features)  # [B, H', W', C]
-        else:
-            around = self.padding if isinstance(self.padding, str) else [(self.padding, self.padding)] * 2
-            y = jax.lax.conv_general_dilated(x, kernel, (self.stride, self.stride), around, dimension_numbers=NUMBERS)
+        around = self.padding if isinstance(self.padding, str) else [(self.padding, self.padding)] * 2
+        y = jax.lax.conv_general_dilated(x, kernel, (self.stride, self.stride), around, dimension_numbers=NUMBERS)
         return y if bias is None else y + bias
 
 

@@ -29,7 +29,6 @@ HALF, IMAGENET_MEAN, IMAGENET_STD = (0.5, 0.5, 0.5), (0.485, 0.456, 0.406), (0.2
 class Config:
     """Fields of `config.model` that all models of images have.
 
-    vocab_size: nothing here reads it; every architecture is given the tokenizer's, or 0.
     image_size: H and W of the images that it is made for; others may be given.  channels: C.
     mean, std: a pixel, divided by 255, less `mean`, over `std`; one number a channel, or one for all.
     head: one of the model's `heads`.  labels: of the head.
@@ -42,7 +41,6 @@ class Config:
     attention: which kernel; "auto" chooses by shape and dtype.
     """
 
-    vocab_size: int = 0
     image_size: int = 224
     channels: int = 3
     mean: tuple[float, ...] = IMAGENET_MEAN
