@@ -114,3 +114,24 @@ def test_same_outputs_both_ways(torch, tmp_path: Path, kind, head, changes, size
     compare(theirs(torch, again.eval(), head, image, model.config.mean, model.config.std), wanted)
     counts = [sum(p.numel() for p in m.parameters()) for m in (theirs_first, again)]
     assert counts[0] == counts[1] == sum(x.size for x in jax.tree.leaves(variables["params"]))
+
+
+@pytest.mark.parametrize("kind", SIZES)
+def test_a_folder_says_how_images_are_prepared(torch, tmp_path: Path, kind):
+    """The processor that `transformers` reads from our folder gives what our model makes of pixels, and is read back."""
+    import transformers
+
+    mean, std = [0.1, 0.2, 0.3], [0.4, 0.5, 0.6]
+    make(torch, kind, "none", {}).save_pretrained(tmp_path / "theirs")
+    fields, params, _ = huggingface.load(tmp_path / "theirs")
+    fields |= dict(mean=mean, std=std, image_size=48)
+    huggingface.save(tmp_path / "ours", fields, params)
+    again = huggingface.opened(tmp_path / "ours").fields
+    np.testing.assert_allclose([again["mean"], again["std"]], [mean, std], rtol=1e-6)
+    model = models.build(fields, 0)
+    image = np.random.default_rng(0).integers(0, 256, (48, 48, 3), np.uint8)
+    processor = transformers.AutoImageProcessor.from_pretrained(tmp_path / "ours", backend="pil")
+    processor.do_resize = False
+    wanted = processor(image, return_tensors="np")["pixel_values"].transpose(0, 2, 3, 1)
+    got = model.apply({"params": params}, {"image": image[None]}, method="pixels")
+    np.testing.assert_allclose(got, wanted, atol=1e-5)

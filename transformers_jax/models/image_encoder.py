@@ -22,7 +22,7 @@ from transformers_jax.layers.projections import Linear
 from transformers_jax.models.protocol import ENCODES, IMAGES, Protocol
 
 HALF, IMAGENET_MEAN, IMAGENET_STD = (0.5, 0.5, 0.5), (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-"""Means and deviations of pixels between 0 and 1: what the first ViT was trained with, and ImageNet's own."""
+"""Means and deviations of pixels between 0 and 1: those that bring them to -1 … 1, and ImageNet's own."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,7 +30,8 @@ class Config:
     """Fields of `config.model` that all models of images have.
 
     image_size: H and W of the images that it is made for; others may be given.  channels: C.
-    mean, std: a pixel, divided by 255, less `mean`, over `std`; one number a channel, or one for all.
+    mean, std: a pixel, divided by 255, less `mean`, over `std`; one number a channel, or one for all. The defaults are those of
+      the family's processor in `transformers`; published weights often come with ImageNet's.
     head: one of the model's `heads`.  labels: of the head.
     dropout: where the paper drops elements; attention_dropout on attention's weights; classifier_dropout before the labels.
     drop_path: rate of stochastic depth in the last layer; it grows from 0 in the first.
@@ -43,8 +44,8 @@ class Config:
 
     image_size: int = 224
     channels: int = 3
-    mean: tuple[float, ...] = IMAGENET_MEAN
-    std: tuple[float, ...] = IMAGENET_STD
+    mean: tuple[float, ...] = HALF
+    std: tuple[float, ...] = HALF
     head: str = "classification"
     labels: int = 1000
     dropout: float = 0.0

@@ -24,6 +24,7 @@ from transformers_jax.layers.norms import LayerNorm
 from transformers_jax.layers.projections import Linear
 from transformers_jax.layers.resize import resize
 from transformers_jax.models import image_encoder
+from transformers_jax.models.image_encoder import IMAGENET_MEAN, IMAGENET_STD
 from transformers_jax.models.name_map import (
     Head,
     NameMap,
@@ -69,6 +70,8 @@ class Config(image_encoder.Config):
     strides: tuple[int, ...] = (4, 2, 2, 2)
     decoder_width: int = 256
     image_size: int = 512
+    mean: tuple[float, ...] = IMAGENET_MEAN
+    std: tuple[float, ...] = IMAGENET_STD
     norm_epsilon: float = 1e-5
     drop_path: float = 0.1
     classifier_dropout: float = 0.1

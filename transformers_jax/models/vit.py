@@ -26,7 +26,6 @@ from transformers_jax.layers.projections import Linear
 from transformers_jax.layers.resize import resize
 from transformers_jax.layers.resnet import ResNetStem
 from transformers_jax.models import image_encoder
-from transformers_jax.models.image_encoder import HALF
 from transformers_jax.models.name_map import Head, NameMap, Row, activation_from_hf, activation_to_hf, linear, norm, renamed
 from transformers_jax.outputs import EncoderOutput, LabelOutput
 
@@ -72,8 +71,6 @@ class Config(image_encoder.Config):
     stem_depths: tuple[int, ...] = (3, 4, 9)
     stem_width: int = 64
     layer_scale: float = 0.0
-    mean: tuple[float, ...] = HALF
-    std: tuple[float, ...] = HALF
     genome: str = ""
     genome_unit: int = 0
 
