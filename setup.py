@@ -11,6 +11,7 @@ CORE = [
     "flax>=0.12.8",
     "grain>=0.2.18",
     "jax>=0.10.2",
+    "jinja2>=3.1.6",
     "ml-collections>=1.1.0",
     "numpy>=2.4",
     "optax>=0.2.8",

@@ -103,7 +103,7 @@ def model_of(config):
     """The model of a config, with the head that its task asks for."""
     teacher = {"teacher": "given"} if config.task.name == "distillation" else {}
     task = tasks.build(dict(config.task) | teacher, Tokens())
-    return models.build(dict(config.model) | getattr(task, "model_fields", dict)(), config.tokenizer.vocab_size)
+    return models.build(dict(config.model) | task.model_fields(), config.tokenizer.vocab_size)
 
 
 @pytest.mark.parametrize("name", PARAMETERS)
@@ -255,7 +255,7 @@ def test_a_config_file_adds_a_key_on_purpose(tmp_path):
 def test_configs_are_found_wherever_the_launcher_runs_from(tmp_path):
     """With the package alone on the path, and another `configs` in the folder it runs from."""
     (tmp_path / "configs").mkdir()
-    code = f"from transformers_jax import configuration; print(configuration.load('{CONFIGS}/roberta.py:tiny').model.variant)"
+    code = f"from transformers_jax import config; print(config.load('{CONFIGS}/roberta.py:tiny').model.variant)"
     (tmp_path / "place").mkdir()
     (tmp_path / "place" / "transformers_jax").symlink_to(CONFIGS.parent / "transformers_jax")
     ran = subprocess.run(

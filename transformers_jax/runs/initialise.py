@@ -10,6 +10,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+import flax.linen as nn
 import numpy as np
 from absl import logging
 from ml_collections import ConfigDict
@@ -147,9 +148,25 @@ def fields_of(folder: Path) -> dict:
 def trained_fields(config: ConfigDict, tokenizer: Tokenizer | None) -> dict:
     """The keys of a workdir's config.model with what its task asks for, the head: what its checkpoints are of."""
     fields = dict(config.get("model", {}))
-    if "head" in fields or tokenizer is None:  # it may say so itself
+    if "head" in fields or tokenizer is None and tasks.named(config.task.name).reads == "text":  # it may say so itself
         return fields
-    return fields | getattr(tasks.build(config.task, tokenizer), "model_fields", dict)()
+    return fields | tasks.build(config.task, tokenizer).model_fields()
+
+
+def module_of(path: str, fields: dict) -> nn.Module:
+    """The module of a pretrained model, without its parameters.
+
+    Args:
+      path: a folder of `transformers`, a workdir, or a name on the hub.
+      fields: of its config that are to be others: the head.
+
+    Raises:
+      UserError: nothing to read there, or an architecture that is not supported.
+    """
+    folder = folder_of(path)
+    found = fields_of(folder)
+    vocab_size = found.get("vocab_size") or Tokenizer.load(folder / "tokenizer.json").vocab_size
+    return models.build(found | fields, vocab_size)
 
 
 def read(folder: Path) -> tuple[dict[str, np.ndarray | weights.Leaf], Tokenizer | None, str]:
