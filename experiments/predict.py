@@ -46,7 +46,7 @@ def main(args, config) -> None:
         there = predictor.loaded(args.init_from)
     else:
         there = predictor.trained(Experiment(config, args.workdir), average=args.average, step=args.step)
-    answer = answers.answerer(there, args.task or config.task.name, top=args.top)
+    answer = answers.answerer(there, args.task or "", top=args.top)
     number = 0
     for block in lines.blocks_of_input():
         for found in answered(block, answer, number, args.format):

@@ -103,7 +103,7 @@ def model_of(config):
     """The model of a config, with the head that its task asks for."""
     teacher = {"teacher": "given"} if config.task.name == "distillation" else {}
     task = tasks.build(dict(config.task) | teacher, Tokens())
-    return models.build(dict(config.model) | getattr(task, "model_fields", dict)(), config.tokenizer.vocab_size)
+    return models.build(dict(config.model) | task.model_fields(), config.tokenizer.vocab_size)
 
 
 @pytest.mark.parametrize("name", PARAMETERS)

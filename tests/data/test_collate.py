@@ -3,10 +3,10 @@
 import itertools
 import json
 from collections import Counter
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from given_task import Given
 from test_pipeline import PACKING, TASK, assert_equal, config, make_source
 
 from transformers_jax import batch as contract
@@ -15,12 +15,12 @@ from transformers_jax.errors import UserError
 
 
 class TestOneARow:
-    OWN = SimpleNamespace(
+    OWN = Given(
         streams={"": ("tokens",)},
         row_fields=("label", "score"),
         encode=lambda e: {"tokens": np.arange(e["length"]) + 1, "label": e["number"], "score": e["number"] / 2},
     )
-    GROUPS = SimpleNamespace(
+    GROUPS = Given(
         streams={"": ("tokens",)},
         row_fields=("label",),
         groups=2,
@@ -67,7 +67,7 @@ class TestOneARow:
         assert batch["segments"][3].sum(axis=1).tolist() == [4, 2]
         assert batch["label"].tolist() == [1] * 8
         with pytest.raises(UserError, match="an example has 2 members where the task reads 3"):
-            eval_batches(self.SOURCE, SimpleNamespace(**{**vars(self.GROUPS), "groups": 3}), self.keys())
+            eval_batches(self.SOURCE, Given(**{**vars(self.GROUPS), "groups": 3}), self.keys())
 
     @pytest.mark.parametrize("task", [OWN, GROUPS, TASK], ids=["values", "groups", "translation"])
     def test_shapes_are_told_in_advance(self, task):
@@ -82,13 +82,13 @@ class TestOneARow:
             train_iterator(self.SOURCE, self.OWN, self.keys(batching="packing"), seed=0)
 
     def test_a_task_without_values_may_have_rows_too(self):
-        task = SimpleNamespace(streams={"": ("tokens",)}, encode=lambda e: {"tokens": np.arange(e["length"])})
+        task = Given(streams={"": ("tokens",)}, encode=lambda e: {"tokens": np.arange(e["length"])})
         batch = next(train_iterator(self.SOURCE, task, self.keys(), seed=0))
         assert set(batch) == {"tokens", "positions", "segments"} and batch["segments"].max() == 1
 
 
 class TestAugmentation:
-    TASK = SimpleNamespace(
+    TASK = Given(
         streams={"": ("tokens",)},
         encode=lambda e: {"tokens": np.full(4, e["number"]), "only for this": e["number"]},
         augment=lambda fields, rng: {"tokens": fields["tokens"] * 1000 + rng.integers(1, 999, 4)},

@@ -38,7 +38,7 @@ def test_every_config_goes_together(variant):
     config, tokenizer = configuration.load(f"{CONFIGS}/{variant}"), placeholder(1000)
     teacher = {"teacher": "given"} if config.task.name == "distillation" else {}
     task = tasks.build(dict(config.task) | teacher, tokenizer)
-    model = models.build(dict(config.model) | getattr(task, "model_fields", dict)(), 1000)
+    model = models.build(dict(config.model) | task.model_fields(), 1000)
     configuration.check(config)
     checks.lengths(config, task, model)
     checks.shares(task, model)
@@ -80,7 +80,7 @@ def test_more_masks_than_are_predicted(name, monkeypatch):
     run = experiment(name, task__mask_rate=0.5)
     if "distil" in name:
         run.task = tasks.build(dict(run.config.task) | {"teacher": "given"}, run.tokenizer)
-        monkeypatch.setattr("transformers_jax.tasks.distillation.teacher_model", lambda path, fields: models.build(
+        monkeypatch.setattr("transformers_jax.runs.initialise.module_of", lambda path, fields: models.build(
             dict(run.config.model) | fields, run.tokenizer.vocab_size
         ))  # fmt: skip
     with pytest.raises(UserError, match="config.task.mask_rate=0.5 masks more than config.model.max_mask_rate=0.[24]"):

@@ -13,6 +13,7 @@ from transformers_jax.errors import UserError
 from transformers_jax.inference.answers import example_of
 from transformers_jax.interchange import huggingface
 from transformers_jax.runs.experiment import Experiment
+from transformers_jax.tasks import similarity
 
 PASSAGE = "The  “module” object, it's said, has a name — naïve as it is; the name is bound in line 12 of the file. 🙂 Thus."
 
@@ -157,10 +158,11 @@ def test_lines_with_a_mistake(variant, line, says, made, capfd, monkeypatch):
 
 
 def test_two_texts_are_two():
-    assert example_of("a\tb", "similarity", "auto", "line 1") == {"first": "a", "second": "b"}
+    task = similarity.Task(None)
+    assert example_of("a\tb", task, "auto", "line 1") == {"first": "a", "second": "b"}
     for line in "a", "a\tb\tc":
         with pytest.raises(UserError, match="line 1 is not what similarity reads: two texts with a TAB between them"):
-            example_of(line, "similarity", "auto", "line 1")
+            example_of(line, task, "auto", "line 1")
 
 
 def test_other_mistakes(made, encoder, run, capfd, monkeypatch):

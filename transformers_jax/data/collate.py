@@ -1,13 +1,6 @@
 """Encoded examples, and how their tokens lie in a batch.
 
-A task says so by its attributes:
-  streams: fields that run in step, see batch.Streams.
-  row_fields: fields of one value an example: `label`, say. Default none.
-  one_a_row: whether each example has a row to itself, which `row_weights` then tells from empty ones. Default: whether
-    there are row_fields.
-  groups: members of an example that is a group; its fields gain the axis C. `encode` gives a list of so many arrays a
-    field. Default 0, no groups.
-  augment: (fields, generator) → fields, drawn anew each time a training example is used. Default none.
+A task says so by its attributes streams, row_fields, one_a_row, groups and augment, see `tasks.task.Task`.
 """
 
 from collections.abc import Sequence
@@ -46,9 +39,8 @@ class BatchLayout(NamedTuple):
 
 
 def layout_of(task: Any) -> BatchLayout:
-    row_fields, groups = tuple(getattr(task, "row_fields", ())), getattr(task, "groups", 0)
-    one_a_row = getattr(task, "one_a_row", False) or bool(row_fields) or groups > 0
-    return BatchLayout(task.streams, row_fields, one_a_row, groups)
+    one_a_row = task.one_a_row or bool(task.row_fields) or task.groups > 0
+    return BatchLayout(task.streams, tuple(task.row_fields), one_a_row, task.groups)
 
 
 class EncodedExamples:
@@ -56,7 +48,7 @@ class EncodedExamples:
 
     def __init__(self, source: Sequence, task: Any, cache: bool):
         self.source, self.task, self.layout = source, task, layout_of(task)
-        self.augment = getattr(task, "augment", None)
+        self.augment = task.augment
         self.kept: dict[int, Any] | None = {} if cache else None  # what `draw` starts from
 
     def __len__(self) -> int:

@@ -4,7 +4,7 @@ A new kind of data is one more function, in `KINDS`. The examples of each:
 
     files, bible, tfds   {"source": str, "target": str}, two languages
     text, bible_text     {"text": str}, see `text_sources`
-    tsv, glue            {"first": str, "second": str, "label": str} or "score": float, see `structured_sources`
+    tsv, glue            {"first": str, "second": str, "label": str} or "score": float, see `labelled_sources`
     conll                {"words": [str], "tags": [str]}
     squad                {"id": str, "question": str, "context": str, "answers": [{"text": str, "start": int}]}
     swag                 {"context": str, "choices": [str], "label": str}

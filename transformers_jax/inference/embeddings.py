@@ -14,12 +14,13 @@ from transformers_jax.inference.predictor import Loaded, loaded
 from transformers_jax.interchange import recipe as recipes
 from transformers_jax.layers.pooling import POOLINGS, Recipe, pool, unit
 from transformers_jax.outputs import EncoderOutput
+from transformers_jax.tasks.task import Task
 
 _NEXT = r"""(?=["'“‘«(\[]?[^\Wa-z])"""  # what begins a sentence
 _SENTENCE_END = re.compile(rf"""(?<=[.!?…])\s+{_NEXT}|(?<=[.!?…]["'”’»)\]])\s+{_NEXT}|\n+|(?<=[。！？])""")
 
 
-class Sentences:
+class Sentences(Task):
     """Texts to vectors: a task to be handed to an `inference.Predictor` of a model with head "none".
 
     Raises:
@@ -125,7 +126,7 @@ class Embedder:
           UserError: there is no encoder, or none whose recipe is supported.
         """
         there = loaded(path)
-        own = getattr(there.task, "recipe", None) or recipes.read(there.folder)
+        own = (there.task and there.task.recipe) or recipes.read(there.folder)
         return cls(there, own._replace(**changes))
 
     def __call__(self, texts: Sequence[str]) -> np.ndarray:

@@ -36,13 +36,14 @@ class Loaded(NamedTuple):
     """A model with its numbers.
 
     variables: {"params": …, "model_state": …}.
+    tokenizer: None where the task reads images.
     task: which it was trained for; None where the weights come from elsewhere.
     folder: where it was read.
     """
 
     model: Any
     variables: dict
-    tokenizer: Tokenizer
+    tokenizer: Tokenizer | None
     mesh: Mesh
     task: Any
     folder: Path

@@ -10,6 +10,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+import flax.linen as nn
 import jax
 import numpy as np
 from absl import logging
@@ -146,7 +147,23 @@ def trained_fields(config: ConfigDict, tokenizer: Tokenizer | None) -> dict:
     fields = dict(config.get("model", {}))
     if "head" in fields or tokenizer is None:  # it may say so itself
         return fields
-    return fields | getattr(tasks.build(config.task, tokenizer), "model_fields", dict)()
+    return fields | tasks.build(config.task, tokenizer).model_fields()
+
+
+def module_of(path: str, fields: dict) -> nn.Module:
+    """The module of a pretrained model, without its parameters.
+
+    Args:
+      path: a folder of `transformers`, a workdir, or a name on the hub.
+      fields: of its config that are to be others: the head.
+
+    Raises:
+      UserError: nothing to read there, or an architecture that is not supported.
+    """
+    folder = folder_of(path)
+    found = fields_of(folder)
+    vocab_size = found.get("vocab_size") or Tokenizer.load(folder / "tokenizer.json").vocab_size
+    return models.build(found | fields, vocab_size)
 
 
 def read(folder: Path) -> tuple[dict[str, np.ndarray], Tokenizer | None, str | None]:

@@ -1,6 +1,7 @@
 """Training a model, from nothing or from pretrained weights: the parts of an experiment, handed to the loop."""
 
 import contextlib
+import functools
 import time
 
 import jax
@@ -94,14 +95,13 @@ def pretrain(config, workdir, *, began: float | None = None) -> None:
 
 def first_state(run: Experiment, tx) -> TrainState:
     """The state of step 0: random, but for the parameters that the task or config.finetuning.init_from has."""
-    options, own = run.config.finetuning, getattr(run.task, "initial", None)
+    options, load = run.config.finetuning, functools.partial(initialise.initial, tokenizer=run.tokenizer)
     shapes, trainable = run.batch_shapes(), run.trainable
     state, _ = create_state(run.model, tx, shapes, run.mesh, seed=run.config.seed, trainable=trainable)
-    if own:
-        pretrained = own(run.model)
-    elif options.init_from and not options.fresh:
-        pretrained = initialise.initial(options.init_from, run.model, run.tokenizer)
-    else:
+    pretrained = run.task.initial(run.model, load)
+    if pretrained is None and options.init_from and not options.fresh:
+        pretrained = load(options.init_from, run.model)
+    if pretrained is None:
         return state
     params, frozen = parameters.split(initialise.merged(state.model_params, pretrained), trainable)
     return state.replace(params=params, frozen=frozen)
@@ -124,11 +124,17 @@ class Laps:
 
 
 def validation(run: Experiment, scorer: Scorer) -> Evaluator:
-    """Loss and its kin on the validation split, and what the task measures there while it trains."""
+    """Loss and its kin on the validation split, and what the task measures there while it trains.
+
+    Every config.training.bleu_every steps and at the end it may decode config.training.bleu_sentences examples.
+    """
+    options = run.config.training
+    every = options.get("bleu_every", 0)
 
     def measure(state, step: int) -> dict:
         model = {"params": state.model_params, "model_state": state.model_state}
-        return run.task.validate(scorer, model, step)
+        due = every and (step % every == 0 or step >= options.steps)
+        return run.task.validate(scorer, model, sentences=options.get("bleu_sentences", 0) if due else None)
 
     return Evaluator("validation", measure)
 

@@ -10,7 +10,7 @@ Axes: B batch rows, D width, L labels.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import flax.linen as nn
@@ -26,7 +26,7 @@ from transformers_jax.layers.projections import Linear
 from transformers_jax.outputs import EncoderOutput
 from transformers_jax.tasks.parts import metrics
 from transformers_jax.tasks.parts.labels import Labels
-from transformers_jax.tasks.parts.scoring import Scored
+from transformers_jax.tasks.task import Task as Base
 
 OBJECTIVES = ("regression", "classification", "multiple_negatives")
 
@@ -38,7 +38,7 @@ class Related(NamedTuple):
     logits: jax.Array
 
 
-class Task(Scored):
+class Task(Base):
     """Examples {"first", "second": str, "score": float or "label": str}.
 
     Args:
@@ -50,12 +50,12 @@ class Task(Scored):
       pooling: one of `layers.pooling.POOLINGS`.
       normalise: the vectors that the trained encoder gives have length 1; compared are their directions in any case.
       max_length: tokens of a sentence with what surrounds it.
-
-    contrasts: whether the loss of a pair takes the rest of its batch, which must then be in one piece.
     """
 
     one_a_row, groups = True, 2
     streams: Streams = {"": ("tokens", "token_types")}
+    scored_by, bigger_is_better = "predictions", True
+    line_means, line_keys = "two texts with a TAB between them", ("first", "second")
 
     def __init__(
         self, tokenizer, *, objective: str = "regression", labels: Sequence[str] = (), highest: float = 5.0,
@@ -71,18 +71,14 @@ class Task(Scored):
         self.learned = {"regression": "score", "classification": "label"}.get(objective, "")
         self.row_fields = (self.learned,) if self.learned else ()
         self.contrasts = objective == "multiple_negatives"
+        self.recipe = Recipe(pooling, normalise, max_length)
         self.main_metric = "spearman" if objective == "regression" else "accuracy"  # of negatives: that of the loss
-
-    @property
-    def recipe(self):
-        """How the trained encoder makes a vector of a text."""
-        return Recipe(self.pooling, self.normalise, self.max_length)
 
     def model_fields(self) -> dict:
         """What the model must have."""
         return {"head": "none"}
 
-    def wrap(self, model: nn.Module) -> nn.Module:
+    def wrap(self, model: nn.Module, build: Callable[[str, dict], nn.Module]) -> nn.Module:
         """The encoder, for classification with W behind it."""
         return Siamese(model, len(self.labels), self.pooling) if self.labels else model
 
@@ -138,6 +134,10 @@ class Task(Scored):
         for answer, row in zip(found, predictions["probabilities"] if self.labels else (), strict=False):
             answer |= self.labels.answer(row)
         return found
+
+    def of_line(self, cells: Sequence[str]) -> dict:
+        """{"first", "second"}."""
+        return dict(zip(("first", "second"), cells, strict=True))
 
 
 class Siamese(nn.Module):

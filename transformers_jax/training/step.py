@@ -113,13 +113,18 @@ def make_eval_step(model: nn.Module, task: Any) -> Callable[[Any, Any, dict], Me
     return _of_output(model, lambda output, batch: _sums(task, output, batch))
 
 
+def make_totals_step(model: nn.Module, task: Any) -> Callable[[Any, Any, dict], tuple[Metrics, dict]]:
+    """(params, model_state, batch) → (the same sums, the arrays of `task.sums` by name, summed over the batch)."""
+    return _of_output(model, lambda output, batch: (_sums(task, output, batch), task.sums(output, batch)))
+
+
 def make_predict_step(model: nn.Module, task: Any) -> Callable[[Any, Any, dict], dict]:
     """(params, model_state, batch) → `task.predict` of the output by name, [B, …], and `row_weights` [B] of the batch."""
     return _of_output(model, lambda output, batch: _answers(task, output, batch))
 
 
 def make_scoring_step(model: nn.Module, task: Any) -> Callable[[Any, Any, dict], tuple[Metrics, dict]]:
-    """(params, model_state, batch) → both of the above, of one forward pass."""
+    """(params, model_state, batch) → (the sums, what is predicted), of one forward pass."""
     return _of_output(model, lambda output, batch: (_sums(task, output, batch), _answers(task, output, batch)))
 
 

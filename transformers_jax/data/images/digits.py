@@ -18,6 +18,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from transformers_jax.data.placed import Placed
 from transformers_jax.errors import UserError
 
 SPLITS = ("train", "validation")
@@ -39,7 +40,7 @@ BUNDLED = {
 }
 
 
-class Digits:
+class Digits(Placed):
     """Images and labels in memory, as a source.
 
     Attributes:

@@ -20,6 +20,7 @@ from pathlib import Path
 from absl import logging
 
 from transformers_jax.data.files import filled, paths_of
+from transformers_jax.data.placed import Placed
 from transformers_jax.errors import UserError
 
 SUFFIXES = (".jpg", ".jpeg", ".jpe", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm")
@@ -28,7 +29,7 @@ NO_MATTER = ("thumbs.db", "desktop.ini")
 ON_ERROR = ("fatal", "skip")
 
 
-class Images:
+class Images(Placed):
     """Paths of images with their labels, as a source.
 
     Attributes:

@@ -18,6 +18,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from transformers_jax.data.placed import Placed
 from transformers_jax.data.text.lines import Lines, filled, paths_of
 from transformers_jax.data.tfds import open_prepared
 from transformers_jax.errors import UserError
@@ -37,7 +38,7 @@ GLUE = {
 """The text features of TFDS' glue, by its part."""
 
 
-class Table:
+class Table(Placed):
     """Examples in memory that know where they stand."""
 
     def __init__(self):
