@@ -145,7 +145,7 @@ def fields_of(folder: Path) -> dict:
 def trained_fields(config: ConfigDict, tokenizer: Tokenizer | None) -> dict:
     """The keys of a workdir's config.model with what its task asks for, the head: what its checkpoints are of."""
     fields = dict(config.get("model", {}))
-    if "head" in fields or tokenizer is None:  # it may say so itself
+    if "head" in fields or tokenizer is None and tasks.named(config.task.name).reads == "text":  # it may say so itself
         return fields
     return fields | tasks.build(config.task, tokenizer).model_fields()
 

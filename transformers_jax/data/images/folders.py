@@ -19,8 +19,8 @@ from pathlib import Path
 
 from absl import logging
 
-from transformers_jax.data.files import filled, paths_of
 from transformers_jax.data.placed import Placed
+from transformers_jax.data.text.lines import filled, paths_of
 from transformers_jax.errors import UserError
 
 SUFFIXES = (".jpg", ".jpeg", ".jpe", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm")
