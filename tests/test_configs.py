@@ -216,7 +216,7 @@ def get_config(variant="tiny"):
         ("config.steps = 1", "config.steps: no such key; did you mean config.training.steps?"),
         ("config.zzz = 1", "config.zzz: no such key"),
         ("config.model.update(widht=64)", "config.model.widht: no such key; did you mean config.model.width?"),
-        ("config.update({'task': {'mask_rat': 0.2}})", "config.task.mask_rat: no such key; did you mean config.task.mask_rate?"),
+        ("config.update({'task': {'shre': 0.2}})", "config.task.shre: no such key"),
         ("config.data['max_lenght'] = 3", "config.data.max_lenght: no such key; did you mean config.data.max_length?"),
         ("config.model.layers = config.model.layer", "config.model.layer: no such key; did you mean config.model.layers?"),
         ("config.training.steps = 'many'", "config.training.steps is 12, of type int: it cannot be 'many'"),
