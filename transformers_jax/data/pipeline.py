@@ -111,7 +111,7 @@ class EvalBatches:
     `eval_batches`.
     """
 
-    def __init__(self, examples: EncodedExamples, shapes: Sequence[BatchShape], limits, process_index, process_count, workers=0):
+    def __init__(self, examples: EncodedExamples, shapes: Sequence[BatchShape], limits, index, count, workers=0):
         self.examples, self.layout, self.limits, self.workers = examples, examples.layout, limits, workers
         shape = shapes[-1]
         if not self.layout.streams:
@@ -123,8 +123,8 @@ class EvalBatches:
                 shape = next(s for s in shapes if (lengths <= s.lengths).all())
             else:
                 self.rows = pack_in_order(lengths, shape.lengths)
-        self.total, share = shape.rows, shape.rows // process_count
-        self.start, self.shape = process_index * share, BatchShape(share, shape.lengths)
+        self.total, share = shape.rows, shape.rows // count
+        self.start, self.shape = index * share, BatchShape(share, shape.lengths)
 
     def __len__(self) -> int:
         return math.ceil(len(self.rows) / self.total)
