@@ -70,6 +70,9 @@ PARAMETERS = {
     "flaubert:large": 373_282_937,
     "flaubert:quickstart": 6_860_608,
     "flaubert:tiny": 32_400,
+    "perceptron:digits": 407_050,
+    "perceptron:folders": 1_574_402,
+    "perceptron:tiny": 6_170,
 }
 FINETUNING = {
     "bert": "mnli qqp qnli sst2 cola stsb mrpc rte wnli glue squad squad2 swag conll2003 ner sentences nli sts",
@@ -101,8 +104,10 @@ class Tokens:
 
 def model_of(config):
     """The model of a config, with the head that its task asks for."""
-    teacher = {"teacher": "given"} if config.task.name == "distillation" else {}
-    task = tasks.build(dict(config.task) | teacher, Tokens())
+    given = {"teacher": "given"} if config.task.name == "distillation" else {}
+    if tasks.named(config.task.name).reads == "images" and not config.task.labels:
+        given = {"labels": ("a", "b")}
+    task = tasks.build(dict(config.task) | given, Tokens(), config.data)
     return models.build(dict(config.model) | task.model_fields(), config.tokenizer.vocab_size)
 
 
@@ -112,6 +117,8 @@ def test_parameter_counts(name):
     config = configuration.load(f"{CONFIGS / file}.py:{variant}")
     model = model_of(config)
     batch = {name: np.zeros((1, 2)[: len(field.axes)], field.dtype) for name, field in FIELDS.items()}
+    if "images" in model.protocol().reads:
+        batch = model.protocol().example()
     assert counts.count(counts.shapes(model, batch)["params"]) == PARAMETERS[name]
 
 
