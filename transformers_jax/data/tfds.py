@@ -5,9 +5,7 @@ from collections.abc import Sequence
 from transformers_jax.errors import UserError
 
 
-def open_prepared(
-    config, split: str, package: str, example: str, *, undecoded: bool = False
-) -> tuple[Sequence[dict], dict]:
+def open_prepared(config, split: str, package: str, example: str, *, undecoded: bool = False) -> tuple[Sequence[dict], dict]:
     """The examples of config.data.tfds_name, and its features by name; its builder need not be imported.
 
     Args:

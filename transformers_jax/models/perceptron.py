@@ -6,7 +6,6 @@ Axes: B batch rows, H height, W width, C channels, D width, L labels.
 import dataclasses
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 
 from transformers_jax.errors import UserError
@@ -89,8 +88,8 @@ class Model(nn.Module):
         wanted = (c.image_size, c.image_size, c.channels)
         if image.shape[1:] != wanted:
             raise UserError(
-                f"images are {image.shape[1:]}, and config.model.image_size and channels say {wanted}: give config.data.size and "
-                "config.data.channels the same"
+                f"images are {image.shape[1:]}, and config.model.image_size and config.model.channels say {wanted}: give "
+                "config.data.size and config.data.channels the same"
             )
         mean, std = jnp.array(c.mean, jnp.float32), jnp.array(c.std, jnp.float32)  # [C] or [1]
         x = ((image.astype(jnp.float32) / 255 - mean) / std).astype(c.dtype)

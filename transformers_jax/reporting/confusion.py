@@ -49,4 +49,5 @@ def draw_confusion(table: np.ndarray, names: Sequence[str], path: Path) -> None:
         axes.set_ylabel("true")
         for (i, j), count in np.ndenumerate(table):
             if count:
-                axes.text(j, i, f"{count}", ha="center", va="center", fontsize=7, color="white" if shares[i, j] > 0.5 else "black")
+                ink = "white" if shares[i, j] > 0.5 else "black"
+                axes.text(j, i, f"{count}", ha="center", va="center", fontsize=7, color=ink)

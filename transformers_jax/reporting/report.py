@@ -9,8 +9,8 @@ from transformers_jax.files import write_whole
 from transformers_jax.genomes.genome import from_json
 from transformers_jax.reporting import search_pictures
 from transformers_jax.reporting.attention import Attention
-from transformers_jax.reporting.confusion import draw_confusion, table_of
 from transformers_jax.reporting.cell_picture import draw_cell, genome_of
+from transformers_jax.reporting.confusion import draw_confusion, table_of
 from transformers_jax.reporting.curves import draw_curves
 from transformers_jax.reporting.page import page
 from transformers_jax.reporting.pictures import draw_attention, draw_positions

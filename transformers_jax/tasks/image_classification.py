@@ -31,10 +31,10 @@ class Task(Base):
     Args:
       data: config.data, whose keys about images are read, see `data.images.augment` and `parts.images`.
       labels: of the data, in the order of the head's rows. A run takes those of its training data where none are given.
-      objective: "softmax": one label is right, or any of several. "sigmoid": each label is right or wrong for itself; the loss of
-        an image is the sum of its labels' cross entropies.
-      real: whether an image may have several right labels, or none, and any of them is right, as in ImageNet's reassessed labels
-        (Beyer et al. 2020): `real_accuracy` counts images that have one. Of several each is trained as equally right.
+      objective: "softmax": one label is right, or any of several. "sigmoid": each label is right or wrong for itself; the loss
+        of an image is the sum of its labels' cross entropies.
+      real: whether an image may have several right labels, or none, and any of them will do, as in ImageNet's reassessed
+        labels (Beyer et al. 2020): `real_accuracy` counts images that have one. Of several each is trained as equally right.
       label_smoothing: probability mass spread evenly over the labels in training; of softmax alone.
       mixup, cutmix: alpha of either; where both are above 0 one of them is drawn for each batch (see `layers.mixing`).
     """
@@ -48,13 +48,13 @@ class Task(Base):
         self, data, *, labels: Sequence[str] = (), objective: str = "softmax", real: bool = False,
         label_smoothing: float = 0.0, mixup: float = 0.0, cutmix: float = 0.0,
     ):  # fmt: skip
-        self.reader, self.labels = ImageReader(data), Labels(labels)
+        self._reader, self.labels = ImageReader(data), Labels(labels)
         self.objective, self.real, self.label_smoothing = objective, real, label_smoothing
         self.mixup, self.cutmix = mixup, cutmix
         _check(self)
         truth = "labels" if real or objective == "sigmoid" else "label"
         self.row_fields = ("image", truth)
-        self.row_shapes = {"image": self.reader.shape} | ({"labels": (len(self.labels),)} if truth == "labels" else {})
+        self.row_shapes = {"image": self._reader.shape} | ({"labels": (len(self.labels),)} if truth == "labels" else {})
         self.main_metric = "mean_average_precision" if objective == "sigmoid" else "real_accuracy" if real else "accuracy"
 
     def model_fields(self) -> dict:
@@ -77,7 +77,7 @@ class Task(Base):
 
     def encode(self, example: dict) -> dict[str, Any]:
         """→ `image`, uint8 in its own size, and `label`, -1 where the example has none, or `labels` [K], NaN then."""
-        fields, names = {"image": self.reader.read(example["image"])}, _labels_of(example)
+        fields, names = {"image": self._reader.read(example["image"])}, _labels_of(example)
         if "label" in self.row_fields:
             return fields | {"label": -1 if names is None else self.labels.number(*names)}
         labels = np.full(len(self.labels), np.nan if names is None else 0, np.float32)  # [K]
@@ -87,11 +87,11 @@ class Task(Base):
 
     def augment(self, fields: dict, rng: np.random.Generator) -> dict:
         """The image cut out and changed at random, uint8 [H, W, C]."""
-        return {**fields, "image": self.reader.train(fields["image"], rng)}
+        return {**fields, "image": self._reader.train(fields["image"], rng)}
 
     def unaugmented(self, fields: dict) -> dict:
         """Its middle, uint8 [H, W, C]."""
-        return {**fields, "image": self.reader.evaluate(fields["image"])}
+        return {**fields, "image": self._reader.evaluate(fields["image"])}
 
     # -- Loss and predictions ---------------------------------------------------------------------------------------------
 
@@ -122,8 +122,9 @@ class Task(Base):
         return jnp.sum(weights * losses), jnp.sum(weights), {"correct": jnp.sum(weights * correct)}
 
     def predict(self, output: LabelOutput, batch: dict) -> dict[str, jax.Array]:
-        """Of softmax `classes` [B, N], the likeliest with their `probabilities` [B, N] and whether each is right, `hits` [B, N];
-        `truth` [B], -1 where none is known, and its probability `of_truth` [B]. Of sigmoid `probabilities` and `labels`, [B, K].
+        """Of softmax `classes` [B, N], the likeliest, with their `probabilities` [B, N] and whether each is right, `hits`
+        [B, N]; `truth` [B], -1 where none is known, and its probability `of_truth` [B]. Of sigmoid `probabilities` and
+        `labels`, both [B, K].
         """
         logits = output.logits.astype(jnp.float32)
         if self.objective == "sigmoid":
@@ -152,8 +153,10 @@ class Task(Base):
     # -- Scores -----------------------------------------------------------------------------------------------------------
 
     def score(self, source: Sequence[dict], predictions: dict) -> dict:
-        """Of softmax: accuracy, or with several right labels real_accuracy; the mean of the classes' accuracies; and top5_accuracy
-        where there are more than five classes. Of sigmoid: mean_average_precision and f1. Over images whose labels are known."""
+        """Of softmax: accuracy and the mean of the classes' accuracies, or with several right labels real_accuracy; and
+        top5_accuracy where there are more than five classes. Of sigmoid: mean_average_precision and f1. All are over images
+        whose labels are known.
+        """
         if self.objective == "sigmoid":
             known = ~np.isnan(predictions["labels"]).any(axis=-1)
             truth, found = predictions["labels"][known] > 0, predictions["probabilities"][known]
