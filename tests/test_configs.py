@@ -87,6 +87,9 @@ PARAMETERS = {
     "llama:smollm2_135m": 134_515_008,
     "llama:instruct": 134_515_008,
     "llama:tiny": 44_192,
+    "perceptron:digits": 407_050,
+    "perceptron:folders": 1_574_402,
+    "perceptron:tiny": 6_170,
 }
 FINETUNING = {
     "bert": "mnli qqp qnli sst2 cola stsb mrpc rte wnli glue squad squad2 swag conll2003 ner sentences nli sts",
@@ -122,8 +125,10 @@ class Tokens:
 
 def model_of(config):
     """The model of a config, with the head that its task asks for."""
-    teacher = {"teacher": "given"} if config.task.name == "distillation" else {}
-    task = tasks.build(dict(config.task) | teacher, Tokens())
+    given = {"teacher": "given"} if config.task.name == "distillation" else {}
+    if tasks.named(config.task.name).reads == "images" and not config.task.labels:
+        given = {"labels": ("a", "b")}
+    task = tasks.build(dict(config.task) | given, Tokens(), config.data)
     return models.build(dict(config.model) | task.model_fields(), config.tokenizer.vocab_size)
 
 
@@ -133,6 +138,8 @@ def test_parameter_counts(name):
     config = configuration.load(f"{CONFIGS / file}.py:{variant}")
     model = model_of(config)
     batch = {name: np.zeros((1, 2)[: len(field.axes)], field.dtype) for name, field in FIELDS.items()}
+    if "images" in model.protocol().reads:
+        batch = model.protocol().example()
     assert counts.count(counts.shapes(model, batch)["params"]) == PARAMETERS[name]
 
 

@@ -105,7 +105,7 @@ class Experiment:
 
     @cached_property
     def task(self):
-        return tasks.build(self.config.task, self.tokenizer)
+        return tasks.build(self.config.task, self.tokenizer, self.config.data)
 
     @cached_property
     def model(self):
@@ -225,14 +225,17 @@ class Experiment:
 
 def settled(config: ConfigDict) -> ConfigDict:
     """The config with all it refers to that decides on the run: a genome's text and unit in place of its file or name,
-    steps in place of epochs.
+    steps in place of epochs, the classes of the training data where a task of images names no labels.
 
     Raises:
-      UserError: there is no such genome, or it is invalid; the training data that make an epoch cannot be read; or it is no
-        config of one run.
+      UserError: there is no such genome, or it is invalid; the training data that make an epoch, or have the classes, cannot be
+        read; or it is no config of one run.
     """
     checks.run(config)
     config = schedule.scheduled(config)
+    if "labels" in config.task and not config.task.labels and tasks.named(config.task.name).reads == "images":
+        config = config.copy_and_resolve_references()
+        config.task.labels = tuple(sources.open_source(config.data, "train").classes)
     if not config.model.get("genome"):
         return config
     config = config.copy_and_resolve_references()

@@ -150,7 +150,7 @@ def trained_fields(config: ConfigDict, tokenizer: Tokenizer | None) -> dict:
     fields = dict(config.get("model", {}))
     if "head" in fields or tokenizer is None and tasks.named(config.task.name).reads == "text":  # it may say so itself
         return fields
-    return fields | tasks.build(config.task, tokenizer).model_fields()
+    return fields | tasks.build(config.task, tokenizer, config.data).model_fields()
 
 
 def module_of(path: str, fields: dict) -> nn.Module:

@@ -81,6 +81,7 @@ def pretrain(config, workdir, *, began: float | None = None) -> None:
                 eval_every=options.eval_every,
                 checkpoint_every=options.checkpoint_every,
                 learning_rate=schedule,
+                counted="tokens" if run.reads_text else "examples",
                 flops_per_step=operations,
                 peak_flops=peak,
                 config=config.to_dict(),
