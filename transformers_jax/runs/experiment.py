@@ -154,12 +154,11 @@ class Experiment:
             raise UserError(f"config.task.name={self.config.task.name} does not translate: there is no config.decoding")
         options = dict(self.config.decoding) | changes
         lengths, trained = LENGTHS, max(pipeline.shapes_of(self.config.data, layout_of(self.task), 1)[1])
-        if self.config.model.get("positions") == "learned":  # no further than the rows that were learned
-            longest = self.config.model.max_length
-            lengths = (*(n for n in LENGTHS if n < longest), longest)
-            options.setdefault("max_length", longest)
-        elif trained > LENGTHS[-1]:
+        if trained > LENGTHS[-1]:
             lengths = (*LENGTHS, *range(LENGTHS[-1] + 128, trained, 128), trained)
+        if longest := self.model.protocol().longest:  # no further than the model reads and writes
+            lengths = (*(n for n in lengths if n < longest), longest)
+            options["max_length"] = min(options.get("max_length") or longest, longest)
         t = self.tokenizer
         special = {"bos_id": t.bos_id, "eos_id": t.eos_id, "pad_id": t.pad_id}
         try:

@@ -10,7 +10,6 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-import jax
 import numpy as np
 from absl import logging
 from ml_collections import ConfigDict
@@ -20,7 +19,7 @@ from transformers_jax import models, parameters, tasks
 from transformers_jax.data.text.tokenizer import Tokenizer
 from transformers_jax.errors import UserError
 from transformers_jax.finetuning.trainable import HEAD
-from transformers_jax.interchange import huggingface, recipe, stacking, tokenizers, weights
+from transformers_jax.interchange import huggingface, mapping, recipe, stacking, tokenizers, weights
 from transformers_jax.training.checkpoint import Checkpoints
 
 CHOOSES = r"^(classifier|choice)(/|$)"
@@ -40,9 +39,10 @@ def initial(
     only: Sequence[int] | None = None,
     complete: bool = False,
 ) -> dict:
-    """The parameters of `model` that a pretrained one has, as nested dicts of numpy arrays; heads may be missing.
+    """The parameters of `model` that a pretrained one has, as nested dicts of arrays or unread leaves; heads may be missing.
 
-    What is newly initialised and what is left out is logged.
+    Running statistics are among them, as "batch_stats:…" (see `interchange.mapping`). What is newly initialised and what is
+    left out is logged.
 
     Args:
       path: a folder of `transformers`, a workdir, or a name on the hub.
@@ -57,13 +57,13 @@ def initial(
     """
     folder = folder_of(path)
     found, theirs, head = read(folder)
-    if head != getattr(getattr(model, "config", None), "head", None):
+    if head != model.protocol().head:
         found = {name: array for name, array in found.items() if not re.match(CHOOSES, name)}
     if tokenizer and theirs and theirs.fingerprint() != tokenizer.fingerprint():
         raise UserError(
             f"--init_from={path}: its vocabulary is not that of this run; set config.tokenizer.path={folder} to take it over"
         )
-    wanted = huggingface.shapes(model)
+    wanted = mapping.shapes(model)
     found = found if only is None else stacking.chosen(found, only)
     found = stacking.arranged(found, wanted)
     taken, other = {}, []
@@ -83,18 +83,21 @@ def initial(
     return parameters.nest(taken)
 
 
-def merged(params: dict, pretrained: dict) -> dict:
-    """A model's fresh parameters (arrays on devices) with the pretrained ones in their places, sharded as those were."""
-    new = parameters.flat(pretrained)
+def merged(variables: dict[str, dict], pretrained: dict) -> dict[str, dict]:
+    """A model's fresh variables (arrays on devices) with the pretrained ones in their places, sharded as those were.
 
-    def take(path, leaf):
-        array = new.pop(parameters.name_of(path), None)
-        return leaf if array is None else jax.device_put(array.astype(leaf.dtype), leaf.sharding)
+    One after the other is read and sent to its devices.
 
-    result = jax.tree_util.tree_map_with_path(take, params)
+    Args:
+      variables: {"params": …}, and "batch_stats" where it has running statistics.
+      pretrained: as `initial` gives it.
+    """
+    new, found = parameters.flat(pretrained), {}
+    for name, leaf in mapping.named(variables).items():
+        found[name] = mapping.on_devices(new.pop(name), leaf) if name in new else leaf
     if new:
         raise ValueError(f"not parameters of the model: {', '.join(new)}")
-    return result
+    return mapping.variables(found)
 
 
 def folder_of(path: str, key: str = "--init_from") -> Path:
@@ -149,25 +152,28 @@ def trained_fields(config: ConfigDict, tokenizer: Tokenizer | None) -> dict:
     return fields | getattr(tasks.build(config.task, tokenizer), "model_fields", dict)()
 
 
-def read(folder: Path) -> tuple[dict[str, np.ndarray], Tokenizer | None, str | None]:
+def read(folder: Path) -> tuple[dict[str, np.ndarray | weights.Leaf], Tokenizer | None, str]:
     """(leaves by name, layers apart; tokenizer; the model's head) of a folder of `transformers` or a workdir.
+
+    What lies in files of `transformers` is read when it is asked for.
 
     Raises:
       UserError: it is neither, or cannot be read.
     """
     if huggingface.is_folder(folder):
-        fields, params, tokenizer = huggingface.load(folder)
-        return parameters.flat(params), tokenizer, fields["head"]
+        fields, leaves, tokenizer = huggingface.opened(folder)
+        return leaves, tokenizer, models.build(fields, fields["vocab_size"]).protocol().head
     if not (folder / configuration.FILE).is_file():
         raise UserError(f"{folder}: no {configuration.FILE}: neither a folder of transformers nor a workdir")
     config, tokenizer = configuration.read(folder), tokenizers.read(folder)
     with Checkpoints(folder / "checkpoints") as checkpoints:
         state = checkpoints.restore_params()
-    params = parameters.merge(state["params"], state["frozen"])
-    return stacking.separate(parameters.flat(params)), tokenizer, trained_fields(config, tokenizer).get("head")
+    variables = {"params": parameters.merge(state["params"], state["frozen"]), **state["model_state"]}
+    model = models.build(trained_fields(config, tokenizer), tokenizer.vocab_size if tokenizer else 0)
+    return stacking.separate(mapping.named(variables)), tokenizer, model.protocol().head
 
 
-def _cut(name: str, array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+def _cut(name: str, array: np.ndarray | weights.Leaf, shape: tuple[int, ...]) -> np.ndarray | weights.Leaf:
     return array[: shape[0]] if re.match(CUT, name) and len(shape) == array.ndim else array
 
 

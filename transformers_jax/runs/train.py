@@ -103,8 +103,9 @@ def first_state(run: Experiment, tx) -> TrainState:
         pretrained = initialise.initial(options.init_from, run.model, run.tokenizer)
     else:
         return state
-    params, frozen = parameters.split(initialise.merged(state.model_params, pretrained), trainable)
-    return state.replace(params=params, frozen=frozen)
+    variables = initialise.merged(state.variables, pretrained)
+    params, frozen = parameters.split(variables.pop("params"), trainable)
+    return state.replace(params=params, frozen=frozen, model_state=variables)
 
 
 class Laps:
