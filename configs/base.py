@@ -54,7 +54,21 @@ def base() -> ConfigDict:
     config.finetuning = ConfigDict()
     config.finetuning.init_from = ""  # what --init_from gave
     config.finetuning.fresh = False  # its architecture and vocabulary without its weights
-    config.finetuning.trainable = ("all",)  # or ("head",), or patterns of the names of parameters that learn
+    config.finetuning.method = "full"  # "head", "bias", "lora" or "adapters": these learn, and a new head; "full": `trainable`
+    config.finetuning.trainable = ("all",)  # or ("head",), or patterns of names: what learns, or learns beside the method's
+    config.finetuning.rank = 8  # "lora": r of the parts AB of low rank, whose kernels do not learn
+    config.finetuning.alpha = 16.0  # they count alpha / rank
+    config.finetuning.rslora = False  # they count alpha / √rank
+    config.finetuning.dora = False  # the lengths of the kernels' columns learn, too
+    config.finetuning.dropout = 0.0  # share of their inputs that is dropped
+    config.finetuning.targets = (r"(^|/)(query|value)/",)  # patterns of the kernels that have one; ".": all of linear maps
+    config.finetuning.rank_pattern = ()  # (pattern, rank) of kernels whose rank is another
+    config.finetuning.alpha_pattern = ()  # (pattern, alpha) likewise
+    config.finetuning.layers = ()  # "lora", "adapters": numbers of the layers that have some; (): all
+    config.finetuning.adapter_width = 64  # "adapters": inside the two layers behind each sublayer
+    config.finetuning.quantization = ""  # of kernels that do not learn: "nf4" or "int8"
+    config.finetuning.block = 64  # numbers that share a constant
+    config.finetuning.double = True  # the constants are quantised, too
     config.finetuning.epochs = 0.0  # passes over the training examples, where training.steps is 0
     config.finetuning.evaluations = 0  # so many in a run, each with a checkpoint, where eval_every is 0
     return config.lock()
