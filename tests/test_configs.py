@@ -87,6 +87,9 @@ PARAMETERS = {
     "llama:smollm2_135m": 134_515_008,
     "llama:instruct": 134_515_008,
     "llama:tiny": 44_192,
+    "perceptron:digits": 407_050,
+    "perceptron:folders": 1_574_402,
+    "perceptron:tiny": 6_170,
 }
 FINETUNING = {
     "bert": "mnli qqp qnli sst2 cola stsb mrpc rte wnli glue squad squad2 swag conll2003 ner sentences nli sts",
@@ -122,8 +125,10 @@ class Tokens:
 
 def model_of(config):
     """The model of a config, with the head that its task asks for."""
-    teacher = {"teacher": "given"} if config.task.name == "distillation" else {}
-    task = tasks.build(dict(config.task) | teacher, Tokens())
+    given = {"teacher": "given"} if config.task.name == "distillation" else {}
+    if tasks.named(config.task.name).reads == "images" and not config.task.labels:
+        given = {"labels": ("a", "b")}
+    task = tasks.build(dict(config.task) | given, Tokens(), config.data)
     return models.build(dict(config.model) | task.model_fields(), config.tokenizer.vocab_size)
 
 
@@ -133,6 +138,8 @@ def test_parameter_counts(name):
     config = configuration.load(f"{CONFIGS / file}.py:{variant}")
     model = model_of(config)
     batch = {name: np.zeros((1, 2)[: len(field.axes)], field.dtype) for name, field in FIELDS.items()}
+    if "images" in model.protocol().reads:
+        batch = model.protocol().example()
     assert counts.count(counts.shapes(model, batch)["params"]) == PARAMETERS[name]
 
 
@@ -237,7 +244,7 @@ def get_config(variant="tiny"):
         ("config.steps = 1", "config.steps: no such key; did you mean config.training.steps?"),
         ("config.zzz = 1", "config.zzz: no such key"),
         ("config.model.update(widht=64)", "config.model.widht: no such key; did you mean config.model.width?"),
-        ("config.update({'task': {'mask_rat': 0.2}})", "config.task.mask_rat: no such key; did you mean config.task.mask_rate?"),
+        ("config.update({'task': {'shre': 0.2}})", "config.task.shre: no such key"),
         ("config.data['max_lenght'] = 3", "config.data.max_lenght: no such key; did you mean config.data.max_length?"),
         ("config.model.layers = config.model.layer", "config.model.layer: no such key; did you mean config.model.layers?"),
         ("config.training.steps = 'many'", "config.training.steps is 12, of type int: it cannot be 'many'"),
@@ -276,7 +283,7 @@ def test_a_config_file_adds_a_key_on_purpose(tmp_path):
 def test_configs_are_found_wherever_the_launcher_runs_from(tmp_path):
     """With the package alone on the path, and another `configs` in the folder it runs from."""
     (tmp_path / "configs").mkdir()
-    code = f"from transformers_jax import configuration; print(configuration.load('{CONFIGS}/roberta.py:tiny').model.variant)"
+    code = f"from transformers_jax import config; print(config.load('{CONFIGS}/roberta.py:tiny').model.variant)"
     (tmp_path / "place").mkdir()
     (tmp_path / "place" / "transformers_jax").symlink_to(CONFIGS.parent / "transformers_jax")
     ran = subprocess.run(

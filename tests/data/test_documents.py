@@ -57,7 +57,7 @@ def check_piece(positions, tokens, targets, source) -> tuple[int, int]:
 
 
 def whole_windows(whole: int, length: int, window: int) -> int:
-    """The rows of the first windows that have an epoch between them: those of a window are shuffled, and it ends with an epoch."""
+    """The rows of the first windows that have an epoch between them: a window's are shuffled, and it ends with an epoch."""
     begin = rows = 0
     while rows * length < whole or rows != begin:
         rows += 1

@@ -47,9 +47,9 @@ def test_every_config_goes_together(variant):
 @pytest.mark.parametrize(
     ("variant", "keys", "says"),
     [
-        ("bert.py:squad", {"model__max_length": 256}, "config.task.max_length lets examples of 384 tokens .* has 256 learned"),
-        ("roberta.py:tiny", {"model__max_length": 33, "task__max_length": 0}, "config.data.max_length lets .* 32 .* has 31"),
-        ("bert.py:tiny", {"model__max_length": 31, "task__max_length": 32}, "config.task.max_length lets .* 32 .* has 31"),
+        ("bert.py:squad", {"model__max_length": 256}, "config.task.max_length lets examples of 384 tokens .* at most 256 "),
+        ("roberta.py:tiny", {"model__max_length": 33, "task__max_length": 0}, "config.data.max_length lets .* 32 .* most 31 "),
+        ("bert.py:tiny", {"model__max_length": 31, "task__max_length": 32}, "config.task.max_length lets .* 32 .* most 31 "),
         ("transformer.py:tiny", {"model__positions": "learned", "model__max_length": 16}, "config.data.max_length .* 32 "),
         (
             "transformer.py:tiny",
@@ -102,8 +102,19 @@ def test_more_masks_than_are_predicted(name, monkeypatch):
 def test_sources_are_read_as_far_as_they_were_trained(variant, keys, longest):
     run = experiment(variant, **keys)
     run.training = False
-    learned = (*LENGTHS, 512)
+    learned = (*LENGTHS, 384, 512)
     assert run.decoder().lengths == (longest or learned)
+
+
+@pytest.mark.parametrize("asked", [None, 20, 100])
+def test_no_output_is_longer_than_the_model_writes(asked):
+    run = experiment("transformer.py:tiny", model__positions="learned", model__max_length=40)
+    run.training = False
+    with run.config.unlocked():
+        run.config.decoding.max_length = asked
+    decoder = run.decoder()
+    assert decoder.lengths[-1] == 40 and decoder.limit(40) == min(asked or 40, 40)
+    assert run.decoder(max_length=64).limit(40) == 40 and experiment("transformer.py:tiny").decoder().limit(40) > 40
 
 
 @pytest.mark.parametrize(("key", "value"), [("accumulate", 2), ("parallelism", "pmap")])

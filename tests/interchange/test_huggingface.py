@@ -1,6 +1,7 @@
 """Folders of `transformers` without it: written and read back, and all that can be wrong with them."""
 
 import json
+import re
 from pathlib import Path
 
 import flax.linen as nn
@@ -13,9 +14,8 @@ from safetensors.numpy import load_file, save_file
 from transformers_jax import models, parameters
 from transformers_jax.data.text.tokenizer import learn_bpe
 from transformers_jax.errors import UserError
-from transformers_jax.interchange import huggingface, stacking, weights
-from transformers_jax.models import name_map
-from transformers_jax.models.name_map import Head, NameMap, Row, linear
+from transformers_jax.interchange import huggingface, mapping, stacking, weights
+from transformers_jax.interchange import tokenizers as files
 
 SIZES = dict(vocab_size=31, width=8, num_heads=2, mlp_width=32, layers=2, max_length=9)
 KINDS = {
@@ -31,7 +31,7 @@ def make(kind: str, head: str = "none", **more) -> tuple[dict, dict]:
     """(fields, random parameters)."""
     fields = SIZES | KINDS[kind] | dict(head=head) | more
     rng = np.random.default_rng(0)
-    shapes = huggingface.shapes(models.build(fields, 31))
+    shapes = mapping.shapes(models.build(fields, 31))
     return fields, parameters.nest({name: rng.standard_normal(s).astype(np.float32) for name, s in shapes.items()})
 
 
@@ -214,7 +214,7 @@ def test_names_of_older_files_and_repeated_leaves(folder):
         huggingface.load(folder)
 
 
-def test_half_precision_becomes_float32(folder):
+def test_half_precision_stays_until_it_is_on_its_device(folder):
     _, wanted, _ = huggingface.load(folder)
 
     def halve(leaves):
@@ -225,7 +225,71 @@ def test_half_precision_becomes_float32(folder):
     _, params, _ = huggingface.load(folder)
     halved = jax.tree.map(lambda x: x.astype(ml_dtypes.bfloat16).astype(np.float32), wanted)
     same(halved, params)
-    assert {x.dtype for x in jax.tree.leaves(params)} == {np.dtype(np.float32)}
+    assert {x.dtype for x in jax.tree.leaves(params)} == {np.dtype(ml_dtypes.bfloat16)}
+    assert sorted(huggingface.opened(folder).leaves) == sorted(parameters.flat(params))
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "computed"),
+    [
+        ("is_decoder", True, False),
+        ("add_cross_attention", True, False),
+        ("position_embedding_type", "relative_key", "'absolute'"),
+        ("quantization_config", {"load_in_4bit": True}, None),
+        ("pruned_heads", {"0": [1]}, "{}"),
+    ],
+)
+def test_keys_that_change_numbers_are_refused_by_name_and_value(folder, key, value, computed):
+    edit_config(folder, **{key: value})
+    says = f"config.json: {key} is {value!r}, which is not computed here; of bert only {computed} is"
+    with pytest.raises(UserError, match=re.escape(says)):
+        huggingface.load(folder)
+
+
+def test_keys_that_nobody_knows_give_a_warning(folder, caplog):
+    edit_config(folder, rope_scaling={"factor": 2.0}, transformers_version="9", unheard_of=None, id2label={"0": "x"})
+    with caplog.at_level("WARNING", "absl"):
+        huggingface.load(folder)
+    (warning,) = [r.getMessage() for r in caplog.records if "config.json" in r.getMessage()]
+    assert warning.endswith("not looked at: rope_scaling={'factor': 2.0}")
+
+
+def test_what_is_written_is_read_without_a_warning(tmp_path, caplog):
+    with caplog.at_level("WARNING", "absl"):
+        for kind in KINDS:
+            huggingface.save(tmp_path / kind, *make(kind, "masked_lm"))
+            huggingface.load(tmp_path / kind)
+    assert not caplog.records
+
+
+def test_an_untied_output_is_refused_where_none_is_computed(folder):
+    assert huggingface.read_config(folder)["tie_word_embeddings"] is True
+    edit_config(folder, tie_word_embeddings=False)
+    with pytest.raises(UserError, match="tie_word_embeddings is False, which is not computed here: bert has one embedding"):
+        huggingface.load(folder)
+    edit_config(folder, architectures=["BertModel"])  # which has no output that could repeat it
+    assert huggingface.load(folder).fields["head"] == "none"
+
+
+def test_the_prefix_may_be_missing_where_there_is_a_head(folder):
+    wanted = huggingface.load(folder).params
+    edit(folder, lambda leaves: [leaves.update({n.removeprefix("bert."): leaves.pop(n)}) for n in list(leaves)])
+    assert "encoder.layer.0.output.dense.weight" in load_file(folder / "model.safetensors")
+    same(wanted, huggingface.load(folder).params)
+
+
+def test_numbers_of_eight_bits_are_refused_by_name(folder):
+    name = "bert.encoder.layer.1.output.dense.weight"
+    edit(folder, lambda leaves: leaves.update({name: leaves[name].astype(ml_dtypes.float8_e4m3fn)}))
+    with pytest.raises(UserError, match=f"{name} is of dtype F8_E4M3, which is not read here; F64, F32, F16, BF16"):
+        huggingface.load(folder)
+
+
+def test_parameters_are_written_as_they_are(tmp_path):
+    fields, params = make("bert")
+    huggingface.save(tmp_path, fields, jax.tree.map(lambda x: x.astype(ml_dtypes.bfloat16), params))
+    assert {x.dtype.name for x in load_file(tmp_path / "model.safetensors").values()} == {"bfloat16"}
+    assert huggingface.read_config(tmp_path)["dtype"] == "bfloat16"
 
 
 def test_heads_that_are_not_asked_for_are_left_out(folder):
@@ -265,29 +329,17 @@ def test_tokenizers_come_and_go(tmp_path):
         huggingface.save(tmp_path, fields, params, tokenizer)
 
 
-def test_a_fused_leaf_is_split_and_put_together():
-    parts = tuple(f"layer_{{i}}/{name}/kernel" for name in "qkv")
-    names = NameMap("toy", "", body=(Row("h.{i}.qkv", parts, "to_heads"), *linear("out", "out")), heads={"none": Head("Toy")})
-    shapes = {f"layer_1/{n}/kernel": (4, 2, 3) for n in "qkv"} | {"out/kernel": (4, 5), "out/bias": (5,)}
-    plan = huggingface._plan(names, "none", shapes)
-    assert [theirs for _, theirs, _ in plan] == ["h.1.qkv", "out.weight", "out.bias"]
-    fused = np.arange(72.0, dtype=np.float32).reshape(18, 4)
-    found = huggingface._read(fused, "", plan[0][0], plan[0][2])
-    np.testing.assert_array_equal(found["layer_1/k/kernel"][:, 1, 2], fused[6 + 5])
-    np.testing.assert_array_equal(huggingface._write(plan[0][0], list(found.values())), fused)
+def test_no_end_stands_behind_a_prompt(tmp_path):
+    import tokenizers
 
-
-def test_every_verb_undoes_itself():
-    x = np.arange(24.0).reshape(2, 3, 4)
-    for name, verb in name_map.VERBS.items():
-        array = x[0] if name in ("", "transpose", "heads") else x
-        there = verb.write(array)
-        assert there.shape == tuple(verb.theirs(array.shape))
-        np.testing.assert_array_equal(verb.read(there, array.shape), array)
+    tokenizer = learn_bpe(["a few words"], merges=9)
+    files.write(tmp_path, tokenizer, longest=9, pair_types=False, prompts=True)
+    library = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    assert library.encode("a few").ids == tokenizer.encode_pair("a few").ids[:-1]
 
 
 def test_all_supported_architectures_have_a_model():
     for name, names in huggingface.maps().values():
         for head in names.heads:
-            fields = SIZES | {"name": name, "head": head} | ({"variant": names.model_type} if name == "bert" else {})
+            fields = {"name": name, "head": head} | ({"variant": names.model_type} if name == "bert" else {})
             assert isinstance(models.build(fields, 31), nn.Module)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from transformers_jax import models
-from transformers_jax.interchange import huggingface
+from transformers_jax.interchange import huggingface, mapping
 
 pytestmark = pytest.mark.slow
 
@@ -229,6 +229,6 @@ def test_parameters_are_as_many_as_theirs(torch, name):
         wanted = sum(p.numel() for p in made(config).parameters())
     from_hf = importlib.import_module(f"transformers_jax.models.{module}").from_hf
     fields = {"name": module} | from_hf(config.to_dict())
-    shapes = huggingface.shapes(models.build(fields, fields["vocab_size"]))
+    shapes = mapping.shapes(models.build(fields, fields["vocab_size"]))
     assert sum(int(np.prod(shape)) for shape in shapes.values()) == wanted, wanted
     assert published == wanted

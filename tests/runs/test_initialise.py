@@ -1,6 +1,7 @@
 """Where training starts from, and conversion: folders of `transformers` and workdirs."""
 
 import json
+import shutil
 from pathlib import Path
 
 import jax
@@ -13,7 +14,7 @@ from transformers_jax import models, parameters
 from transformers_jax.data.text.train_tokenizer import learn
 from transformers_jax.errors import UserError
 from transformers_jax.inference.embeddings import Embedder
-from transformers_jax.interchange import huggingface
+from transformers_jax.interchange import huggingface, mapping
 from transformers_jax.interchange import recipe as recipes
 from transformers_jax.runs import initialise
 from transformers_jax.training.checkpoint import Checkpoints
@@ -33,7 +34,7 @@ def make(tokenizer, head: str = "masked_lm", **more):
     fields = SIZES | dict(head=head, vocab_size=tokenizer.vocab_size) | more
     model = models.build(fields, 0)
     rng = np.random.default_rng(0)
-    drawn = {n: rng.standard_normal(s).astype(np.float32) for n, s in huggingface.shapes(model).items()}
+    drawn = {n: rng.standard_normal(s).astype(np.float32) for n, s in mapping.shapes(model).items()}
     return fields, model, parameters.nest(drawn)
 
 
@@ -66,7 +67,7 @@ def test_a_new_head_is_new_and_the_rest_is_taken(request, tokenizer, kind, scan)
     source = request.getfixturevalue(kind)
     _, model, _ = make(tokenizer, "sequence", scan_layers=scan)
     taken = flat(initialise.initial(str(source), model, tokenizer))
-    shapes = huggingface.shapes(model)
+    shapes = mapping.shapes(model)
     assert {n for n in shapes if n not in taken} == {f"{n}/{p}" for n in ("pooler", "classifier") for p in ("kernel", "bias")}
     assert all(taken[name].shape == shapes[name] for name in taken)
     params = flat(make(tokenizer)[2])
@@ -78,10 +79,10 @@ def test_a_new_head_is_new_and_the_rest_is_taken(request, tokenizer, kind, scan)
 def test_fresh_parameters_get_the_pretrained_ones_in_their_places(folder, tokenizer):
     _, model, params = make(tokenizer, "tagging")
     fresh = jax.tree.map(lambda x: jax.device_put(np.zeros_like(x)), params)
-    merged = flat(initialise.merged(fresh, initialise.initial(str(folder), model)))
+    merged = flat(initialise.merged({"params": fresh}, initialise.initial(str(folder), model))["params"])
     assert merged["embeddings/word"].any() and not merged["classifier/kernel"].any()
     with pytest.raises(ValueError, match="not parameters of the model: other"):
-        initialise.merged(fresh, {"other": np.ones(1)})
+        initialise.merged({"params": fresh}, {"other": np.ones(1)})
 
 
 def test_every_second_layer(folder, tokenizer):
@@ -207,6 +208,23 @@ def test_labels_that_do_not_exclude_each_other_are_refused(tokenizer, tmp_path, 
     file.write_text(json.dumps(json.loads(file.read_text()) | {"problem_type": "multi_label_classification"}))
     assert run(tmp_path / "a", tmp_path / "b") == 2
     assert "problem_type multi_label_classification of 3 labels is not supported" in capfd.readouterr().err
+
+
+def test_a_model_that_transformers_does_not_have(tokenizer, tmp_path, capfd):
+    config = configuration.load(str(CONFIGS / "transformer.py:tiny"))
+    configuration.save(config, tmp_path)
+    tokenizer.save(tmp_path / "tokenizer.json")
+    assert run(tmp_path, tmp_path / "new") == 2
+    last = capfd.readouterr().err.splitlines()[-1]
+    assert "transformers has no architecture for config.model.name=transformer; supported are AlbertModel" in last
+
+
+def test_a_decoder_is_not_read_as_an_encoder(folder, tmp_path, capfd):
+    shutil.copytree(folder, tmp_path / "a")
+    file = tmp_path / "a" / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"is_decoder": True}))
+    assert run(tmp_path / "a", tmp_path / "b") == 2 and not (tmp_path / "b").exists()
+    assert "config.json: is_decoder is True, which is not computed here" in capfd.readouterr().err.splitlines()[-1]
 
 
 def test_mistakes_end_in_one_line(folder, workdir, tmp_path, capfd):

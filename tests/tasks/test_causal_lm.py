@@ -76,7 +76,8 @@ def test_scores_are_those_of_whole_logits(tokenizer):
 def test_a_token_sees_nothing_of_other_documents(tokenizer):
     """Each document's share of a packed batch has the loss that it has alone."""
     task = causal_lm.Task(tokenizer)
-    model = gpt.Model(gpt.Config(tokenizer.vocab_size, width=16, num_heads=2, mlp_width=32, layers=1, max_length=16, dropout=0.0))
+    sizes = dict(width=16, num_heads=2, mlp_width=32, layers=1, max_length=16)
+    model = gpt.Model(gpt.Config(tokenizer.vocab_size, dropout=0.0, **sizes))
     source = [{"text": text} for text in TEXTS]
     (together,) = pipeline.eval_batches(source, task, config(batch_size=4))
     params = model.init(jax.random.key(0), together)["params"]
@@ -141,7 +142,8 @@ def test_samples_of_conversations_are_last_answers(tokenizer):
 
 
 def test_a_template_file(tokenizer, tmp_path):
-    (tmp_path / "mine.jinja").write_text("{% for m in messages %}{{ m.role }}{{ raise_exception('no') if m.role == 'x' }}{% endfor %}")
+    raising = "{% for m in messages %}{{ m.role }}{{ raise_exception('no') if m.role == 'x' }}{% endfor %}"
+    (tmp_path / "mine.jinja").write_text(raising)
     task = instruction.Task(tokenizer, template=str(tmp_path / "mine.jinja"))
     with pytest.raises(UserError, match="^a.jsonl, line 7: .*mine.jinja: no$"):
         task.encode({"messages": [{"role": "x", "content": ""}], "where": "a.jsonl, line 7"})

@@ -237,8 +237,10 @@ class _Rows(grain.IterDataset):
         return np.random.default_rng([self.seed, 1, epoch]).permutation(self.shard)
 
     def plan(self, begin: Place) -> tuple[list[list[Piece]], Place]:
-        """The shuffled rows of the window that begins at a place, and where the next one begins. A window ends where an epoch does,
-        too: with the row that the next one begins in."""
+        """The shuffled rows of the window that begins at a place, and where the next one begins.
+
+        A window also ends where an epoch does: with the row that the next epoch begins in.
+        """
         (epoch, document, offset), order = begin, self.order(begin.epoch)
         rows, row, room = [], [], self.length
         while len(rows) < self.window:

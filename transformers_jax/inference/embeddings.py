@@ -113,8 +113,8 @@ class Embedder:
     """
 
     def __init__(self, there: Loaded, recipe: Recipe):
-        longest = there.longest()
-        self.recipe = recipe._replace(max_length=min(recipe.max_length or longest, longest))
+        limits = [limit for limit in (recipe.max_length, there.longest()) if limit]
+        self.recipe = recipe._replace(max_length=min(limits, default=0))
         self._predict = there.states(Sentences(there.tokenizer, self.recipe))
         self.width = there.model.config.width
 

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+import optax
 from absl import logging
 from jax.sharding import Mesh
 
@@ -17,12 +18,13 @@ from transformers_jax import models
 from transformers_jax.data import collate as collating
 from transformers_jax.data.text.tokenizer import Tokenizer
 from transformers_jax.errors import Unreadable, UserError
-from transformers_jax.interchange import huggingface
+from transformers_jax.interchange import huggingface, mapping, stacking
 from transformers_jax.mesh import global_batch, make_mesh
-from transformers_jax.models import encoder
+from transformers_jax.models.protocol import ENCODES, TEXT
 from transformers_jax.outputs import EncoderOutput
 from transformers_jax.runs import initialise
 from transformers_jax.runs.experiment import Experiment
+from transformers_jax.training.state import abstract_state
 from transformers_jax.training.step import compile_eval_step, make_predict_step
 
 WIDTHS = (16, 32, 48, 64, 96, 128, 192, 256, 384, 512)
@@ -30,6 +32,10 @@ WIDTHS = (16, 32, 48, 64, 96, 128, 192, 256, 384, 512)
 
 POSITIONS = {"cpu": 1024}
 """Positions of a batch, rows times length, by backend; 4,096 on others. A processor's caches hold what a layer makes of few."""
+
+
+IMAGES_AT_ONCE = 64
+"""Rows of a batch of examples without tokens."""
 
 
 class Loaded(NamedTuple):
@@ -50,21 +56,22 @@ class Loaded(NamedTuple):
 
     def predictor(self, task: Any) -> "Predictor":
         """For what the model itself gives."""
-        return Predictor(self.model, task, self.variables, self.mesh, longest=self.longest())
+        return Predictor(self.model, task, self.variables, self.mesh, longest=self.model.protocol().longest)
 
     def states(self, task: Any) -> "Predictor":
         """For the last hidden states, an `EncoderOutput`, whatever head there is."""
         return Predictor(Body(self.model), task, self.variables, self.mesh, longest=self.longest())
 
     def longest(self) -> int:
-        """Tokens that the model reads at most.
+        """Tokens that an encoder of texts reads at most; 0 for no limit.
 
         Raises:
-          UserError: the model is no encoder.
+          UserError: the model is none.
         """
-        if not hasattr(self.model, "encode") or not hasattr(self.model.config, "head"):
-            raise UserError(f"{self.folder} holds no encoder, as BERT is one")
-        return encoder.longest(self.model.config)
+        about = self.model.protocol()
+        if ENCODES not in about.does or TEXT not in about.reads:
+            raise UserError(f"{self.folder} holds no encoder of texts: its model {' and '.join(about.does)}")
+        return about.longest
 
 
 class Body:
@@ -97,11 +104,13 @@ def loaded(path: str) -> Loaded:
     folder = initialise.folder_of(path)
     if not huggingface.is_folder(folder):
         return trained(Experiment(configuration.read(folder), folder))
-    found = huggingface.load(folder)
-    if found.tokenizer is None:
+    fields, leaves, tokenizer = huggingface.opened(folder)
+    model, mesh = models.build(fields, 0), make_mesh({})
+    if tokenizer is None and TEXT in model.protocol().reads:
         raise UserError(f"--init_from={path} has no tokenizer that can be read: put a tokenizer.json beside its weights")
-    variables = {"params": found.params, "model_state": {}}
-    return Loaded(models.build(found.fields, 0), variables, found.tokenizer, make_mesh({}), None, folder)
+    state = abstract_state(model, optax.identity(), model.protocol().example(), mesh)
+    found = mapping.placed(stacking.arranged(leaves, mapping.named(state.variables)), state.variables)
+    return Loaded(model, {"params": found.pop("params"), "model_state": found}, tokenizer, mesh, None, folder)
 
 
 class Predictor:
@@ -113,7 +122,7 @@ class Predictor:
         has `one_a_row`.
       variables: {"params": …, "model_state": …}, as `Experiment.trained` gives them.
       mesh: of this process's devices.
-      longest: tokens that the model reads; longer examples are cut, with a warning.
+      longest: tokens that the model reads; longer examples are cut, with a warning. 0 for no limit.
     """
 
     def __init__(self, model, task: Any, variables: dict, mesh: Mesh, *, longest: int):
@@ -152,16 +161,20 @@ class Predictor:
             single = collating.EncodedExamples([example], self.task, cache=False)[0]
         except UserError as error:
             raise Unreadable(f"{where(i)}: {error}", i) from error
-        if (size := max(collating.lengths(single))) > self.longest:
+        if self.longest and (size := max(collating.lengths(single), default=0)) > self.longest:
             logging.warning("%s has %d tokens and is cut to %d", where(i), size, self.longest)
             single = collating.cut(single, [self.longest] * len(self.layout.streams))
         return single
 
     def _batches(self, encoded: list[collating.Single]) -> Iterator[tuple[list[int], dict]]:
         """(numbers of its examples, the batch) from the longest on: what does not fit into memory shows at once."""
+        if not self.layout.streams:
+            yield from self._equal_batches(encoded)
+            return
         sizes = [max(1, *collating.lengths(single)) for single in encoded]
         order = sorted(range(len(encoded)), key=lambda i: -sizes[i])
-        widths = sorted({*(w for w in WIDTHS if w < self.longest), self.longest})
+        most = self.longest or max(_power(sizes[order[0]]), WIDTHS[-1])
+        widths = sorted({*(w for w in WIDTHS if w < most), most})
         positions = POSITIONS.get(jax.default_backend(), 4096) // max(1, self.layout.groups)
         while order:
             width = next(w for w in widths if w >= sizes[order[0]])
@@ -169,6 +182,14 @@ class Predictor:
             rows = -(-rows // self._ways) * self._ways
             numbers, order = order[:rows], order[rows:]
             shape = collating.BatchShape(rows, (width,) * len(self.layout.streams))
+            yield numbers, collating.collate([[encoded[i]] for i in numbers], layout=self.layout, shape=shape)
+
+    def _equal_batches(self, encoded: list[collating.Single]) -> Iterator[tuple[list[int], dict]]:
+        """(numbers of its examples, the batch), of examples without tokens, which are all of one size."""
+        rows = min(_power(len(encoded)), IMAGES_AT_ONCE)
+        shape = collating.BatchShape(-(-rows // self._ways) * self._ways, ())
+        for first in range(0, len(encoded), shape.rows):
+            numbers = list(range(first, min(first + shape.rows, len(encoded))))
             yield numbers, collating.collate([[encoded[i]] for i in numbers], layout=self.layout, shape=shape)
 
     @staticmethod

@@ -4,27 +4,27 @@ Which leaf is which is said by the `NAMES` of the model files. A leaf that no ro
 either side.
 """
 
+import dataclasses
+import functools
 import importlib
+import itertools
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 from absl import logging
-from flax.core import meta
 
-from transformers_jax import batch as batches
-from transformers_jax import models, parameters
+from transformers_jax import models
+from transformers_jax.data.images import processing
 from transformers_jax.data.text.tokenizer import Tokenizer
 from transformers_jax.errors import UserError
-from transformers_jax.interchange import stacking, tokenizers, weights
-from transformers_jax.models import encoder
-from transformers_jax.models.name_map import VERBS, Ignore, NameMap, Row, Shape, regex
+from transformers_jax.interchange import mapping, stacking, tokenizers, weights
+from transformers_jax.models.name_map import INERT, NEUTRAL, NameMap, Row, Tie, match
+from transformers_jax.models.protocol import CONTINUES, IMAGES, Protocol
 
 CONFIG = "config.json"
-_LABELLED = ("sequence", "tagging", "multiple_choice")
 _LEGACY = {"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bias"}
 
 
@@ -32,12 +32,24 @@ class Pretrained(NamedTuple):
     """What a folder holds.
 
     fields: of `config.model`: `name`, the model's fields, and `vocab_size`.
-    params: nested dicts of float32 numpy arrays, layers apart.
+    params: nested dicts of numpy arrays in the file's dtype, layers apart.
     tokenizer: None where the folder has none that can be read here.
     """
 
     fields: dict
     params: dict
+    tokenizer: Tokenizer | None
+
+
+class Opened(NamedTuple):
+    """What a folder holds, its arrays unread.
+
+    fields, tokenizer: as of `Pretrained`.
+    leaves: all variables by name, see `mapping`; layers apart.
+    """
+
+    fields: dict
+    leaves: dict[str, mapping.Leaf]
     tokenizer: Tokenizer | None
 
 
@@ -50,32 +62,62 @@ def is_folder(path: Path) -> bool:
 
 
 def load(path: Path) -> Pretrained:
-    """The model of a folder.
+    """The parameters of a folder, all of them in memory. Raises as `opened` does.
 
     Raises:
-      UserError: an architecture that is not supported; weights that are missing, damaged or pickled; leaves that the model
-        lacks or does not know; a vocabulary that does not fit the embedding.
+      ValueError: the model has variables beside its parameters: `opened` has all.
     """
-    config = read_config(path)
-    name, names, wanted = architecture(config)
-    found = weights.Weights(path)
-    there = {_today(leaf, names, wanted): leaf for leaf in found.names()}
-    for tie in names.ties():  # whichever of the two was written
-        if tie.of not in there and tie.theirs in there:
-            there[tie.of] = there[tie.theirs]
-    fields, plan = _choose(config, name, names, wanted, there)
-    params = {}
-    for row, theirs, ours in plan:
-        params |= _read(found.array(there[theirs]), f"{path}: {theirs}", row, ours)
-    for tie in names.ties():
-        if tie.theirs in there and not np.array_equal(found.array(there[tie.theirs]), found.array(there[tie.of])):
-            raise UserError(f"{path}: {tie.theirs} is not the same as {tie.of}: models that untie them are not supported")
+    fields, leaves, tokenizer = opened(path)
+    found = mapping.variables(mapping.streamed(leaves))
+    if len(found) > 1:
+        raise ValueError(f"{path} holds {', '.join(found)}, not params alone")
+    return Pretrained(fields, found["params"], tokenizer)
+
+
+def opened(path: Path) -> Opened:
+    """The model of a folder. Its arrays are read one by one, when they are asked for.
+
+    Raises:
+      UserError: an architecture that is not supported, or a key of config.json that is not computed; weights that are missing,
+        damaged or pickled; leaves that the model lacks or does not know; a vocabulary that does not fit the embedding.
+    """
+    fields, leaves = matched(read_config(path), lambda: weights.Weights(path), path)
+    fields |= normalisation(path) if "mean" in fields_of(fields["name"]) else {}
     tokenizer = tokenizers.read(path)
     if tokenizer and tokenizer.vocab_size > fields["vocab_size"]:
         raise UserError(
             f"{path}: the vocabulary has {tokenizer.vocab_size} tokens and does not fit the embedding of {fields['vocab_size']}"
         )
-    return Pretrained(fields, parameters.nest(params), tokenizer)
+    return Opened(fields, leaves, tokenizer)
+
+
+def matched(config: dict, weights_of: Callable[[], Any], where: Path) -> tuple[dict, dict[str, mapping.Leaf]]:
+    """(fields, leaves) of the model that a config.json describes, from any file that has `transformers`' names.
+
+    Args:
+      weights_of: opens the file, once config.json is found to be of a model that is computed here; what it gives has the
+        methods of `weights.Weights`: names, shape, array, part.
+      where: names the file in messages.
+
+    Raises:
+      UserError: as `opened` does.
+    """
+    name, names, wanted = architecture(config)
+    refuse_other_values(config, names)
+    found = weights_of()
+    there = _today(found.names(), names, wanted)
+    fields, plan = _choose(config, name, names, wanted, there)
+    own = {planned.theirs for planned in plan}
+    for tie in names.ties():
+        repeated = tie.theirs in there and tie.theirs not in own and tie.of in there
+        if repeated and not np.array_equal(found.array(there[tie.theirs]), found.array(there[tie.of])):
+            raise UserError(f"{where}: {tie.theirs} is not the same as {tie.of}: models that untie them are not supported")
+    leaves = {}
+    for planned in plan:
+        leaf = there[planned.theirs]
+        part = functools.partial(found.part, leaf)
+        leaves |= mapping.leaves(planned, f"{where}: {planned.theirs}", found.shape(leaf), part)
+    return fields, leaves
 
 
 def save(
@@ -84,6 +126,7 @@ def save(
     params: dict,
     tokenizer: Tokenizer | None = None,
     *,
+    model_state: dict | None = None,
     labels: Sequence[str] = (),
     shard_bytes: int = weights.SHARD_BYTES,
 ) -> None:
@@ -91,30 +134,36 @@ def save(
 
     Args:
       fields: of `config.model`, with `name` and `vocab_size`.
-      params: the model's, nested; layers stacked or apart.
+      params: the model's, nested; layers stacked or apart. They are written in their own dtype.
+      model_state: other collections by name: running statistics.
       labels: names of the head's labels.
 
     Raises:
       UserError: a model, head or parameter that `transformers` has no name for.
     """
-    module = importlib.import_module(f"{models.__name__}.{fields['name']}")
-    if not hasattr(module, "NAMES"):
+    module = _module(fields["name"])
+    if not has_names(fields["name"]):
         raise UserError(f"config.model.name is {fields['name']!r}, which has no names in transformers: {supported()}")
-    config = module.Config(**{key: value for key, value in fields.items() if key != "name"})
-    described = module.to_hf(config)
+    model = models.build(fields, fields["vocab_size"])
+    about, described = model.protocol(), module.to_hf(model.config)
     names = next(n for n in module.NAMES if n.model_type == described["model_type"])
-    if config.head not in names.heads:
-        raise UserError(f"transformers has no {names.model_type} with head {config.head!r}; with {', '.join(names.heads)}")
-    leaves = stacking.separate(parameters.flat(params))
-    plan = _plan(names, config.head, {name: x.shape for name, x in leaves.items()})
-    described |= _described(config, names, labels)
+    if about.head not in names.heads:
+        raise UserError(f"transformers has no {names.model_type} with head {about.head!r}; with {', '.join(names.heads)}")
+    leaves = stacking.separate(mapping.named({"params": params, **(model_state or {})}))
+    plan = mapping.plan(names, about.head, {name: x.shape for name, x in leaves.items()})
+    types = {np.dtype(x.dtype).name for x in leaves.values()}
+    described |= _described(about, names, labels) | {"dtype": types.pop() if len(types) == 1 else "float32"}
     if tokenizer:
         described |= _special(tokenizer, described, names)
     path.mkdir(parents=True, exist_ok=True)
-    weights.write(path, ((theirs, _write(row, [leaves[n] for n in ours])) for row, theirs, ours in plan), shard_bytes)
+    arrays = ((p.theirs, mapping.written(p, [leaves[name] for name in p.ours])) for p in plan)
+    weights.write(path, itertools.chain(arrays, mapping.constants(names, about.head, plan).items()), shard_bytes)
     (path / CONFIG).write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
+    if IMAGES in about.reads and model.config.channels == len(processing.HALF):
+        preparation(model.config, names).write(path)
     if tokenizer:
-        tokenizers.write(path, tokenizer, longest=encoder.longest(config), pair_types=config.token_types > 1)
+        prompts = CONTINUES in about.does
+        tokenizers.write(path, tokenizer, longest=about.longest, pair_types=about.token_types, prompts=prompts)
 
 
 # config.json
@@ -139,8 +188,13 @@ def read_config(path: Path) -> dict:
 
 def maps() -> dict[str, tuple[str, NameMap]]:
     """(name of the model file, its names) by model_type."""
-    modules = {name: importlib.import_module(f"{models.__name__}.{name}") for name in models.known()}
+    modules = {name: _module(name) for name in models.known()}
     return {names.model_type: (name, names) for name, module in modules.items() for names in getattr(module, "NAMES", ())}
+
+
+def has_names(name: str) -> bool:
+    """Whether `transformers` has an architecture for that of a model file."""
+    return name in models.known() and hasattr(_module(name), "NAMES")
 
 
 def supported() -> str:
@@ -166,29 +220,72 @@ def architecture(config: dict) -> tuple[str, NameMap, str]:
     return name, names, heads[classes[0]] if classes else "none"
 
 
+def refuse_other_values(config: dict, names: NameMap) -> None:
+    """Looks through config.json for keys that change numbers; one that is not known here gives a warning.
+
+    Raises:
+      UserError: a key has a value that is not computed; names both.
+    """
+    neutral = NEUTRAL | dict(names.neutral)
+    for key, value in neutral.items():
+        if config.get(key) is not None and config[key] != value:
+            raise UserError(
+                f"config.json: {key} is {config[key]!r}, which is not computed here; of {names.model_type} only {value!r} is"
+            )
+    unknown = sorted(key for key in set(config) - INERT - set(neutral) - set(names.keys) if config[key] is not None)
+    if unknown:
+        shown = ", ".join(f"{key}={config[key]!r}" for key in unknown)
+        logging.warning("config.json: not known here and not looked at: %s", shown)
+
+
+def normalisation(path: Path) -> dict:
+    """The fields `mean` and `std` of a model of images, where the folder says how its images are prepared.
+
+    Raises:
+      UserError: it says so in a way that is not computed here.
+    """
+    if not any((path / file).exists() for file in (processing.FILE, processing.WHOLE_FILE)):
+        return {}
+    said = processing.ImageProcessing.read(path)
+    scale = 255 * said.rescale_factor if said.do_rescale else 255  # ours are numbers of pixels divided by 255
+    mean, std = (said.image_mean, said.image_std) if said.do_normalize else ((0.0,) * 3, (1.0,) * 3)
+    return {"mean": [x / scale for x in mean], "std": [x / scale for x in std]}
+
+
 def label_names(config: dict) -> list[str]:
     """The names of the labels in the order of the head's rows."""
     given = config.get("id2label") or {str(i): f"LABEL_{i}" for i in range(config.get("num_labels", 2))}
     return [given[key] for key in sorted(given, key=int)]
 
 
-def _described(config, names: NameMap, labels: Sequence[str]) -> dict:
+def _described(about: Protocol, names: NameMap, labels: Sequence[str]) -> dict:
     """The keys of config.json that all models have."""
-    head = config.head
-    found = {"architectures": [names.heads[head].architecture], "dtype": "float32", "tie_word_embeddings": True}
-    if head in _LABELLED:
-        given = list(labels) if len(labels) == config.labels else [f"LABEL_{i}" for i in range(config.labels)]
+    found = {"architectures": [names.heads[about.head].architecture], "tie_word_embeddings": about.tied}
+    if about.head in about.labelled:
+        given = list(labels) if len(labels) == about.labels else [f"LABEL_{i}" for i in range(about.labels)]
         found |= {"id2label": {str(i): x for i, x in enumerate(given)}, "label2id": {x: i for i, x in enumerate(given)}}
-    if head == "sequence" and config.labels == 1:
+    if about.head == "sequence" and about.labels == 1:
         found["problem_type"] = "regression"
     return found
+
+
+def preparation(config, names: NameMap) -> processing.ImageProcessing:
+    """How images are prepared for a model with this config: its family's way, to the config's size, mean and std."""
+    kind = processing.OF_MODELS[names.model_type]
+    edge = "shortest_edge" if kind == "ConvNext" else None
+    size = {edge: config.image_size} if edge else {"height": config.image_size, "width": config.image_size}
+    content = {"image_processor_type": f"{kind}ImageProcessor", "size": size}
+    for name in ("mean", "std"):
+        value = getattr(config, name)
+        content[f"image_{name}"] = list(value * 3 if len(value) == 1 else value)
+    return processing.ImageProcessing.from_dict(content, "config.model")
 
 
 def _special(tokenizer: Tokenizer, described: dict, names: NameMap) -> dict:
     """The special ids; RoBERTa's positions count from the padding's."""
     found = {"pad_token_id": tokenizer.pad_id, "bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eos_id}
     before = described.get("pad_token_id")
-    if names.prefix == "roberta." and before != tokenizer.pad_id:
+    if names.padded_positions and before != tokenizer.pad_id:
         raise UserError(
             f"config.model.position_offset is {before + 1}, but transformers puts position 0 of {names.model_type} at the "
             f"padding's id + 1, which is {tokenizer.pad_id + 1} with this tokenizer"
@@ -198,36 +295,47 @@ def _special(tokenizer: Tokenizer, described: dict, names: NameMap) -> dict:
 
 # Leaves
 
-def shapes(model) -> dict[str, Shape]:
-    """The shapes of all parameters of a model by name; nothing is computed."""
-    fields = {name: np.zeros((2,) * len(field.axes), field.dtype) for name, field in batches.FIELDS.items()}
-    found = jax.eval_shape(lambda: model.init(jax.random.key(0), fields))["params"]
-    return {name: x.shape for name, x in parameters.flat(meta.unbox(found)).items()}
+def _today(leaves: Iterable[str], names: NameMap, head: str) -> dict[str, str]:
+    """Each leaf's name as `transformers` writes it now with this head, and its name in the file.
 
-
-def _today(leaf: str, names: NameMap, head: str) -> str:
-    """A leaf's name as `transformers` writes it now: older files have gamma and beta, or a prefix where there is no head."""
-    for old, new in _LEGACY.items():
-        leaf = leaf.removesuffix(old) + new if leaf.endswith(old) else leaf
-    return leaf.removeprefix(names.prefix) if head == "none" else leaf
-
-
-def _choose(config: dict, name: str, names: NameMap, wanted: str, there: Iterable[str]) -> tuple[dict, list]:
-    """(fields, plan) of the head that config.json names; where a file has both heads of pretraining, of these."""
-    module = importlib.import_module(f"{models.__name__}.{name}")
-    fields = {"name": name} | module.from_hf(config) | {"labels": len(label_names(config))}
-    heads = [wanted, "pretraining"] if wanted == "masked_lm" and "pretraining" in names.heads else [wanted]
-    there, tried = set(there), []
-    for head in heads:
-        fields |= {"head": head}
+    Older files have gamma and beta. Files without a head may have the prefix of one that has, and the other way round.
+    """
+    rows, found = names.rows(head), {}
+    for leaf in leaves:
+        now = leaf
+        for old, new in _LEGACY.items():
+            now = now.removesuffix(old) + new if now.endswith(old) else now
         if head == "none":
-            fields["pooler"] = any(leaf.startswith("pooler") for leaf in there)
+            now = now.removeprefix(names.prefix)
+        elif not any(match(row, now) for row in rows) and any(match(row, names.prefix + now) for row in rows):
+            now = names.prefix + now
+        found[now] = leaf
+    return found
+
+
+def _choose(config: dict, name: str, names: NameMap, wanted: str, there: dict[str, str]) -> tuple[dict, list[mapping.Planned]]:
+    """(fields, plan) of the head that config.json names; where a file has both heads of pretraining, of these.
+
+    Of two tied leaves the file may have either: `there` has both afterwards.
+    """
+    module = _module(name)
+    own = fields_of(name)
+    fields = {"name": name} | module.from_hf(config) | ({"labels": len(label_names(config))} if "labels" in own else {})
+    heads = [wanted, "pretraining"] if wanted == "masked_lm" and "pretraining" in names.heads else [wanted]
+    tried = []
+    for head in heads:
+        fields |= {"head": head} if "head" in own else {}
+        if head == "none":
+            fields |= {field: any(leaf.startswith(begin) for leaf in there) for field, begin in names.optional.items()}
         model = models.build(fields, fields["vocab_size"])
-        plan = _plan(names, head, shapes(model))
-        leaves = {theirs for _, theirs, _ in plan}
-        tried.append((dict(fields), plan, sorted(leaves - there), _unused(names, head, there - leaves)))
+        if model.protocol().tied:
+            there |= {tie.of: there[tie.theirs] for tie in names.ties() if tie.of not in there and tie.theirs in there}
+        plan = mapping.plan(names, head, mapping.shapes(model))
+        leaves = {planned.theirs for planned in plan}
+        tried.append((dict(fields), plan, sorted(leaves - set(there)), _unused(names, head, set(there) - leaves)))
     best = next((t for t in tried[::-1] if not t[2] and not t[3]), tried[0])
     fields, plan, missing, unused = best
+    _refuse_untied(config, names, models.build(fields, fields["vocab_size"]).protocol())
     if missing:
         raise UserError(f"the weights lack {len(missing)} leaves of {names.heads[wanted].architecture}: {', '.join(missing)}")
     if unknown := [leaf for leaf in unused if not names.knows(leaf)]:
@@ -237,48 +345,27 @@ def _choose(config: dict, name: str, names: NameMap, wanted: str, there: Iterabl
     return fields, plan
 
 
+def _refuse_untied(config: dict, names: NameMap, about: Protocol) -> None:
+    """Raises UserError where config.json unties an output embedding that the model ties."""
+    repeats = any(isinstance(row, Tie) for row in names.rows(about.head))
+    if about.tied and repeats and config.get("tie_word_embeddings") is False:
+        raise UserError(
+            f"config.json: tie_word_embeddings is False, which is not computed here: {names.model_type} has one embedding "
+            "for its input and its output"
+        )
+
+
 def _unused(names: NameMap, head: str, leaves: Iterable[str]) -> list[str]:
     """The leaves that are neither tied to others nor to be ignored."""
     rows = [row for row in names.rows(head) if not isinstance(row, Row)]
-    covered = [regex(row.pattern if isinstance(row, Ignore) else row.theirs, row).fullmatch for row in rows]
-    return sorted(leaf for leaf in leaves if not any(match(leaf) for match in covered))
+    return sorted(leaf for leaf in leaves if not any(match(row, leaf) for row in rows))
 
 
-def _plan(names: NameMap, head: str, ours: dict[str, Shape]) -> list[tuple[Row, str, dict[str, Shape]]]:
-    """(row, their name, our shapes by name) of every parameter, layers apart.
-
-    Raises:
-      UserError: parameters that no row covers.
-    """
-    ours = {name: tuple(shape) for name, shape in stacking.names(ours).items()}
-    rows = [(row, [regex(pattern) for pattern in row.names()]) for row in names.rows(head) if isinstance(row, Row)]
-    plan, covered = [], set()
-    for name in ours:
-        for row, patterns in rows:
-            if match := patterns[0].fullmatch(name):
-                parts = [pattern.format(**match.groupdict()) for pattern in row.names()]
-                plan.append((row, row.theirs.format(**match.groupdict()), {part: ours[part] for part in parts}))
-                covered.update(parts)
-    if left := sorted(set(ours) - covered):
-        raise UserError(f"{len(left)} parameters have no name in {names.heads[head].architecture}: {', '.join(left)}")
-    return plan
+def fields_of(name: str) -> set[str]:
+    """The fields of an architecture's `Config`."""
+    return {field.name for field in dataclasses.fields(_module(name).Config)}
 
 
-def _read(array: np.ndarray, where: str, row: Row, ours: dict[str, Shape]) -> dict[str, np.ndarray]:
-    """Our arrays of one leaf."""
-    verb = VERBS[row.verb]
-    first = verb.theirs(next(iter(ours.values())))
-    wanted = (first[0] * len(ours), *first[1:])
-    if array.shape != wanted:
-        raise UserError(f"{where} has shape {array.shape}; by config.json it should have {wanted}")
-    parts = np.split(array, len(ours)) if len(ours) > 1 else [array]
-    return {
-        name: np.ascontiguousarray(verb.read(part, shape), np.float32)
-        for part, (name, shape) in zip(parts, ours.items(), strict=True)
-    }
-
-
-def _write(row: Row, ours: Sequence[np.ndarray]) -> np.ndarray:
-    """One leaf from our arrays."""
-    parts = [VERBS[row.verb].write(np.asarray(array, np.float32)) for array in ours]
-    return parts[0] if len(parts) == 1 else np.concatenate(parts)
+def _module(name: str):
+    """The file of an architecture."""
+    return importlib.import_module(f"{models.__name__}.{name}")

@@ -5,8 +5,10 @@ from collections.abc import Iterable
 
 import numpy as np
 
-_STACKED = re.compile(r"(^|/)layer/")
-_SEPARATE = re.compile(r"(^|/)layer_(\d+)/")
+from transformers_jax.interchange.weights import Leaf, stacked
+
+_STACKED = re.compile(r"(^|[/:])layer/")
+_SEPARATE = re.compile(r"(^|[/:])layer_(\d+)/")
 
 
 def separate(leaves: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -27,10 +29,10 @@ def names(shapes: dict[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
     return {name: array.shape for name, array in separate(arrays).items()}
 
 
-def arranged(leaves: dict[str, np.ndarray], wanted: Iterable[str]) -> dict[str, np.ndarray]:
+def arranged(leaves: dict[str, np.ndarray | Leaf], wanted: Iterable[str]) -> dict[str, np.ndarray | Leaf]:
     """Separate layers' leaves, stacked again where the stack is among the wanted names; one that is not whole is left out."""
     wanted, found = set(wanted), {}
-    stacks: dict[str, dict[int, np.ndarray]] = {}
+    stacks: dict[str, dict[int, np.ndarray | Leaf]] = {}
     for name, array in leaves.items():
         stack = _SEPARATE.sub(r"\1layer/", name, count=1)
         if name in wanted or stack not in wanted:
@@ -39,11 +41,11 @@ def arranged(leaves: dict[str, np.ndarray], wanted: Iterable[str]) -> dict[str, 
             stacks.setdefault(stack, {})[int(_SEPARATE.search(name)[2])] = array
     for name, parts in stacks.items():
         if sorted(parts) == list(range(len(parts))):
-            found[name] = np.stack([parts[i] for i in range(len(parts))])
+            found[name] = stacked([parts[i] for i in range(len(parts))])
     return found
 
 
-def chosen(leaves: dict[str, np.ndarray], layers: Iterable[int]) -> dict[str, np.ndarray]:
+def chosen(leaves: dict[str, np.ndarray | Leaf], layers: Iterable[int]) -> dict[str, np.ndarray | Leaf]:
     """Separate layers' leaves, of these layers only, numbered anew from 0."""
     numbers = {old: new for new, old in enumerate(layers)}
     found = {}

@@ -4,7 +4,8 @@ Pickles are not read: whoever unpickles a file runs whatever code its author put
 """
 
 import json
-from collections.abc import Iterable
+import math
+from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
 
@@ -17,6 +18,8 @@ from transformers_jax.errors import UserError
 SINGLE, INDEX, SHARDS = "model.safetensors", "model.safetensors.index.json", "model-*-of-*.safetensors"
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 SHARD_BYTES = 5 * 10**9
+DTYPES = ("F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8", "U8", "BOOL")
+"""Types of numbers, by their names in a file: all but float8 and packed ones."""
 
 
 class Weights:
@@ -49,6 +52,27 @@ class Weights:
             return self._open(self._files[name]).get_tensor(name)
         except SafetensorError as error:
             raise UserError(f"{self._files[name]}: {name} cannot be read: {error}") from error
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """The shape of a leaf.
+
+        Raises:
+          UserError: its dtype is not read here.
+        """
+        leaf = self._open(self._files[name]).get_slice(name)
+        if leaf.get_dtype() not in DTYPES:
+            raise UserError(
+                f"{self._files[name]}: {name} is of dtype {leaf.get_dtype()}, which is not read here; {', '.join(DTYPES)} are"
+            )
+        return tuple(leaf.get_shape())
+
+    def part(self, name: str, axis: int, start: int, stop: int) -> np.ndarray:
+        """Of a leaf what lies from `start` to `stop` along an axis; no more is read."""
+        leaf = self._open(self._files[name]).get_slice(name)
+        shape = leaf.get_shape()
+        if not shape or (start, stop) == (0, shape[axis]):
+            return self.array(name)
+        return leaf[(*[slice(None)] * axis, slice(start, stop))]
 
     def _open(self, file: Path):
         if file not in self._handles:
@@ -90,6 +114,39 @@ class Weights:
         return files
 
 
+class Leaf:
+    """An array that is read when it is asked for: `np.asarray(leaf)`. It has the shape of what is to be read.
+
+    read: gives the array, in the file's dtype.
+    parts: what it is stacked of, if it is.
+    """
+
+    def __init__(self, shape: tuple[int, ...], read: Callable[[], np.ndarray], parts: Sequence = ()):
+        self.shape, self.read, self.parts = shape, read, parts
+
+    @property
+    def ndim(self) -> int:
+        return len(self.shape)
+
+    @property
+    def size(self) -> int:
+        return math.prod(self.shape)
+
+    def __getitem__(self, rows: slice) -> "Leaf":
+        """Some of its rows, unread too."""
+        return Leaf((len(range(self.shape[0])[rows]), *self.shape[1:]), lambda: self.read()[rows])
+
+    def __array__(self, dtype=None, copy=None) -> np.ndarray:
+        return np.asarray(self.read(), dtype)
+
+
+def stacked(leaves: Sequence) -> "np.ndarray | Leaf":
+    """Arrays of one shape as one, or leaves as a leaf."""
+    if not any(isinstance(leaf, Leaf) for leaf in leaves):
+        return np.stack(leaves)
+    return Leaf((len(leaves), *leaves[0].shape), lambda: np.stack([np.asarray(leaf) for leaf in leaves]), leaves)
+
+
 def refuse_pickle(file: Path) -> None:
     """Raises UserError for a file of pickled weights."""
     if file.suffix in PICKLES:
@@ -107,7 +164,7 @@ def write(folder: Path, leaves: Iterable[tuple[str, np.ndarray]], shard_bytes: i
         if shards[-1] and size + array.nbytes > shard_bytes:
             shards.append({})
             size = 0
-        shards[-1][name] = np.ascontiguousarray(array)  # the library writes memory as it lies
+        shards[-1][name] = np.asarray(array, order="C")  # the library writes memory as it lies
         size, total = size + array.nbytes, total + array.nbytes
     for stale in (SINGLE, INDEX, *(file.name for file in folder.glob(SHARDS))):
         (folder / stale).unlink(missing_ok=True)

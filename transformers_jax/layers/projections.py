@@ -8,23 +8,10 @@ import jax
 import jax.numpy as jnp
 
 from transformers_jax.errors import UserError
+from transformers_jax.layers.product import times_kernel
 
 Stddev = float | nn.initializers.Initializer
 """How a kernel starts, as `kernel_init` reads it."""
-
-
-def matmul(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """x [..., A] times kernel [A, C], as one product of matrices.
-
-    With x flattened to rows, the kernel's gradient is a product that CPUs take as it is; over the axes [B, T] together
-    they transpose both sides first. Of many rows they form a tall kernel's gradient faster lying down, [C, A], which the
-    barrier keeps XLA from undoing; of few, as in a step of decoding, turning the kernel would cost more than it brings.
-    """
-    rows = x.reshape(-1, x.shape[-1])
-    tall = kernel.shape[0] > kernel.shape[1]
-    if tall and len(rows) >= 2 * kernel.shape[0] and jax.default_backend() == "cpu":
-        kernel = jax.lax.optimization_barrier(kernel.T).T
-    return (rows @ kernel).reshape(*x.shape[:-1], kernel.shape[-1])
 
 
 class Linear(nn.Module):
@@ -43,13 +30,8 @@ class Linear(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        init = nn.with_logical_partitioning(kernel_init(self.stddev), self.axes)
-        kernel = self.param("kernel", init, (x.shape[-1], self.features), self.param_dtype)
-        zeros = nn.with_logical_partitioning(nn.initializers.zeros, self.axes[1:])
-        bias = self.param("bias", zeros, (self.features,), self.param_dtype) if self.use_bias else None
-        x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
-        y = matmul(x, kernel)
-        return y if bias is None else y + bias
+        shape, init = (x.shape[-1], self.features), kernel_init(self.stddev)
+        return times_kernel(self, x, shape, init, self.axes, bias_axes=self.axes[1:] if self.use_bias else None)
 
 
 class ToHeads(nn.Module):
@@ -66,17 +48,10 @@ class ToHeads(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         width, heads = x.shape[-1], self.num_heads
         head_width = self.head_width or _head_width(width, heads)
-        kernel = self.param(
-            "kernel",
-            nn.with_logical_partitioning(_on_matrix((width, heads * head_width), self.stddev), ("embed", "heads", "kv")),
-            (width, heads, head_width),
-            self.param_dtype,
-        )
-        zeros = nn.with_logical_partitioning(nn.initializers.zeros, ("heads", "kv"))
-        bias = self.param("bias", zeros, (heads, head_width), self.param_dtype) if self.use_bias else None
-        x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
-        y = matmul(x, kernel.reshape(width, -1)).reshape(*x.shape[:-1], heads, head_width)  # [..., N, H]
-        return y if bias is None else y + bias
+        init = _on_matrix((width, heads * head_width), self.stddev)
+        bias_axes = ("heads", "kv") if self.use_bias else None
+        y = times_kernel(self, x, (width, heads, head_width), init, ("embed", "heads", "kv"), bias_axes=bias_axes)
+        return y.reshape(*x.shape[:-1], heads, head_width)  # [..., N, H]
 
 
 class FromHeads(nn.Module):
@@ -90,17 +65,10 @@ class FromHeads(nn.Module):
     @nn.compact
     def __call__(self, y: jax.Array, width: int) -> jax.Array:
         heads, head_width = y.shape[-2:]
-        kernel = self.param(
-            "kernel",
-            nn.with_logical_partitioning(_on_matrix((heads * head_width, width), self.stddev), ("heads", "kv", "embed")),
-            (heads, head_width, width),
-            self.param_dtype,
-        )
-        zeros = nn.with_logical_partitioning(nn.initializers.zeros, ("embed",))
-        bias = self.param("bias", zeros, (width,), self.param_dtype) if self.use_bias else None
-        y, kernel, bias = nn.dtypes.promote_dtype(y, kernel, bias, dtype=self.dtype)
-        x = matmul(y.reshape(*y.shape[:-2], -1), kernel.reshape(-1, width))  # [..., D]
-        return x if bias is None else x + bias
+        init, axes = _on_matrix((heads * head_width, width), self.stddev), ("heads", "kv", "embed")
+        y = y.reshape(*y.shape[:-2], -1)  # [..., N · H]
+        bias_axes = ("embed",) if self.use_bias else None
+        return times_kernel(self, y, (heads, head_width, width), init, axes, inputs=2, bias_axes=bias_axes)  # [..., D]
 
 
 def kernel_init(stddev: Stddev):

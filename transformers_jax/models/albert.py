@@ -21,6 +21,7 @@ from transformers_jax.layers.masks import Mask
 from transformers_jax.layers.projections import Linear
 from transformers_jax.models import encoder
 from transformers_jax.models.name_map import (
+    ENCODER,
     POSITION_IDS,
     Head,
     NameMap,
@@ -211,6 +212,9 @@ NAMES = (
             "span": Head("AlbertForQuestionAnswering", linear("qa_outputs", "classifier")),
             "multiple_choice": Head("AlbertForMultipleChoice", _CLASSIFIER),
         },
+        neutral=ENCODER,
+        keys=(*_FIELDS, "hidden_act"),
+        optional={"pooler": "pooler."},
     ),
 )
 

@@ -19,6 +19,7 @@ from transformers_jax.layers.embeddings import Embeddings, TokenTransform
 from transformers_jax.layers.masks import Mask
 from transformers_jax.models import encoder
 from transformers_jax.models.name_map import (
+    ENCODER,
     POSITION_IDS,
     Head,
     NameMap,
@@ -141,6 +142,10 @@ _BERT_TOKENS = _tokens(
 _ROBERTA_TOKENS = _tokens("lm_head.dense", "lm_head.layer_norm", "lm_head.bias", "lm_head.decoder", "roberta." + _WORDS)
 
 
+_KEYS = (*_FIELDS, "hidden_act", "classifier_dropout", "pad_token_id")
+_OPTIONAL = {"pooler": "pooler."}
+
+
 def _roberta(variant: str, name: str) -> NameMap:
     return NameMap(
         variant,
@@ -157,6 +162,10 @@ def _roberta(variant: str, name: str) -> NameMap:
             "span": Head(name + "ForQuestionAnswering", _SPAN),
             "multiple_choice": Head(name + "ForMultipleChoice", _CLASSIFIER),
         },
+        neutral=ENCODER,
+        keys=_KEYS,
+        optional=_OPTIONAL,
+        padded_positions=True,
     )
 
 
@@ -175,6 +184,9 @@ NAMES = (
             "span": Head("BertForQuestionAnswering", _SPAN),
             "multiple_choice": Head("BertForMultipleChoice", _CLASSIFIER),
         },
+        neutral=ENCODER,
+        keys=_KEYS,
+        optional=_OPTIONAL,
     ),
     _roberta("roberta", "Roberta"),
     _roberta("camembert", "Camembert"),

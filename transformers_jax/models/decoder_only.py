@@ -17,6 +17,7 @@ from transformers_jax.errors import UserError
 from transformers_jax.layers.embeddings import embedding_table, lookup
 from transformers_jax.layers.feedforward import ACTIVATIONS
 from transformers_jax.layers.masks import Mask, Place
+from transformers_jax.models.protocol import CONTINUES, TEXT, Protocol
 from transformers_jax.outputs import EncoderOutput, LanguageModelOutput
 
 HEADS = ("none", "causal_lm")
@@ -87,6 +88,21 @@ class DecoderOnly(nn.Module):
     config: Any
     block: Callable[..., nn.Module] | None = None
     genome_cells = {"block": ("causal", "layers")}
+
+    @nn.nowrap
+    def protocol(self) -> Protocol:
+        """What this model tells about itself; prompt and output share its longest input."""
+        c = self.config
+        return Protocol(
+            reads=(TEXT,),
+            does=(CONTINUES,),
+            fields=("tokens", "positions", "segments"),
+            longest=c.max_length,
+            head=c.head,
+            heads=HEADS,
+            token_heads=("causal_lm",),
+            tied=c.tie_embeddings,
+        )
 
     def setup_tables(self) -> None:
         """Makes the tokens' embedding and, where it is another, the softmax's; to be called in `setup`."""
@@ -163,17 +179,3 @@ class DecoderOnly(nn.Module):
         """The softmax's vectors of tokens [V, D]."""
         tied = self.config.tie_embeddings or self.config.head == "none"
         return (self.embedding if tied else self.lm_head).astype(self.config.dtype)
-
-
-def refuse_others(config: dict, **only) -> None:
-    """Refuses a config.json whose keys say what is not computed here.
-
-    Args:
-      only: for a key the value that is computed, which a file that lacks the key has too.
-
-    Raises:
-      UserError: names the key and its value.
-    """
-    for key, value in only.items():
-        if config.get(key, value) != value:
-            raise UserError(f"config.json: {key} {config[key]!r} is not supported, only {value!r}")

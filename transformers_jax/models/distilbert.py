@@ -17,6 +17,7 @@ from transformers_jax.layers.embeddings import Embeddings, TokenTransform
 from transformers_jax.layers.masks import Mask
 from transformers_jax.models import encoder
 from transformers_jax.models.name_map import (
+    ENCODER,
     POSITION_IDS,
     Head,
     NameMap,
@@ -128,6 +129,8 @@ NAMES = (
             "span": Head("DistilBertForQuestionAnswering", linear("qa_outputs", "classifier")),
             "multiple_choice": Head("DistilBertForMultipleChoice", _POOLED),
         },
+        neutral=ENCODER,
+        keys=(*_FIELDS, "activation", "sinusoidal_pos_embds"),
     ),
 )
 

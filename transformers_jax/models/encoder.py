@@ -21,12 +21,26 @@ from transformers_jax.layers.dropout import Dropout
 from transformers_jax.layers.feedforward import ACTIVATIONS
 from transformers_jax.layers.norms import LayerNorm
 from transformers_jax.layers.projections import Linear
+from transformers_jax.models.protocol import ENCODES, TEXT, Protocol
 from transformers_jax.outputs import EncoderOutput, LabelOutput, LanguageModelOutput, PretrainingOutput
 
 HEADS = ("none", "masked_lm", "pretraining", "next_sentence", "sequence", "tagging", "span", "multiple_choice")
 FIRST_HEADS = ("pretraining", "next_sentence", "sequence", "multiple_choice")
 LANGUAGE_HEADS = ("masked_lm", "pretraining")
-"""Those that read a row's first position, and those that predict tokens."""
+LABELLED_HEADS = ("sequence", "tagging", "multiple_choice")
+"""Those that read a row's first position, those that predict tokens, those that give labels."""
+
+CONFIGS = {
+    "none": "sentence_bert.py:sts",
+    "masked_lm": "bert.py:quickstart",
+    "pretraining": "bert.py:base",
+    "next_sentence": "bert.py:base",
+    "sequence": "bert.py:sentences",
+    "tagging": "bert.py:ner",
+    "span": "bert.py:squad",
+    "multiple_choice": "bert.py:swag",
+}
+"""Where the config of a converted model's workdir comes from, by its head: model, labels and tokenizer are replaced."""
 
 HeadOutput = EncoderOutput | LanguageModelOutput | PretrainingOutput | LabelOutput
 
@@ -94,11 +108,6 @@ class Config:
         return {"stddev": self.stddev, "dtype": self.dtype, "param_dtype": self.param_dtype}
 
 
-def longest(config) -> int:
-    """Tokens that a model with learned positions reads at most: rows of the table, but those that are never looked up."""
-    return config.max_length - getattr(config, "position_offset", 0)
-
-
 class Encoder(nn.Module):
     """From a batch to its head's output. An architecture gives `setup`, `states`, `table` and what differs of the rest.
 
@@ -134,6 +143,27 @@ class Encoder(nn.Module):
                 return LabelOutput(self.classifier(self.span_drop(hidden, deterministic=deterministic)))
             case "multiple_choice":
                 return LabelOutput(self.sequence(hidden, deterministic).reshape(groups))
+
+    @nn.nowrap
+    def protocol(self) -> Protocol:
+        """What this model tells about itself; its longest input is the table of positions without rows never looked up."""
+        c, labelled = self.config, self.config.head in LABELLED_HEADS
+        kinds = c.token_types > 1
+        return Protocol(
+            reads=(TEXT,),
+            does=(ENCODES,),
+            fields=("tokens", "positions", "segments", *["token_types"] * kinds),
+            longest=c.max_length - getattr(c, "position_offset", 0),
+            head=c.head,
+            heads=HEADS,
+            labelled=LABELLED_HEADS,
+            labels=c.labels if labelled else 0,
+            token_heads=LANGUAGE_HEADS,
+            token_types=kinds,
+            max_mask_rate=c.max_mask_rate,
+            configs=CONFIGS,
+            sizes={"C": 2} if c.head == "multiple_choice" else {},
+        )
 
     def setup_head(self, *, pooler: bool = True, choice: int = 1, tag_dropout: float | None = None) -> None:
         """Makes the parts of the head; to be called in `setup`.

@@ -21,7 +21,7 @@ from transformers_jax.layers.gather import gather
 from transformers_jax.layers.masks import Mask
 from transformers_jax.layers.projections import Linear
 from transformers_jax.models import encoder
-from transformers_jax.models.name_map import POSITION_IDS, Head, NameMap, Row, Tie, linear, norm, renamed
+from transformers_jax.models.name_map import ENCODER, POSITION_IDS, Head, NameMap, Row, Tie, linear, norm, renamed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,6 +118,11 @@ _FIXED = {
     "summary_proj_to_labels": True,
 }
 """Keys of which one value is supported."""
+_KEYS = (
+    "gelu_activation", "pre_norm", "n_langs", "use_lang_emb", "token_types_as_tokens", "n_words",
+    "embed_init_std", "sinusoidal_embeddings",
+)  # fmt: skip
+"""Further keys that are read, or only say how the file's numbers were drawn."""
 
 _OURS = "encoder/layer_{i}/block/"
 _BODY = (
@@ -151,19 +156,14 @@ NAMES = (
             "span": Head("FlaubertForQuestionAnsweringSimple", linear("qa_outputs", "classifier")),
             "multiple_choice": Head("FlaubertForMultipleChoice", (*_SUMMARY, *linear("logits_proj", "choice"))),
         },
+        neutral=ENCODER | _FIXED,
+        keys=(*_FIELDS, *_KEYS),
     ),
 )
 
 
 def from_hf(config: dict) -> dict:
-    """Fields of `Config` from a config.json, without head and labels.
-
-    Raises:
-      UserError: a variant that does not exist here.
-    """
-    for key, value in _FIXED.items():
-        if config.get(key, value) != value:
-            raise UserError(f"config.json: {key} is {config[key]!r}; of FlauBERT's variants only {value!r} is supported")
+    """Fields of `Config` from a config.json, without head and labels. Sinusoids are read like learned positions."""
     fields = renamed({"vocab_size": config.get("n_words"), **config}, _FIELDS, Config)
     return fields | {
         "mlp_width": 4 * fields["width"],

@@ -20,6 +20,7 @@ from transformers_jax.layers.norms import LayerNorm
 from transformers_jax.layers.positions import LearnedPositions
 from transformers_jax.models import decoder_only
 from transformers_jax.models.name_map import (
+    POSITION_IDS,
     Head,
     Ignore,
     NameMap,
@@ -27,6 +28,7 @@ from transformers_jax.models.name_map import (
     Tie,
     activation_from_hf,
     activation_to_hf,
+    linear,
     norm,
     renamed,
 )
@@ -96,19 +98,17 @@ _LAYER, _OURS = "h.{i}.", "decoder/layer_{i}/block/"
 _ATTENTION = _OURS + "self_attention/"
 _HEADS = tuple(_ATTENTION + name for name in ("query", "key", "value"))
 _LAYERS = (  # their kernels are [inputs, outputs], as ours are
-    Row(_LAYER + "attn.c_attn.weight", tuple(f"{name}/kernel" for name in _HEADS), "flat_heads", axis=1),
-    Row(_LAYER + "attn.c_attn.bias", tuple(f"{name}/bias" for name in _HEADS), "heads"),
-    Row(_LAYER + "attn.c_proj.weight", _ATTENTION + "out/kernel", "heads_flat"),
-    Row(_LAYER + "attn.c_proj.bias", _ATTENTION + "out/bias"),
-    Row(_LAYER + "mlp.c_fc.weight", _OURS + "feed_forward/expand/kernel"),
-    Row(_LAYER + "mlp.c_fc.bias", _OURS + "feed_forward/expand/bias"),
-    Row(_LAYER + "mlp.c_proj.weight", _OURS + "feed_forward/contract/kernel"),
-    Row(_LAYER + "mlp.c_proj.bias", _OURS + "feed_forward/contract/bias"),
+    *linear(_LAYER + "attn.c_attn", _HEADS, "flat_heads", axis=1),
+    *linear(_LAYER + "attn.c_proj", _ATTENTION + "out", "heads_flat"),
+    *linear(_LAYER + "mlp.c_fc", _OURS + "feed_forward/expand", ""),
+    *linear(_LAYER + "mlp.c_proj", _OURS + "feed_forward/contract", ""),
     *norm(_LAYER + "ln_1", _OURS + "self_norm"),
     *norm(_LAYER + "ln_2", _OURS + "feed_norm"),
     Ignore(r"h\.\d+\.attn\.(masked_)?bias", "the causal mask and the score of a masked key, which older files hold"),
 )
-_POSITIONS = Ignore(r"position_ids", "the numbers 0, 1, 2, … that older files hold")
+_SUMMARY = (  # of heads that are not here
+    "summary_type", "summary_use_proj", "summary_activation", "summary_first_dropout", "summary_proj_to_labels", "n_ctx",
+)  # fmt: skip
 
 
 def _lm_head(embedding: str) -> tuple:
@@ -127,6 +127,8 @@ NAMES = (
             *norm("ln_f", "final_norm"),
         ),
         heads={"none": Head("GPT2Model"), "causal_lm": Head("GPT2LMHeadModel", _lm_head("transformer.wte.weight"))},
+        neutral={"scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False},
+        keys=(*_FIELDS, "n_inner", "activation_function", "reorder_and_upcast_attn", *_SUMMARY),
     ),
     NameMap(
         "openai-gpt",
@@ -135,24 +137,19 @@ NAMES = (
             Row("tokens_embed.weight", "embedding"),
             Row("positions_embed.weight", "position/embedding"),
             *_LAYERS,
-            _POSITIONS,
+            POSITION_IDS,
         ),
         heads={
             "none": Head("OpenAIGPTModel"),
             "causal_lm": Head("OpenAIGPTLMHeadModel", _lm_head("transformer.tokens_embed.weight")),
         },
+        keys=(*_FIELDS, "afn", *_SUMMARY),
     ),
 )
 
 
 def from_hf(config: dict) -> dict:
-    """Fields of `Config` from a config.json, without head.
-
-    Raises:
-      UserError: a key asks for what is not computed here.
-    """
-    refuse = dict(scale_attn_weights=True, scale_attn_by_inverse_layer_idx=False, add_cross_attention=False)
-    decoder_only.refuse_others(config, **refuse)
+    """Fields of `Config` from a config.json, without head."""
     fields = renamed(config, _FIELDS, Config)
     first = config["model_type"] == "openai-gpt"
     theirs = config.get("afn", "gelu") if first else config.get("activation_function", "gelu_new")

@@ -147,6 +147,11 @@ _FIELDS = {
     "rms_norm_eps": "norm_epsilon",
     "initializer_range": "stddev",
 }
+_KEYS = (
+    *_FIELDS, "num_key_value_heads", "head_dim", "hidden_act", "attention_bias", "mlp_bias", "rope_theta", "rope_scaling",
+    "rope_parameters", "sliding_window", "use_sliding_window", "max_window_layers", "layer_types",
+    "pretraining_tp",  # how products are cut, not what they give
+)  # fmt: skip
 _UNSAID = {"rms_norm_eps": 1e-6, "initializer_range": 0.02, "attention_dropout": 0.0}
 """What `transformers` takes for a key that a config.json lacks, where it is not our default."""
 
@@ -174,7 +179,7 @@ _LM_HEAD = (Row("lm_head.weight", "lm_head"), Tie("lm_head.weight", "model.embed
 
 def _names(variant: str, name: str) -> NameMap:
     heads = {"none": Head(name + "Model"), "causal_lm": Head(name + "ForCausalLM", _LM_HEAD)}
-    return NameMap(variant, prefix="model.", body=_BODY, heads=heads)
+    return NameMap(variant, prefix="model.", body=_BODY, heads=heads, neutral={"partial_rotary_factor": 1.0}, keys=_KEYS)
 
 
 NAMES = (
@@ -242,8 +247,8 @@ def _rope(config: dict) -> dict:
     kind = given.get("rope_type", given.get("type", "default"))
     if kind not in ("default", "linear", "llama3"):
         raise UserError(f"config.json: rope_scaling {kind!r} is not supported, only default, linear and llama3")
-    for part in (given, config):
-        decoder_only.refuse_others(part, partial_rotary_factor=1.0)
+    if given.get("partial_rotary_factor", 1.0) != 1.0:
+        raise UserError(f"config.json: partial_rotary_factor {given['partial_rotary_factor']} is not computed, only 1.0")
     found = {"rope_theta": float(given.get("rope_theta", config.get("rope_theta", 10_000.0)))}
     if kind == "default":
         return found | {"rope_scaling": ""}

@@ -41,6 +41,7 @@ from transformers_jax.layers.recurrent import (
     time_first,
     zero_state,
 )
+from transformers_jax.models.protocol import Protocol, translator
 from transformers_jax.outputs import LanguageModelOutput
 
 SCORES = ("dot", "general", "concat")
@@ -117,6 +118,11 @@ class Model(nn.Module):
         if c.bidirectional and hidden % 2:
             raise UserError(f"config.model.bidirectional wants an even hidden width, not {hidden}")
         return hidden
+
+    @nn.nowrap
+    def protocol(self) -> Protocol:
+        """What this model tells about itself."""
+        return translator()
 
     def matrix(self, name: str, shape: tuple[int, int], axes: tuple) -> jax.Array:
         init = nn.with_logical_partitioning(nn.initializers.xavier_uniform(), axes)

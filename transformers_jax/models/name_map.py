@@ -1,72 +1,28 @@
 """The language of the tables at the bottom of model files: which leaf of a Hugging Face file is which of our parameters.
 
-A table is read both ways. Its rows name leaves by patterns in which `{i}` is a number, a layer's: "encoder.layer.{i}.x.weight"
-is "encoder/layer_{i}/block/x/kernel". Stacked layers ("encoder/layer/block/x/kernel", first axis the layers) are the same
-leaves: the reader stacks them. What is done to an array on the way is a verb.
+A table is read both ways, by `interchange.mapping`. Its rows name leaves by patterns in which `{i}` is a number, a layer's:
+"encoder.layer.{i}.x.weight" is "encoder/layer_{i}/block/x/kernel". Stacked layers ("encoder/layer/block/x/kernel", first axis
+the layers) are the same leaves: the reader stacks them. What is done to an array on the way is a verb of `mapping.VERBS`.
 
-Axes: A inputs, C outputs, D model width, N heads, H head width.
+Our names are those of parameters. In front of a leaf of another collection stands the collection's: "batch_stats:norm/mean".
 """
 
 import dataclasses
-import math
+import functools
 import re
-from typing import NamedTuple
-
-import numpy as np
+from collections.abc import Mapping
+from typing import Any
 
 from transformers_jax.errors import UserError
-
-Shape = tuple[int, ...]
-
-
-class Verb(NamedTuple):
-    """What an array goes through, by its shape here.
-
-    theirs: shape here → shape in the file.
-    read: (array of the file, shape here) → our array.
-    write: our array → array of the file.
-    """
-
-    theirs: callable
-    read: callable
-    write: callable
-
-
-def _from_matrix(x: np.ndarray, shape: Shape) -> np.ndarray:
-    return x.T.reshape(shape)
-
-
-VERBS = {
-    # as it is
-    "": Verb(lambda s: s, lambda x, s: x, lambda x: x),
-    # [C, A] → [A, C]
-    "transpose": Verb(lambda s: s[::-1], lambda x, s: x.T, lambda x: x.T),
-    # [N · H, D] → [D, N, H]
-    "to_heads": Verb(
-        lambda s: (math.prod(s[1:]), s[0]), _from_matrix, lambda x: x.reshape(x.shape[0], -1).T
-    ),
-    # [D, N · H] → [N, H, D]
-    "from_heads": Verb(
-        lambda s: (s[-1], math.prod(s[:-1])), _from_matrix, lambda x: x.reshape(-1, x.shape[-1]).T
-    ),
-    # [D, N · H] → [D, N, H]
-    "flat_heads": Verb(lambda s: (s[0], math.prod(s[1:])), lambda x, s: x.reshape(s), lambda x: x.reshape(x.shape[0], -1)),
-    # [N · H, D] → [N, H, D]
-    "heads_flat": Verb(
-        lambda s: (math.prod(s[:-1]), s[-1]), lambda x, s: x.reshape(s), lambda x: x.reshape(-1, x.shape[-1])
-    ),
-    # [N · H] → [N, H]
-    "heads": Verb(lambda s: (math.prod(s),), lambda x, s: x.reshape(s), lambda x: x.reshape(-1)),
-}  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """One leaf there is one here, or several: those that lie behind each other along an axis of theirs, as a fused query,
-    key and value do.
+    """One leaf there is one here, or several: those that lie behind each other along an axis of theirs, as a fused query, key
+    and value do, each as large as ours.
 
-    verb: a name of VERBS.
-    axis: of theirs, along which several of ours lie.
+    verb: a name of `mapping.VERBS`; each part goes through it.
+    axis: of the file's array, along which the parts lie.
     """
 
     theirs: str
@@ -96,6 +52,21 @@ class Ignore:
 
 
 @dataclasses.dataclass(frozen=True)
+class Constant:
+    """A leaf that carries nothing, but that `transformers` misses in a file: it is written as this number, and not read.
+
+    beside: the pattern of another leaf of theirs, next to which it stands.
+    """
+
+    theirs: str
+    beside: str
+    value: int
+
+
+AnyRow = Row | Tie | Ignore | Constant
+
+
+@dataclasses.dataclass(frozen=True)
 class Head:
     """A model with this head: the class of `transformers`, and the rows that it adds to the body's.
 
@@ -103,7 +74,7 @@ class Head:
     """
 
     architecture: str
-    rows: tuple[Row | Tie | Ignore, ...] = ()
+    rows: tuple[AnyRow, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,17 +82,26 @@ class NameMap:
     """The names of one architecture.
 
     model_type: of config.json.
-    prefix: of the body's leaves in a model with a head.
+    prefix: of the body's leaves in a model with a head. Files may lack it, or have it where there is no head.
     body: rows of what all heads have, without the prefix.
-    heads: by `config.model.head`.
+    heads: by `Protocol.head`.
+    neutral: keys of config.json that change numbers and of which one value alone is computed; with another a file is refused.
+      NEUTRAL is refused for every architecture.
+    keys: further keys of config.json that `from_hf` reads. A key that is in none of these, nor in INERT, gives a warning.
+    optional: our fields that are True where a file without a head has leaves that begin so: {"pooler": "pooler."}.
+    padded_positions: whether position 0 is the row behind the padding's id, as RoBERTa's.
     """
 
     model_type: str
     prefix: str
-    body: tuple[Row | Tie | Ignore, ...]
+    body: tuple[AnyRow, ...]
     heads: dict[str, Head]
+    neutral: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    keys: tuple[str, ...] = ()
+    optional: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    padded_positions: bool = False
 
-    def rows(self, head: str) -> list[Row | Tie | Ignore]:
+    def rows(self, head: str) -> list[AnyRow]:
         """The rows of a model with this head, names in full."""
         own = self.heads[head].rows
         replaced = {row.names() for row in own if isinstance(row, Row)}
@@ -132,6 +112,7 @@ class NameMap:
         if isinstance(row, Ignore):
             return Ignore(f"({re.escape(self.prefix)})?{row.pattern}", row.reason)
         changes = {"of": self.prefix + row.of} if isinstance(row, Tie) else {}
+        changes |= {"beside": self.prefix + row.beside} if isinstance(row, Constant) else {}
         return dataclasses.replace(row, theirs=self.prefix + row.theirs, **changes)
 
     def ties(self) -> list[Tie]:
@@ -140,24 +121,28 @@ class NameMap:
 
     def knows(self, name: str) -> bool:
         """Whether some head has a leaf of this name."""
-        rows = [row for head in self.heads for row in self.rows(head)]
-        return any(regex(row.pattern if isinstance(row, Ignore) else row.theirs, row).fullmatch(name) for row in rows)
+        return any(match(row, name) for head in self.heads for row in self.rows(head))
 
 
-def regex(pattern: str, row: Row | Tie | Ignore | None = None) -> re.Pattern:
-    """The expression of a pattern; `{i}` is a group of digits. An `Ignore`'s is one already."""
-    if isinstance(row, Ignore):
-        return re.compile(pattern)
+def match(row: AnyRow, name: str) -> re.Match | None:
+    """Whether a leaf of a file is the row's."""
+    return (re.compile(row.pattern) if isinstance(row, Ignore) else regex(row.theirs)).fullmatch(name)
+
+
+@functools.cache
+def regex(pattern: str) -> re.Pattern:
+    """The expression of a row's pattern; `{i}` is a group of digits."""
     return re.compile(re.sub(r"\\\{(\w+)\\\}", r"(?P<\1>\\d+)", re.escape(pattern)))
 
 
 # Rows that come together
 
-def linear(theirs: str, ours: str, verb: str = "transpose") -> tuple[Row, Row]:
-    """A dense layer: weight and bias there, kernel and bias here."""
-    return Row(f"{theirs}.weight", f"{ours}/kernel", verb), Row(
-        f"{theirs}.bias", f"{ours}/bias", "heads" if verb == "to_heads" else ""
-    )
+def linear(theirs: str, ours: str | tuple[str, ...], verb: str = "transpose", axis: int = 0) -> tuple[Row, Row]:
+    """A dense layer: weight and bias there, kernel and bias here; of several fused ones, the kernel along `axis` there."""
+    names = (ours,) if isinstance(ours, str) else ours
+    kernels, biases = (tuple(f"{name}/{leaf}" for name in names) for leaf in ("kernel", "bias"))
+    bias_verb = "heads" if verb in ("to_heads", "flat_heads") else ""
+    return Row(f"{theirs}.weight", kernels, verb, axis), Row(f"{theirs}.bias", biases, bias_verb)
 
 
 def norm(theirs: str, ours: str) -> tuple[Row, Row]:
@@ -165,10 +150,50 @@ def norm(theirs: str, ours: str) -> tuple[Row, Row]:
     return Row(f"{theirs}.weight", f"{ours}/scale"), Row(f"{theirs}.bias", f"{ours}/bias")
 
 
+def batch_norm(theirs: str, ours: str) -> tuple[Row | Constant, ...]:
+    """A batch norm: a norm, and its running statistics in the collection "batch_stats"."""
+    return (
+        *norm(theirs, ours),
+        Row(f"{theirs}.running_mean", f"batch_stats:{ours}/mean"),
+        Row(f"{theirs}.running_var", f"batch_stats:{ours}/var"),
+        Constant(f"{theirs}.num_batches_tracked", f"{theirs}.running_var", 0),
+    )
+
+
 POSITION_IDS = Ignore(r"(embeddings\.)?position_ids", "the numbers 0, 1, 2, … that older files hold")
 
 
-# Values of config.json
+# Keys and values of config.json
+
+NEUTRAL = {
+    "is_encoder_decoder": False,
+    "add_cross_attention": False,
+    "cross_attention_hidden_size": None,
+    "tie_encoder_decoder": False,
+    "pruned_heads": {},
+    "quantization_config": None,
+}
+"""Keys that change the numbers of any architecture, and the value that is computed."""
+
+ENCODER = {"is_decoder": False, "position_embedding_type": "absolute"}
+"""The same of encoders: no causal mask, and positions that are added to the embeddings."""
+
+INERT = frozenset(
+    """
+    _attn_implementation _name_or_path _num_labels architectures attn_implementation bos_token_id bad_words_ids
+    chunk_size_feed_forward cls_token_id decoder_start_token_id diversity_penalty do_sample dtype early_stopping
+    encoder_no_repeat_ngram_size end_n_top eos_token_id exponential_decay_length_penalty finetuning_task forced_bos_token_id
+    forced_eos_token_id gradient_checkpointing id2label initializer_range keys_to_ignore_at_inference label2id lang_id
+    language layerdrop length_penalty mask_index mask_token_id max_length min_length model_type name no_repeat_ngram_size
+    num_beam_groups num_beams num_labels num_return_sequences output_attentions output_hidden_states output_past
+    output_scores pad_token_id prefix problem_type remove_invalid_values repetition_penalty return_dict
+    return_dict_in_generate sep_token_id start_n_top suppress_tokens task_specific_params temperature
+    tf_legacy_loss tie_word_embeddings tokenizer_class top_k top_p torch_dtype torchscript transformers_version
+    typical_p unk_index unk_token_id use_bfloat16 use_cache
+    """.split()
+)
+"""Keys that change no numbers of a model's output: names, ids, generation's defaults, training's choices. Or, as
+`tie_word_embeddings`, those that are looked at for every architecture."""
 
 _ACTIVATIONS = {"gelu": "gelu", "gelu_tanh": "gelu_new", "relu": "relu", "swish": "silu"}
 

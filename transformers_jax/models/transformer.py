@@ -20,6 +20,7 @@ from transformers_jax.layers.embeddings import embed, embedding_table
 from transformers_jax.layers.masks import Mask
 from transformers_jax.layers.norms import LayerNorm
 from transformers_jax.layers.positions import LearnedPositions, sinusoidal_at
+from transformers_jax.models.protocol import Protocol, translator
 from transformers_jax.outputs import LanguageModelOutput
 
 
@@ -97,6 +98,11 @@ class Model(nn.Module):
             self.encoder_norm = LayerNorm(dtype=c.dtype, param_dtype=c.param_dtype)
             self.decoder_norm = LayerNorm(dtype=c.dtype, param_dtype=c.param_dtype)
         self.drop = Dropout(c.dropout)
+
+    @nn.nowrap
+    def protocol(self) -> Protocol:
+        """What this model tells about itself; its source and its target are each as long as learned positions allow."""
+        return translator(self.config.max_length if self.config.positions == "learned" else 0)
 
     def __call__(self, batch: dict, *, deterministic: bool = True) -> LanguageModelOutput:
         """Hidden states of every target position, given the source and the target so far."""

@@ -6,7 +6,6 @@ from transformers_jax.data import pipeline
 from transformers_jax.data.collate import layout_of
 from transformers_jax.data.placed import Placed
 from transformers_jax.errors import UserError
-from transformers_jax.models import encoder
 
 
 def run(config: ConfigDict) -> None:
@@ -25,11 +24,14 @@ def run(config: ConfigDict) -> None:
 
 
 def lengths(config: ConfigDict, task, model) -> None:
-    """Checks that no training example is longer than a model has learned positions: there it would be NaN.
+    """Checks that no training example is longer than the model's longest input: beyond learned positions it would be NaN.
 
     Raises:
       UserError: names the key that lets longer ones through.
     """
+    most = model.protocol().longest
+    if not most:
+        return
     shapes, _ = pipeline.shapes_of(config.data, layout_of(task), 1)
     rows = "boundaries" if config.data.batching == "buckets" and config.data.tokens_per_batch else "lengths"
     longest = {
@@ -38,14 +40,11 @@ def lengths(config: ConfigDict, task, model) -> None:
         f"data.{rows}": max(shapes[-1].lengths),
     }
     key = min((key for key in longest if longest[key]), key=longest.get)
-    for fields in _configs(model):
-        if isinstance(fields, encoder.Config) or getattr(fields, "positions", "") == "learned":
-            places = encoder.longest(fields)
-            if longest[key] > places:
-                raise UserError(
-                    f"config.{key} lets examples of {longest[key]} tokens through, and the model has {places} learned "
-                    f"positions (config.model.max_length): give at most {places}, or take a model with more"
-                )
+    if longest[key] > most:
+        raise UserError(
+            f"config.{key} lets examples of {longest[key]} tokens through, and the model reads at most {most} "
+            f"(config.model.max_length): give at most {most}, or take a model that reads more"
+        )
 
 
 def shares(task, model) -> None:
@@ -54,12 +53,12 @@ def shares(task, model) -> None:
     Raises:
       UserError: names both keys.
     """
-    for fields in _configs(model):
-        if hasattr(fields, "max_mask_rate") and task.mask_rate > fields.max_mask_rate:
-            raise UserError(
-                f"config.task.mask_rate={task.mask_rate} masks more than config.model.max_mask_rate={fields.max_mask_rate}, "
-                "the share of a row that the model predicts at most: raise the latter above the former"
-            )
+    most = model.protocol().max_mask_rate
+    if task.mask_rate > most:
+        raise UserError(
+            f"config.task.mask_rate={task.mask_rate} masks more than config.model.max_mask_rate={most}, "
+            "the share of a row that the model predicts at most: raise the latter above the former"
+        )
 
 
 def whole(options: ConfigDict, task) -> None:
@@ -87,8 +86,3 @@ def known(task, source) -> None:
         for i in range(len(source)):
             if key not in source[i]:
                 raise UserError(f"{source.where(i)} has no {key}, which the task learns; see config.data.columns")
-
-
-def _configs(model) -> list:
-    """The config of a model, and of its teacher if it has one."""
-    return [part.config for part in (model, getattr(model, "teacher", None)) if part is not None]

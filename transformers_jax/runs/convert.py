@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import jax
+import numpy as np
 from absl import logging
 from ml_collections import ConfigDict
 
@@ -12,22 +13,10 @@ from transformers_jax import config as configuration
 from transformers_jax import models, parameters, tasks
 from transformers_jax.data.text.tokenizer import Tokenizer
 from transformers_jax.errors import UserError
-from transformers_jax.interchange import huggingface, recipe, stacking, tokenizers
-from transformers_jax.models import encoder
+from transformers_jax.interchange import huggingface, mapping, recipe, stacking, tokenizers, weights
+from transformers_jax.models.protocol import TEXT, Protocol
 from transformers_jax.runs import initialise
 from transformers_jax.training.checkpoint import Checkpoints
-
-VARIANTS = {
-    "none": "sentence_bert.py:sts",
-    "masked_lm": "bert.py:quickstart",
-    "pretraining": "bert.py:base",
-    "next_sentence": "bert.py:base",
-    "sequence": "bert.py:sentences",
-    "tagging": "bert.py:ner",
-    "span": "bert.py:squad",
-    "multiple_choice": "bert.py:swag",
-}
-"""Where a workdir's config comes from, by the model's head: model, labels and tokenizer are replaced."""
 
 
 def convert(source: str, target: str, config_of: Callable[[str], ConfigDict]) -> str:
@@ -37,7 +26,7 @@ def convert(source: str, target: str, config_of: Callable[[str], ConfigDict]) ->
       source: a folder of `transformers` or its name on the hub: the target becomes a workdir, its checkpoint of step 0.
         A workdir: the target becomes a folder of `transformers`, of the newest checkpoint.
       target: a folder that does not exist or is empty.
-      config_of: of a name in VARIANTS.
+      config_of: a name of `Protocol.configs` → that config.
 
     Raises:
       UserError: the source cannot be read, something of it has no name on the other side, or the target is not empty.
@@ -50,11 +39,14 @@ def convert(source: str, target: str, config_of: Callable[[str], ConfigDict]) ->
 
 
 def _to_workdir(folder: Path, workdir: Path, config_of: Callable[[str], ConfigDict]) -> str:
-    fields, params, tokenizer = huggingface.load(folder)
-    config = config_of(VARIANTS[fields["head"]]).copy_and_resolve_references()
+    fields, leaves, tokenizer = huggingface.opened(folder)
+    about = models.build(fields, fields["vocab_size"]).protocol()
+    if about.head not in about.configs:
+        raise UserError(f"--from={folder}: there is no config for a {fields['name']} with head {about.head!r}")
+    config = config_of(about.configs[about.head]).copy_and_resolve_references()
     with config.unlocked():
         config.model = ConfigDict(fields)
-        _describe_task(config, folder)
+        _describe_task(config, folder, about)
     workdir.mkdir(parents=True, exist_ok=True)
     configuration.save(config, workdir)
     for name in tokenizers.FILES:
@@ -65,21 +57,29 @@ def _to_workdir(folder: Path, workdir: Path, config_of: Callable[[str], ConfigDi
     elif not (workdir / "tokenizer.json").exists():
         tokenizer.save(workdir / "tokenizer.json")
     with Checkpoints(workdir / "checkpoints") as checkpoints:
-        checkpoints.save(0, {"params": params}, config=config.to_dict())
-    return f"{count(params)} parameters in {workdir}, a workdir"
+        checkpoints.save(0, _whole(leaves), config=config.to_dict())
+    return f"{count(leaves)} parameters in {workdir}, a workdir"
 
 
-def _describe_task(config: ConfigDict, folder: Path) -> None:
+def _whole(leaves: dict[str, weights.Leaf]) -> dict:
+    """What a checkpoint holds of a model, in float32, as its parameters are kept."""
+    found = mapping.variables((name, np.asarray(leaf, np.float32)) for name, leaf in leaves.items())
+    params = found.pop("params")
+    return {"params": params} | ({"model_state": found} if found else {})
+
+
+def _describe_task(config: ConfigDict, folder: Path, about: Protocol) -> None:
     """Sets what a folder of `transformers` says about its task: the length of texts, their vectors, the labels."""
-    described, task, head = huggingface.read_config(folder), config.task, config.model.head
-    longest = encoder.longest(config.model)
-    if head == "none":
+    described, task, head, longest = huggingface.read_config(folder), config.task, about.head, about.longest
+    if head == "none" and "pooling" in task:
         task.pooling, task.normalise, read = recipe.read(folder)
-        task.max_length = config.data.lengths.tokens = min(read or longest, longest)
-    elif head in ("sequence", "multiple_choice"):
+        task.max_length = config.data.lengths.tokens = about.within(read).longest
+    elif head in about.labelled and head != "tagging":
         task.max_length = config.data.lengths.tokens = longest
-    elif task.get("max_length", 0) > longest:  # others read in windows
+    elif longest and task.get("max_length", 0) > longest:  # others read in windows
         task.max_length = longest
+    if head not in about.labelled:
+        return
     names = huggingface.label_names(described)
     kind = described.get("problem_type")
     if head == "sequence" and (kind == "multi_label_classification" or kind == "regression" and len(names) > 1):
@@ -95,22 +95,26 @@ def _to_folder(workdir: Path, folder: Path, config_of: Callable[[str], ConfigDic
     config = configuration.read(workdir)
     tokenizer = Tokenizer.load(workdir / "tokenizer.json") if (workdir / "tokenizer.json").exists() else None
     fields = initialise.trained_fields(config, tokenizer)
-    if "head" not in fields:
+    if not huggingface.has_names(name := fields.get("name", "")):
+        known = huggingface.supported()
+        raise UserError(f"--from={workdir}: transformers has no architecture for config.model.name={name}; {known}")
+    vocab_size = fields["vocab_size"] = fields.get("vocab_size") or (tokenizer.vocab_size if tokenizer else 0)
+    model = models.build(fields, vocab_size)
+    about = model.protocol()
+    if TEXT in about.reads and not (tokenizer or vocab_size and ("head" in fields or len(about.heads) == 1)):
         raise UserError(f"--from={workdir} has no tokenizer.json")
-    if not fields.get("vocab_size"):
-        fields["vocab_size"] = tokenizer.vocab_size if tokenizer else 0
     with Checkpoints(workdir / "checkpoints") as checkpoints:
         state = checkpoints.restore_params()
-    found = parameters.flat(parameters.merge(state["params"], state["frozen"]))
-    wanted = stacking.names(huggingface.shapes(models.build(fields, fields["vocab_size"])))
-    found = stacking.separate(found)
+    params = parameters.merge(state["params"], state["frozen"])
+    found = stacking.separate(mapping.named({"params": params, **state["model_state"]}))
+    wanted = stacking.names(mapping.shapes(model))
     if own := sorted(set(found) - set(wanted)):
         logging.info("left out, as it is the task's and not the model's: %s", initialise.some(own))
     if missing := sorted(set(wanted) - set(found)):
         raise UserError(f"--from={workdir}: its checkpoint lacks {initialise.some(missing)}")
-    params = parameters.nest({name: found[name] for name in wanted})
-    labels = tuple(config.get("task", {}).get("labels", ()))
-    huggingface.save(folder, fields, params, tokenizer, labels=labels)
+    variables = mapping.variables((name, found[name]) for name in wanted)
+    params, labels = variables.pop("params"), tuple(config.get("task", {}).get("labels", ()))
+    huggingface.save(folder, fields, params, tokenizer, model_state=variables, labels=labels)
     if config.get("task", {}).get("name") == "similarity" and tokenizer:
         recipe.write(folder, tasks.build(config.task, tokenizer).recipe, fields["width"])
     return f"{count(params)} parameters in {folder}, a folder of transformers"

@@ -154,6 +154,11 @@ class Pupil(nn.Module):
     def config(self):
         return self.student.config
 
+    @nn.nowrap
+    def protocol(self):
+        """What the student tells about itself; the teacher reads the same inputs."""
+        return self.student.protocol().within(self.teacher.protocol().longest)
+
     def setup(self):
         nn.share_scope(self, self.student)
 

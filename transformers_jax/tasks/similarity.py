@@ -9,6 +9,7 @@ Both sentences go through one encoder; a vector is the mean of the last hidden s
 Axes: B batch rows, D width, L labels.
 """
 
+import dataclasses
 import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -151,6 +152,11 @@ class Siamese(nn.Module):
     @property
     def config(self):
         return self.body.config
+
+    @nn.nowrap
+    def protocol(self):
+        """What the encoder tells about itself; it reads groups of two."""
+        return dataclasses.replace(self.body.protocol(), sizes={"C": 2})
 
     def setup(self):
         nn.share_scope(self, self.body)

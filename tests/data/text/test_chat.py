@@ -76,7 +76,8 @@ def test_loss_is_on_the_answers(tokenizer, source, wanted):
 
 
 def test_answers_that_cannot_be_told(tokenizer):
-    counting = "{{ messages | length }}{% for message in messages %}{{ message.content | upper | replace('F', messages | length) }}"
+    counting = "{{ messages | length }}{% for message in messages %}"
+    counting += "{{ message.content | upper | replace('F', messages | length) }}"
     with pytest.raises(UserError, match="does not tell where its answers stand: mark them with {% generation %}"):
         ChatTemplate(tokenizer, "{{ messages | length }}").encode(TALK)
     assert len(answers(ChatTemplate(tokenizer, counting + "{% endfor %}"))) == 2
@@ -85,7 +86,8 @@ def test_answers_that_cannot_be_told(tokenizer):
 def test_a_template_says_what_transformers_gives_it(tokenizer):
     source = (
         "{{- bos_token }}{%- for m in messages %}\n{%- if loop.index0 == 1 %}{% continue %}{% endif %}\n"
-        "  {{- m | tojson }}{{ m.get('x', '-') }}\n    {%- endfor %}{{ strftime_now('%Y')[:2] }}{{ tools is none }}{{ eos_token }}"
+        "  {{- m | tojson }}{{ m.get('x', '-') }}\n    {%- endfor %}"
+        "{{ strftime_now('%Y')[:2] }}{{ tools is none }}{{ eos_token }}"
     )
     found = ChatTemplate(tokenizer, source).render([{"role": "a", "content": "<é>"}, {}, {"x": 1}])
     assert found == '<s>{"role": "a", "content": "<é>"}-{"x": 1}120True</s>'
