@@ -1,4 +1,4 @@
-"""Language models by their launchers: a tiny GPT trains on text, evaluates and resumes bit for bit; token files; conversations."""
+"""Language models by their launchers: a tiny GPT trains, evaluates and resumes bit for bit; token files; conversations."""
 
 import json
 import math
@@ -78,7 +78,9 @@ def test_token_files_train_as_texts_do(whole, prose, tmp_path, capfd):
     assert not (tmp_path / "v").exists()
 
 
-TEMPLATE = "{% for m in messages %}{{ m.role[0] + ':' + m.content + (eos_token if m.role == 'assistant' else '\n') }}{% endfor %}"
+TEMPLATE = (
+    "{% for m in messages %}{{ m.role[0] + ':' + m.content + (eos_token if m.role == 'assistant' else '\n') }}{% endfor %}"
+)
 
 
 def test_conversations_are_learned(whole, tmp_path, capfd):

@@ -91,8 +91,7 @@ def test_a_token_sees_nothing_of_other_documents(tokenizer):
 
 def test_samples_go_on_from_the_beginnings(tokenizer):
     task, source = causal_lm.Task(tokenizer), [{"text": "the cat sat on the mat " * 9}] * 5
-    assert task.samples(source, {}) == []
-    found = task.samples(source, {}, lambda prompts: [prompt[:4] for prompt in prompts])
+    found = task.continuations(source, lambda prompts: [prompt[:4] for prompt in prompts])
     ids = tokenizer.encode(source[0]["text"])
     assert len(found) == causal_lm.SAMPLES and found[0] == {
         "prompt": tokenizer.decode(ids[: causal_lm.PROMPT]),
@@ -136,7 +135,7 @@ def test_conversations_share_rows(tokenizer):
 
 def test_samples_of_conversations_are_last_answers(tokenizer):
     task, source = instruction.Task(tokenizer), [{"prompt": "the cat", "response": "the end"}]
-    (found,) = task.samples(source, {}, lambda prompts: [prompt[-2:] for prompt in prompts])
+    (found,) = task.continuations(source, lambda prompts: [prompt[-2:] for prompt in prompts])
     assert found["prompt"].endswith("the cat\n\n### Response:\n") and found["reference"] == "the end"
     assert found["continuation"] == ":\n"
 

@@ -19,6 +19,7 @@ from transformers_jax.data.documents import Document
 from transformers_jax.errors import UserError
 from transformers_jax.files import json_value
 
+Generate = Callable[[Sequence[list[int]]], Sequence[list[int]]]
 READS = ("text", "images")
 SCORED_BY = ("loss", "sums", "predictions")
 
@@ -200,6 +201,15 @@ class Task:
         """Each raw example with its answer: lines of samples.jsonl, and of `experiments.predict`. Arrays are only described."""
         answers = self.answers(source, predictions)
         return [json_value({**source[i], **answer}) for i, answer in enumerate(answers)]
+
+    def continuations(self, source: Sequence[dict], generate: Generate) -> list[dict]:
+        """How the trained model goes on from the beginnings of some raw examples: lines of samples.jsonl; none for a task that
+        does not go on from a beginning.
+
+        Args:
+          generate: the tokens of prompts → the tokens that follow each.
+        """
+        return []
 
     def evaluate(self, scorer, split: str, model: dict) -> tuple[dict[str, Any], list[dict]]:
         """(loss and all scores by name, samples) of a split: at the end of a run, and for `experiments.evaluate`.
