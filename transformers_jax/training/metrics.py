@@ -25,9 +25,9 @@ TIMING_KEYS = (*SPEEDS, "seconds", "first_step_seconds", "evaluation_seconds", "
 """Keys that depend on the machine.
 
 tokens_per_second, or of a run without tokens examples_per_second: loss weight a second, without compilation and evaluation.
-seconds: since the run began, over all its resumptions. first_step_seconds: until the first step of a process was done, compilation included. evaluation_seconds: of
-the line's evaluation. flops: floating point operations since step 0, as planned. share_of_peak: of what the devices could
-do in the time of either.
+seconds: since the run began, over all its resumptions. first_step_seconds: until the first step of a process was done,
+compilation included. evaluation_seconds: of the line's evaluation. flops: floating point operations since step 0, as planned.
+share_of_peak: of what the devices could do in the time of either.
 """
 
 FLUSH_SECONDS = 60
