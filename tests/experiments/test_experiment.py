@@ -108,8 +108,10 @@ def test_sources_are_read_as_far_as_they_were_trained(variant, keys, longest):
 
 @pytest.mark.parametrize("asked", [None, 20, 100])
 def test_no_output_is_longer_than_the_model_writes(asked):
-    changes = {"model__positions": "learned", "model__max_length": 40, "decoding__max_length": asked}
-    run = experiment("transformer.py:tiny", **changes)
+    run = experiment("transformer.py:tiny", model__positions="learned", model__max_length=40)
+    run.training = False
+    with run.config.unlocked():
+        run.config.decoding.max_length = asked
     decoder = run.decoder()
     assert decoder.lengths[-1] == 40 and decoder.limit(40) == min(asked or 40, 40)
     assert run.decoder(max_length=64).limit(40) == 40 and experiment("transformer.py:tiny").decoder().limit(40) > 40

@@ -116,6 +116,19 @@ def test_only_the_head_learns(encoder, sentences, tmp_path, capfd):
     assert code == 0 and json.loads(out.splitlines()[-1])["examples"] == 20
 
 
+def test_without_labels_nothing_is_scored_and_the_last_line_is_json(encoder, sentences, tmp_path, capfd):
+    assert call(finetune, capfd, *flags_of("sentences", tmp_path / "w", encoder, *sentences))[0] == 0
+    (tmp_path / "unlabelled.jsonl").write_text('{"first": "a good film"}\n{"first": "a bad film"}\n')
+    saved = configuration.read(tmp_path / "w")
+    saved.data.update(source="jsonl", columns=(), test=str(tmp_path / "unlabelled.jsonl"))
+    configuration.save(saved, tmp_path / "w")
+    code, out, err = call(evaluate, capfd, f"--workdir={tmp_path / 'w'}")
+    assert code == 0 and "NaN" not in out, err
+    last = json.loads(out.splitlines()[-1])
+    assert last["note"] == "no example of the test split has a label" and last["examples"] == 2
+    assert not {"loss", "accuracy"} & last.keys()
+
+
 def test_epochs_make_steps_and_a_finished_run_does_nothing(encoder, sentences, tmp_path, capfd):
     more = ["--config.training.steps=0", "--config.finetuning.epochs=2"]
     flags = flags_of("sentences", tmp_path / "w", encoder, *sentences, *more)

@@ -56,7 +56,7 @@ def traced(genome, unit, options):
     """Parameters of both cells, by tracing, as often as they are stacked."""
     x, segments = jnp.zeros((1, 2, 16)), jnp.ones((1, 2), jnp.int32)
     mask, causal = Mask(segments, segments), Mask(segments, segments, True)
-    encoder, decoder = (make() for make in cell.blocks(genome, 16, unit, options))
+    encoder, decoder = (cell.block(kind, getattr(genome, kind), 16, unit, options)() for kind in ("encoder", "decoder"))
     encoder = jax.eval_shape(lambda: encoder.init(jax.random.key(0), x, mask, True))
     decoder = jax.eval_shape(lambda: decoder.init(jax.random.key(0), x, x, causal, mask, True))
     return genome.encoder_cells * counts.count(encoder) + genome.decoder_cells * counts.count(decoder)

@@ -6,14 +6,10 @@ import pytest
 
 from transformers_jax import models
 
-STREAMS = ("", "source_", "target_")
-FIELDS = [f"{stream}{field}" for stream in STREAMS for field in ("positions", "segments")]
-BATCH = {name: np.zeros((1, 2), np.int32) for name in ("tokens", "source", "target_inputs", "targets", *FIELDS)}
-
 
 def count(fields: dict, vocab_size: int) -> int:
     model = models.build(fields, vocab_size)
-    shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), BATCH))
+    shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), model.protocol().example()))
     return sum(int(np.prod(x.shape)) for x in jax.tree.leaves(shapes))
 
 
@@ -58,3 +54,32 @@ ROBERTA = dict(name="bert", max_length=514, token_types=1, position_offset=2)
 def test_encoders(fields, vocab_size, wanted):
     """Of the published models, with their poolers; `transformers` counts the same (tests/parity/test_huggingface_parity.py)."""
     assert count({"scan_layers": True} | fields, vocab_size) == wanted
+
+
+GPT2 = dict(name="gpt", scan_layers=True)
+LLAMA3 = dict(name="llama", scan_layers=True)
+SMOLLM2 = LLAMA3 | dict(width=576, num_heads=9, kv_heads=3, mlp_width=1536, layers=30, tie_embeddings=True)
+QWEN2 = LLAMA3 | dict(variant="qwen2", width=896, num_heads=14, kv_heads=2, mlp_width=4864, layers=24, qkv_bias=True)
+QWEN3 = LLAMA3 | dict(variant="qwen3", width=1024, num_heads=16, kv_heads=8, mlp_width=3072, layers=28, qk_norm=True)
+
+
+@pytest.mark.parametrize(
+    "fields, vocab_size, wanted",
+    [
+        (GPT2, 50_257, 124_439_808),
+        (GPT2 | dict(width=1024, num_heads=16, mlp_width=4096, layers=24), 50_257, 354_823_168),
+        (GPT2 | dict(width=1280, num_heads=20, mlp_width=5120, layers=36), 50_257, 774_030_080),
+        (GPT2 | dict(width=1600, num_heads=25, mlp_width=6400, layers=48), 50_257, 1_557_611_200),
+        (GPT2 | dict(variant="openai-gpt", max_length=512), 40_478, 116_534_784),
+        (LLAMA3, 128_256, 8_030_261_248),
+        (LLAMA3 | dict(width=8192, num_heads=64, mlp_width=28_672, layers=80), 128_256, 70_553_706_496),
+        (SMOLLM2, 49_152, 134_515_008),
+        (LLAMA3 | dict(variant="mistral", window=4096), 32_000, 7_241_732_096),
+        (QWEN2 | dict(tie_embeddings=True), 151_936, 494_032_768),
+        (QWEN3 | dict(tie_embeddings=True, head_width=128), 151_936, 596_049_920),
+    ],
+    ids=["GPT-2", "medium", "large", "XL", "GPT", "Llama 3 8B", "70B", "SmolLM2", "Mistral 7B", "Qwen2 0.5B", "Qwen3 0.6B"],
+)
+def test_decoders(fields, vocab_size, wanted):
+    """Of the published models; `transformers` counts the same (tests/parity/test_decoder_parity.py)."""
+    assert count(fields, vocab_size) == wanted

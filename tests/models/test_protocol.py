@@ -21,6 +21,8 @@ MODELS = {
     "transformer": SIZES | dict(name="transformer", num_heads=2, mlp_width=16, encoder_layers=1, decoder_layers=1),
     "evolved": SIZES | dict(name="evolved_transformer", num_heads=2, encoder_layers=1, decoder_layers=1),
     "luong": dict(name="luong", width=8, encoder_layers=1, decoder_layers=1),
+    "gpt": ENCODER | dict(name="gpt"),
+    "llama": ENCODER | dict(name="llama", kv_heads=1),
 }
 LEARNED = dict(positions="learned")
 
@@ -56,7 +58,7 @@ def test_what_it_does_it_has_methods_for(kind):
     ("kind", "more", "longest"),
     [
         ("bert", {}, 12), ("roberta", {}, 10), ("distilbert", {}, 12), ("transformer", {}, 0),
-        ("transformer", LEARNED, 12), ("evolved", LEARNED, 12), ("luong", {}, 0),
+        ("transformer", LEARNED, 12), ("evolved", LEARNED, 12), ("luong", {}, 0), ("gpt", {}, 12),
     ],
 )  # fmt: skip
 def test_its_longest_input_is_what_its_positions_can_tell(kind, more, longest):

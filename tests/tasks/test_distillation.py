@@ -104,7 +104,7 @@ def test_loss_is_the_weighted_sum_of_three_means():
 def test_a_student_as_large_as_its_teacher_starts_with_its_numbers(teacher):
     task = Task(tokenizer(), teacher=teacher[0], layers=(0, 1), masking="static")
     model = task.wrap(build(2), module_of)
-    start = task.initial(model, load)
+    start = jax.tree.map(np.asarray, task.initial(model, load))
     assert jax.tree.all(jax.tree.map(np.allclose, start["teacher"], jax.device_get(teacher[1])))
     batch = batch_of(task, LINES, length=48)
     output = model.apply({"params": start}, batch, deterministic=True)
@@ -118,7 +118,7 @@ def test_a_student_of_some_layers_learns_and_the_teacher_does_not(teacher):
     model, mesh = task.wrap(build(1), module_of), make_mesh({})
     assert isinstance(model, Pupil) and model.config.layers == 1
     batch = batch_of(task, LINES, length=48)
-    start = task.initial(model, load)
+    start = jax.tree.map(np.asarray, task.initial(model, load))
     theirs = parameters.flat(start["teacher"])
     for name, value in parameters.flat(start).items():
         if not name.startswith("teacher/"):

@@ -9,7 +9,8 @@ examples are encoded when it is made, never ahead of it.
 
 Keys of config.data that are read here:
   batching: "packing" puts several examples into a row; "buckets" gives each a row, among examples of like length;
-    "rows" gives each a row, all rows of one length. Examples without streams need "rows".
+    "rows" gives each a row, all rows of one length, and is what examples without streams need; "documents" joins all and
+    cuts them into rows, see `data.documents`.
   batch_size: packing, rows, and buckets without tokens_per_batch: rows of a batch, over all processes.
   lengths: where batch_size holds: tokens in a row by stream, {"source": 64, "target": 64}; of the stream "", {"tokens": 64}.
     With buckets the longest of them is the widest, and boundaries over it do not count.
@@ -37,6 +38,7 @@ from grain.experimental import DatasetOptions, ThreadPrefetchIterDataset, WithOp
 
 from transformers_jax.batch import Streams
 from transformers_jax.data import collate as collating
+from transformers_jax.data import documents
 from transformers_jax.data.collate import BatchLayout, BatchShape, EncodedExamples, collate, layout_of
 from transformers_jax.data.packing import bucket, pack, pack_in_order
 from transformers_jax.errors import UserError
@@ -82,6 +84,9 @@ def train_iterator(
     """
     layout = layout_of(task)
     shapes, limits = shapes_of(config, layout, process_count, parts)
+    if config.batching == "documents":
+        place = {"process_index": process_index, "process_count": process_count}
+        return documents.train_iterator(source, task, config, shapes[0], seed=seed, **place)
     buckets, workers = config.batching == "buckets", config.get("workers", 0)
     shard = range(len(source)) if buckets else range(process_index, len(source), process_count)
     if not shard:
@@ -171,7 +176,7 @@ def eval_batches(
     process_index: int = 0,
     process_count: int = 1,
     parts: int = 1,
-) -> EvalBatches:
+) -> EvalBatches | documents.DocumentBatches:
     """Batches that cover every example exactly once, to be iterated as often as wanted. All have one shape: that of a
     training batch, with buckets that of the widest; or, one example a row, of the narrowest that holds all.
 
@@ -180,6 +185,9 @@ def eval_batches(
     if not len(source):
         raise UserError("there are no examples to evaluate: see config.data.validation and config.data.test")
     shapes, limits = shapes_of(config, layout_of(task), process_count, parts)
+    if config.batching == "documents":
+        place = {"process_index": process_index, "process_count": process_count}
+        return documents.eval_batches(source, task, config, shapes[0], **place)
     examples = EncodedExamples(source, task, config.get("cache", False))
     return EvalBatches(examples, shapes, limits, process_index, process_count, config.get("workers", 0))
 
@@ -344,10 +352,12 @@ def _by_workers(windows: grain.MapDataset, workers: int) -> grain.IterDataset:
 def shapes_of(config, layout: BatchLayout, process_count: int, parts: int = 1) -> tuple[list[BatchShape], tuple[int, ...]]:
     """The shapes of batches, narrowest first, and the longest examples that are let through, by stream."""
     streams = layout.streams
-    if config.batching == "packing" and layout.one_a_row:
-        raise UserError("config.data.batching=packing: each example of this task needs a row; give rows or buckets")
-    if config.batching not in WINDOW:
-        raise UserError(f"config.data.batching={config.batching!r} is not one of {', '.join(WINDOW)}")
+    if config.batching in ("packing", "documents") and layout.one_a_row:
+        raise UserError(
+            f"config.data.batching={config.batching}: each example of this task needs a row; give rows or buckets"
+        )
+    if config.batching not in (*WINDOW, "documents"):
+        raise UserError(f"config.data.batching={config.batching!r} is not one of {', '.join(WINDOW)}, documents")
     if config.batching != "rows" and not streams:
         raise UserError(f"config.data.batching={config.batching}: the examples of this task have no length; give rows")
     tokens = config.get("tokens_per_batch", 0) if config.batching == "buckets" else 0

@@ -4,6 +4,8 @@ A new kind of data is one more function, in `KINDS`. The examples of each:
 
     files, bible, tfds   {"source": str, "target": str}, two languages
     text, bible_text     {"text": str}, see `text_sources`
+    conversations        {"messages": [{"role": str, "content": str}]}, or of two other forms, see `conversations`
+    tokens               {"ids": array}, documents that are encoded already, see `token_files`
     tsv, glue            {"first": str, "second": str, "label": str} or "score": float, see `labelled_sources`
     conll                {"words": [str], "tags": [str]}
     squad                {"id": str, "question": str, "context": str, "answers": [{"text": str, "start": int}]}
@@ -21,14 +23,17 @@ import numpy as np
 from absl import logging
 
 from transformers_jax.data.images import digits, folders, prepared
-from transformers_jax.data.text import bible, labelled_sources, text_sources
+from transformers_jax.data.text import bible, conversations, labelled_sources, text_sources, token_files
 from transformers_jax.data.text.lines import Lines
 from transformers_jax.data.tfds import open_prepared
 from transformers_jax.errors import UserError
 
 SPLITS = ("train", "validation", "test")
-FILES = ("files", "text", "tsv", "jsonl", "conll", "squad", "swag", "image_folders", "image_lists")
+FILES = (
+    "files", "text", "tokens", "conversations", "tsv", "jsonl", "conll", "squad", "swag", "image_folders", "image_lists",
+)  # fmt: skip
 """Kinds whose splits are files, or folders of them."""
+
 
 
 def open_source(config, split: str) -> Sequence[dict]:
@@ -51,8 +56,9 @@ def open_source(config, split: str) -> Sequence[dict]:
     """
     if split not in SPLITS:
         raise ValueError(f"split {split!r} is not one of {', '.join(SPLITS)}")
-    kinds = {"files": _files, "bible": _bible, "tfds": _tfds} | text_sources.KINDS | labelled_sources.KINDS
-    kinds |= folders.KINDS | digits.KINDS | prepared.KINDS
+    kinds = {"files": _files, "bible": _bible, "tfds": _tfds}
+    for room in text_sources, token_files, conversations, labelled_sources, folders, digits, prepared:
+        kinds |= room.KINDS
     if config.source not in kinds:
         raise UserError(f"config.data.source={config.source!r} is not one of {', '.join(kinds)}")
     if config.source in ("files", "bible", "tfds") and len(config.languages) != 2:

@@ -36,12 +36,15 @@ class Steps(NamedTuple):
     usual: [] int32, steps after which sentences are left as they are once no more than half of them are not done; None
       for L.
     first, grow: if `first` is not 0, the model's state grows to room for L tokens after so many steps: leaves → leaves.
+    together: mesh axes whose devices each hold other sentences and all make the same number of steps; () where none is
+      to wait for another.
     """
 
     length: int
     usual: jax.Array | int | None = None
     first: int = 0
     grow: Callable[[list], list] | None = None
+    together: tuple[str, ...] = ()
 
 
 def length_penalty(length: jax.Array, alpha: float) -> jax.Array:
@@ -120,11 +123,15 @@ def one_by_one(
 def _advanced(advance: Callable, state, limits, steps: Steps):
     """The state at the end of the search."""
     usual = steps.length if steps.usual is None else steps.usual
-    few = jnp.sum(limits > 0) // 2
+
+    def count(sentences: jax.Array) -> jax.Array:
+        return jax.lax.psum(jnp.sum(sentences), steps.together) if steps.together else jnp.sum(sentences)
+
+    few = count(limits > 0) // 2
 
     def until(end: int, state):
         def goes_on(s):
-            waiting = jnp.sum(~s.done)
+            waiting = count(~s.done)
             return (s.index < end) & (waiting > jnp.where(s.index < usual, 0, few))
 
         return jax.lax.while_loop(goes_on, advance, state)

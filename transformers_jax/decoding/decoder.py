@@ -201,16 +201,25 @@ class Decoder:
         return jax.make_array_from_callback(x.shape, sharding, lambda index: x[index])
 
     def _search_rows(self, *arguments) -> tuple[beam.Outputs, jax.Array]:
-        """The compiled function: each device searches for its own sentences, and waits for no other's."""
+        """The compiled function: each device searches for its own sentences, see `_together`."""
         if self.mesh is None:
             return self._search_batch(*arguments)
         rows, copied = PartitionSpec(_row_axes(self.mesh)), PartitionSpec()
-        own = {axis for axis, size in self.mesh.shape.items() if size == 1 or axis in _row_axes(self.mesh)}
+        own = {axis for axis in self.mesh.axis_names if axis not in _split_axes(self.mesh)}
         specs = (copied, rows, rows, rows, rows, copied, copied)
         one = jax.shard_map(
             self._search_batch, mesh=self.mesh, in_specs=specs, out_specs=rows, axis_names=own, check_vma=False
         )
         return one(*arguments)
+
+    def _together(self) -> tuple[str, ...]:
+        """The mesh axes over which the search goes on until the last sentence of all devices is done.
+
+        None where each device has the whole model: it waits for no other's sentences. Where devices share the model, what
+        they exchange at a step is an operation of the whole mesh (a collective permute, say, has one meeting point for all
+        devices, even if it is among neighbours only): all must come to it equally often, or they wait for ever.
+        """
+        return _row_axes(self.mesh) if self.mesh is not None and _split_axes(self.mesh) else ()
 
     def _search_batch(self, params, source, segments, limits, numbers, seed, usual) -> tuple[beam.Outputs, jax.Array]:
         """source, segments [B, S], limits, numbers [B] → the outputs of these sentences; `usual` as in `search.Steps`."""
@@ -231,7 +240,7 @@ class Decoder:
             logits, cache = step(layout.join(moving, constant), tokens)
             return logits, layout.split(cache)[0]
 
-        steps = beam.Steps(room, usual, first, functools.partial(layout.grow, length=room))
+        steps = beam.Steps(room, usual, first, functools.partial(layout.grow, length=room), self._together())
         common = {"limits": limits, "bos_id": self.bos_id, "eos_id": self.eos_id, "steps": steps}
         if self.beam_size > 1:
             kind = {"beam_size": self.beam_size, "n_best": self.n_best, "alpha": self.alpha}
@@ -277,6 +286,11 @@ def _sizes(full: int, shards: int) -> list[int]:
 
 def _row_axes(mesh: Mesh) -> tuple[str, ...]:
     return tuple(axis for axis in ("data", "fsdp") if axis in mesh.axis_names)
+
+
+def _split_axes(mesh: Mesh) -> tuple[str, ...]:
+    """The axes over which devices share one model's parameters and hold the same sentences."""
+    return tuple(axis for axis, size in mesh.shape.items() if size > 1 and axis not in _row_axes(mesh))
 
 
 def _shards(mesh: Mesh) -> int:

@@ -15,7 +15,8 @@ import jax.numpy as jnp
 from transformers_jax.genomes.genome import Branch
 from transformers_jax.layers.attention import MultiHeadAttention
 from transformers_jax.layers.convolution import Conv, LightweightConv, SeparableConv
-from transformers_jax.layers.masks import Mask
+from transformers_jax.layers.masks import Mask, Place
+from transformers_jax.layers.positions import Rotary
 from transformers_jax.layers.projections import Linear
 
 ACTIVATIONS = {
@@ -32,6 +33,7 @@ class BranchOptions:
 
     num_heads: of attention to the encoder; self-attention's are the genome's.
     dropout: on what a branch gives; mlp_dropout instead where its block is wider than the model.
+    rotary: how self-attention turns queries and keys, if it does.
     """
 
     num_heads: int = 8
@@ -43,6 +45,7 @@ class BranchOptions:
     attention: str = "auto"
     dtype: str = "float32"
     param_dtype: str = "float32"
+    rotary: Rotary | None = None
 
 
 def kind(layer: str) -> tuple[str, int, int]:
@@ -124,11 +127,13 @@ class BranchLayer(nn.Module):
         elif name == "light":
             self.convolution = LightweightConv(self.features, size, reduction=reduction, causal=self.causal, **types)
         elif name == "att":
-            self.self_attention = self.attention_layer(size, options.relative_distance)
+            self.self_attention = self.attention_layer(size, options.relative_distance, options.rotary)
         elif name == "enc":
             self.cross_attention = self.attention_layer(options.num_heads)
 
-    def attention_layer(self, heads: int, relative_distance: int = 0) -> MultiHeadAttention:
+    def attention_layer(
+        self, heads: int, relative_distance: int = 0, rotary: Rotary | None = None
+    ) -> MultiHeadAttention:
         """As wide inside as its input, whatever it gives (tensor2tensor)."""
         return MultiHeadAttention(
             num_heads=heads,
@@ -137,6 +142,7 @@ class BranchLayer(nn.Module):
             dropout_rate=self.options.attention_dropout,
             use_bias=self.options.attention_bias,
             relative_distance=relative_distance,
+            rotary=rotary,
             implementation=self.options.attention,
             dtype=self.options.dtype,
             param_dtype=self.options.param_dtype,
@@ -184,6 +190,28 @@ class BranchLayer(nn.Module):
             self.cross_attention.start_context(context)
         elif size > 1:
             self.convolution.start(context.shape[0], self.width)
+
+    def start_prompt(self, x: jax.Array, mask: Mask, length: int) -> jax.Array:
+        """Prompts x [B, P, C] → [B, P, F]; also makes the cache of what `length` steps read."""
+        name, size, _ = kind(self.branch.layer)
+        if name == "att":
+            x = self.self_attention.start_prompt(x, mask, length)
+        elif size > 1:
+            x = self.convolution.start_prompt(x, mask.query_segments)
+        else:
+            x = self.pointwise(x)
+        return ACTIVATIONS[self.branch.activation](x)
+
+    def step_prompt(self, x: jax.Array, place: Place) -> jax.Array:
+        """One position x [B, 1, C] that stands at `place` → [B, 1, F]."""
+        name, size, _ = kind(self.branch.layer)
+        if name == "att":
+            x = self.self_attention.step_prompt(x, place)
+        elif size > 1:
+            x = self.convolution.step(x)
+        else:
+            x = self.pointwise(x)
+        return ACTIVATIONS[self.branch.activation](x)
 
     def step(self, x: jax.Array, index: jax.Array, source_segments: jax.Array) -> jax.Array:
         """One position x [B, 1, C] at `index` → [B, 1, F]."""

@@ -24,14 +24,15 @@ import jax
 
 from transformers_jax.genomes import branch as branches
 from transformers_jax.genomes.branch import BranchLayer, BranchOptions, combine
-from transformers_jax.genomes.genome import Branch, Genome, GenomeBlock, InvalidGenome, unused_states
+from transformers_jax.genomes.genome import DEAD, Branch, GenomeBlock, InvalidGenome, unused_states
+from transformers_jax.layers.adapter import adapted
 from transformers_jax.layers.dropout import Dropout
-from transformers_jax.layers.masks import Mask
+from transformers_jax.layers.masks import Mask, Place
 from transformers_jax.layers.norms import LayerNorm
 from transformers_jax.layers.projections import Linear
 
 WIDEST = 64
-"""Hidden states may be so many times as wide as the model; concatenations of concatenations are wider soon."""
+"""The most that a hidden state may be wider than the model. Each concatenation may double the width: some genomes exceed it."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,7 +73,7 @@ def widths(blocks: tuple[GenomeBlock, ...], width: int, unit: int) -> Widths:
 
 
 class Cell(nn.Module):
-    """What both cells share: parameters, and the way through the blocks.
+    """What all cells share: parameters, and the way through the blocks.
 
     Parameters: norm_{i} of hidden state i, left_{i} and right_{i} the layers of block i + 1, and `project` the map to D.
 
@@ -128,7 +129,7 @@ class Cell(nn.Module):
                 outputs.append(h)
             states.append(combine(block.combiner, outputs))
         x = combine("add", [states[i] for i in unused_states(self.blocks)])
-        return x if self.project is None else self.project(x)
+        return adapted(self, "cell_adapter", x if self.project is None else self.project(x))
 
 
 class EncoderCell(Cell):
@@ -165,13 +166,50 @@ class DecoderCell(Cell):
         return self.through(x, lambda layer, h: layer.step(h, index, source_segments))
 
 
-def blocks(genome: Genome, width: int, unit: int, options: BranchOptions) -> tuple[Callable, Callable]:
-    """What makes one encoder cell and one decoder cell: the fields `encoder_block` and `decoder_block` of a model."""
-    shared = dict(width=width, unit=unit or width // 2, options=options)
-    return (
-        functools.partial(EncoderCell, blocks=genome.encoder, **shared),
-        functools.partial(DecoderCell, blocks=genome.decoder, **shared),
-    )
+class CausalCell(Cell):
+    """A cell with the signature of `layers.blocks.CausalBlock`: of either of a genome's cells that has no attention to an
+    encoder. Its convolutions read what stands before."""
+
+    causal = True
+
+    def __call__(self, x: jax.Array, mask: Mask, deterministic: bool) -> jax.Array:
+        """x [B, T, D] → [B, T, D]; the mask is causal."""
+        return self.through(x, lambda layer, h: layer(h, mask, deterministic=deterministic), deterministic)
+
+    def start(self, x: jax.Array, mask: Mask, length: int) -> jax.Array:
+        """Prompts x [B, P, D] → [B, P, D]; also makes the cache of what `length` steps read."""
+        return self.through(x, lambda layer, h: layer.start_prompt(h, mask, length))
+
+    def step(self, x: jax.Array, place: Place) -> jax.Array:
+        """One position x [B, 1, D] that stands at `place` → [B, 1, D]."""
+        return self.through(x, lambda layer, h: layer.step_prompt(h, place))
+
+
+def without_encoder(blocks: tuple[GenomeBlock, ...]) -> tuple[GenomeBlock, ...]:
+    """The blocks of a cell with its branches that attend to an encoder dead, as tensor2tensor's Evolved Transformer decodes
+    where there is none.
+
+    Raises:
+      InvalidGenome: a block has no other branch.
+    """
+
+    def kept(branch: Branch) -> Branch:
+        return DEAD if branches.kind(branch.layer)[0] == "enc" else branch
+
+    found = tuple(dataclasses.replace(b, left=kept(b.left), right=kept(b.right)) for b in blocks)
+    for number, block in enumerate(found, 1):
+        if not block.branches:
+            raise InvalidGenome(f"block {number} has no branch but attention to an encoder, and the model has no encoder")
+    return found
+
+
+KINDS = {"encoder": EncoderCell, "decoder": DecoderCell, "causal": CausalCell}
+"""Cells by what they become in a model."""
+
+
+def block(kind: str, blocks: tuple[GenomeBlock, ...], width: int, unit: int, options: BranchOptions) -> Callable:
+    """What makes one cell of `blocks`: the field of a model that takes blocks of this kind, one of KINDS."""
+    return functools.partial(KINDS[kind], blocks=blocks, width=width, unit=unit or width // 2, options=options)
 
 
 def options_of(config: Any) -> BranchOptions:

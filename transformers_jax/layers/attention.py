@@ -1,7 +1,7 @@
 """Multi-head attention, and the one place where its kernel is chosen.
 
-Axes: B batch rows, T target (query) length, S source (key) length, L cache length, N heads, H head width,
-D model width.
+Axes: B batch rows, T target (query) length, S source (key) length, P prompt length, L cache length, N heads, K key heads,
+H head width, D model width.
 """
 
 import functools
@@ -13,9 +13,10 @@ from absl import logging
 
 from transformers_jax.errors import UserError
 from transformers_jax.layers import kernels
-from transformers_jax.layers.masks import Mask
-from transformers_jax.layers.positions import RelativePositions
-from transformers_jax.layers.projections import FromHeads, ToHeads
+from transformers_jax.layers.masks import Mask, Place
+from transformers_jax.layers.norms import RMSNorm
+from transformers_jax.layers.positions import RelativePositions, Rotary
+from transformers_jax.layers.projections import FromHeads, Stddev, ToHeads
 
 IMPLEMENTATIONS = ("auto", "xla", "cudnn", "splash")
 
@@ -39,7 +40,7 @@ def choose(
     Args:
       backend: "cpu", "gpu" or "tpu".
       q_shape: [B, T, N, H].
-      k_shape: [B, S, N, H].
+      k_shape: [B, S, K, H].
       dtype: of q, k and v.
       dropout: weights are dropped.
       bias: a bias is added to the scores.
@@ -94,7 +95,7 @@ def _cudnn_obstacle(q_shape, k_shape, dtype, mask, capability) -> str:
 
 def _splash_obstacle(q_shape, k_shape, mask, shares) -> str:
     """What keeps splash attention from computing this attention; "" if nothing does."""
-    lengths, rows, heads = (q_shape[1], k_shape[1]), q_shape[0], q_shape[2]
+    lengths, rows, heads = (q_shape[1], k_shape[1]), q_shape[0], k_shape[2]
     if mask == "dense":
         return "takes segments, not a dense mask"
     if lengths[0] % kernels.LANES or lengths[1] % kernels.LANES:
@@ -102,7 +103,8 @@ def _splash_obstacle(q_shape, k_shape, mask, shares) -> str:
     if shares is None:
         return "runs on several devices only with their mesh in context (jax.set_mesh, automatic axes)"
     if rows % shares[0] or heads % shares[1]:
-        return f"cannot split {rows} rows and {heads} heads into {shares[0]} and {shares[1]} shares"
+        kind = "heads" if heads == q_shape[2] else "heads of keys"
+        return f"cannot split {rows} rows and {heads} {kind} into {shares[0]} and {shares[1]} shares"
     return ""
 
 
@@ -123,7 +125,7 @@ def dot_product_attention(
 
     Args:
       q: [B, T, N, H].
-      k, v: [B, S, N, H].
+      k, v: [B, S, K, H]; query heads n of a group n // (N / K) share a head of keys and values.
       mask: which query sees which key: a `Mask`, a bool array broadcastable to [B, N, T, S], or None for all.
       bias: added to the scaled scores, broadcastable to [B, N, T, S].
       dropout_rate: share of weights set to zero, the rest scaled up; needs `dropout_rng`.
@@ -168,17 +170,23 @@ def _say(name: str, reason: str, wanted: str, backend: str) -> None:
 class MultiHeadAttention(nn.Module):
     """Multi-head attention (Vaswani et al. 2017, section 3.2.2), of whole rows or position by position.
 
-    Parameters: query, key and value kernels [D, N, H], out kernel [N, H, D], with `use_bias` their biases, and with
-    `relative_distance` k the embeddings relative_keys and relative_values [2 k + 1, H].
+    Parameters: query kernel [D, N, H], key and value kernels [D, K, H], out kernel [N, H, D], with `use_bias` their biases;
+    with `relative_distance` k the embeddings relative_keys and relative_values [2 k + 1, H]; with `head_norm` the scales of
+    query_norm and key_norm [H].
 
     num_heads: N.
+    kv_heads: K, heads of keys and values, each for N / K heads of queries (Ainslie et al. 2023); N if None.
     head_width: H; D / N if None.
     features: width of the output; D if None.
     dropout_rate: dropout on the attention weights, from the rng stream "dropout".
     use_bias: the four projections add a bias.
+    out_bias: whether the last of them does, if it is otherwise than the others.
     dtype: of the computation; None for the inputs' and parameters' common dtype.
     param_dtype: of the parameters.
     stddev: of the kernels' initial numbers; 0 for Glorot's (`projections.kernel_init`).
+    out_stddev: of the out kernel's, if they are others.
+    rotary: turns queries and keys by the positions of the mask.
+    head_norm: epsilon of a root mean square norm of each head of queries and keys, before they are turned; 0 for no norm.
     relative_distance: largest offset of key and query that is told apart; offsets get learned vectors that are added to
       keys and values (Shaw et al. 2018, equations 3 and 4), the same for all heads. 0: no relative positions.
     relative_to_values: the vectors are added to values too, not only to keys.
@@ -197,14 +205,27 @@ class MultiHeadAttention(nn.Module):
     relative_to_values: bool = True
     implementation: str = "auto"
     features: int | None = None
-    stddev: float = 0.0
+    stddev: Stddev = 0.0
+    kv_heads: int | None = None
+    out_bias: bool | None = None
+    out_stddev: Stddev | None = None
+    rotary: Rotary | None = None
+    head_norm: float = 0.0
 
     def setup(self):
-        options = (self.use_bias, self.dtype, self.param_dtype, self.stddev)
-        self.query = ToHeads(self.num_heads, self.head_width, *options)
-        self.key = ToHeads(self.num_heads, self.head_width, *options)
-        self.value = ToHeads(self.num_heads, self.head_width, *options)
-        self.out = FromHeads(*options)
+        types, kv_heads = (self.dtype, self.param_dtype), self.kv_heads or self.num_heads
+        if self.num_heads % kv_heads:
+            raise UserError(f"kv_heads {kv_heads} does not divide num_heads {self.num_heads}: change one of them")
+        if kv_heads != self.num_heads and self.head_width is None:
+            raise UserError(f"{kv_heads} heads of keys for {self.num_heads} of queries: give head_width")
+        self.query = ToHeads(self.num_heads, self.head_width, self.use_bias, *types, self.stddev)
+        self.key = ToHeads(kv_heads, self.head_width, self.use_bias, *types, self.stddev)
+        self.value = ToHeads(kv_heads, self.head_width, self.use_bias, *types, self.stddev)
+        out_bias = self.use_bias if self.out_bias is None else self.out_bias
+        self.out = FromHeads(out_bias, *types, self.stddev if self.out_stddev is None else self.out_stddev)
+        if self.head_norm:
+            self.query_norm = RMSNorm(self.head_norm, *types, axis="kv")
+            self.key_norm = RMSNorm(self.head_norm, *types, axis="kv")
         if self.relative_distance:
             self.relative_keys = RelativePositions(self.relative_distance, self.dtype, self.param_dtype)
             if self.relative_to_values:
@@ -227,19 +248,28 @@ class MultiHeadAttention(nn.Module):
         Raises:
           UserError: num_heads does not divide the width, or context has another width and head_width is not given,
             or no such implementation.
-          ValueError: relative positions between different sequences.
+          ValueError: relative or rotary positions between different sequences, or rotary ones and a mask without positions.
         """
-        if self.relative_distance and context is not None:
+        if (self.relative_distance or self.rotary) and context is not None:
             raise ValueError("relative positions are offsets within one sequence: attention to a context has none")
         source = x if context is None else context
         if self.head_width is None and source.shape[-1] != x.shape[-1]:
             raise UserError(
                 f"attention from width {x.shape[-1]} to a context of width {source.shape[-1]}: give head_width"
             )
-        out = self._attend(
-            self.query(x), self.key(source), self.value(source), mask, 0.0 if deterministic else self.dropout_rate
-        )
+        q, k = self._turned(self.query(x), self.key(source), mask.positions if isinstance(mask, Mask) else None)
+        out = self._attend(q, k, self.value(source), mask, 0.0 if deterministic else self.dropout_rate)
         return self.out(out, self.features or x.shape[-1])
+
+    def _turned(self, q: jax.Array, k: jax.Array, positions: jax.Array | None) -> tuple[jax.Array, jax.Array]:
+        """Queries [B, T, N, H] and keys [B, T, K, H] of positions [B, T], normed and turned if that is asked for."""
+        if self.head_norm:
+            q, k = self.query_norm(q), self.key_norm(k)
+        if self.rotary is None:
+            return q, k
+        if positions is None:
+            raise ValueError("rotary positions need a Mask with positions")
+        return self.rotary.rotate(q, positions), self.rotary.rotate(k, positions)
 
     def _attend(self, q, k, v, mask, dropout_rate) -> jax.Array:
         """Attention of all heads [B, T, N, H], with relative positions if there are any."""
@@ -271,13 +301,35 @@ class MultiHeadAttention(nn.Module):
     def start(self, batch_rows: int, length: int) -> None:
         """Makes an empty self-attention cache of `length` positions a row, heads first: "cache" self_key, self_value.
 
-        Both are [B, N, L, H]: with a query a step, products of that layout run many times faster than of [B, L, N, H].
+        Both are [B, K, L, H]: with a query a step, products of that layout run many times faster than of [B, L, K, H].
         """
-        kernel = nn.meta.unbox(self.key.get_variable("params", "kernel"))  # [D, N, H]
+        kernel = nn.meta.unbox(self.key.get_variable("params", "kernel"))  # [D, K, H]
         heads, head_width = kernel.shape[1:]
-        empty = jnp.zeros((batch_rows, heads, length, head_width), self.dtype or kernel.dtype)
+        self._start_steps((batch_rows, heads, length, head_width), self.dtype or kernel.dtype)
+
+    def _start_steps(self, shape: tuple[int, ...], dtype) -> None:
+        """Makes the empty cache of keys and values, of this shape [B, K, L, H] each."""
+        empty = jnp.zeros(shape, dtype)
         self.put_variable("cache", "self_key", empty)
         self.put_variable("cache", "self_value", empty)
+
+    def start_prompt(self, x: jax.Array, mask: Mask, length: int) -> jax.Array:
+        """`__call__` of prompts x [B, P, D], which also makes the cache of what `step_prompt` reads.
+
+        Keys and values of the prompts, [B, K, P, H], go into "cache" prompt_key and prompt_value, which no step changes;
+        self_key and self_value are for `length` steps, as `start` makes them.
+
+        Raises:
+          ValueError: relative positions, whose offsets differ by row then.
+        """
+        if self.relative_distance:
+            raise ValueError("relative positions do not go on from prompts of different lengths")
+        v = self.value(x)
+        q, k = self._turned(self.query(x), self.key(x), mask.positions)
+        self.put_variable("cache", "prompt_key", kernels.heads_first(k))
+        self.put_variable("cache", "prompt_value", kernels.heads_first(v))
+        self._start_steps((k.shape[0], k.shape[2], length, k.shape[3]), k.dtype)
+        return self.out(self._attend(q, k, v, mask, 0.0), self.features or x.shape[-1])
 
     def start_context(self, context: jax.Array) -> None:
         """Puts keys and values of context [B, S, D], each [B, N, S, H], into "cache" context_key, context_value."""
@@ -289,8 +341,8 @@ class MultiHeadAttention(nn.Module):
 
         x's own key and value are added to the cache. Gives [B, 1, D].
         """
-        q = kernels.heads_first(self.query(x))
-        k = self._append("self_key", kernels.heads_first(self.key(x)), index)
+        q, k = self._turned(self.query(x), self.key(x), jnp.broadcast_to(index, x.shape[:2]))
+        q, k = kernels.heads_first(q), self._append("self_key", kernels.heads_first(k), index)
         v = self._append("self_value", kernels.heads_first(self.value(x)), index)
         positions = jnp.arange(k.shape[2])
         offsets = (jnp.asarray(index)[None], positions, q.shape[-1])
@@ -300,8 +352,23 @@ class MultiHeadAttention(nn.Module):
             out = out + self._relative_output(weights, *offsets)
         return self.out(kernels.heads_first(out), self.features or x.shape[-1])
 
+    def step_prompt(self, x: jax.Array, place: Place) -> jax.Array:
+        """Attends from x [B, 1, D], a step that stands at `place`, to the prompt of `start_prompt` and the steps so far.
+
+        x's own key and value are added to the cache. Gives [B, 1, D].
+        """
+        prompt = self.get_variable("cache", "prompt_key"), self.get_variable("cache", "prompt_value")
+        if prompt[0] is None:
+            raise ValueError("step_prompt() without a prompt: call start_prompt() first")
+        q, k = self._turned(self.query(x), self.key(x), place.positions())
+        k = self._append("self_key", kernels.heads_first(k), place.index)
+        v = self._append("self_value", kernels.heads_first(self.value(x)), place.index)
+        parts = [(*prompt, place.prompt(prompt[0].shape[2])), (k, v, place.steps(k.shape[2]))]
+        out = kernels.joined_product(kernels.heads_first(q), parts)
+        return self.out(kernels.heads_first(out), self.features or x.shape[-1])
+
     def _append(self, name: str, new: jax.Array, index: jax.Array) -> jax.Array:
-        """The cached array [B, N, L, H] with `new` [B, N, 1, H] at `index`, which it also stores."""
+        """The cached array [B, K, L, H] with `new` [B, K, 1, H] at `index`, which it also stores."""
         cached = self.get_variable("cache", name)
         if cached is None:
             raise ValueError("step() without a cache: call start() first")

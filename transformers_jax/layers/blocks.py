@@ -1,6 +1,6 @@
-"""The Transformer's two blocks, and the stack that repeats a block.
+"""The Transformer's two blocks, that of a decoder without an encoder, and the stack that repeats a block.
 
-Axes: B batch, S source, T target, D model width.
+Axes: B batch, S source, T target, P prompt, D model width.
 """
 
 from collections.abc import Callable
@@ -9,20 +9,29 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from transformers_jax.layers.adapter import adapted
 from transformers_jax.layers.attention import MultiHeadAttention
 from transformers_jax.layers.dropout import Dropout
-from transformers_jax.layers.feedforward import FeedForward
+from transformers_jax.layers.feedforward import FeedForward, GatedFeedForward
 from transformers_jax.layers.gather import gather
-from transformers_jax.layers.masks import Mask
-from transformers_jax.layers.norms import LayerNorm
+from transformers_jax.layers.masks import Mask, Place
+from transformers_jax.layers.norms import LayerNorm, RMSNorm
+from transformers_jax.layers.positions import Rotary
+from transformers_jax.layers.projections import Stddev
+
+NORMS = {"layer_norm": LayerNorm, "rms_norm": RMSNorm}
 
 
 class Block(nn.Module):
     """What the Transformer's blocks share: their fields, and the residual connection around a sublayer.
 
     norm: "pre" is x + dropout(f(LN(x))), "post" is LN(x + dropout(f(x))) (Vaswani et al. 2017, section 3.1).
-    norm_epsilon: of the layer norms.
+    norm_kind: a name of NORMS.  norm_epsilon: of the norms.
+    gated: the feed-forward is `GatedFeedForward`.  mlp_bias: its layers add biases.
+    rotary, kv_heads, head_width, head_norm: as in `MultiHeadAttention`.
+    attention_bias: of the projections of attention; attention_out_bias of the last of them, if it is otherwise.
     stddev: of the kernels' initial numbers; 0 for Glorot's (`projections.kernel_init`).
+    out_stddev: of those kernels whose outputs are added to the residual, if they start otherwise.
     """
 
     num_heads: int
@@ -38,30 +47,48 @@ class Block(nn.Module):
     dtype: jnp.dtype = jnp.float32
     param_dtype: jnp.dtype = jnp.float32
     norm_epsilon: float = 1e-6
-    stddev: float = 0.0
+    stddev: Stddev = 0.0
+    norm_kind: str = "layer_norm"
+    gated: bool = False
+    mlp_bias: bool = True
+    rotary: Rotary | None = None
+    kv_heads: int | None = None
+    head_width: int | None = None
+    head_norm: float = 0.0
+    attention_out_bias: bool | None = None
+    out_stddev: Stddev | None = None
 
     def attention_layer(self, *, relative: bool) -> MultiHeadAttention:
         return MultiHeadAttention(
             num_heads=self.num_heads,
+            kv_heads=self.kv_heads,
+            head_width=self.head_width,
             dropout_rate=self.attention_dropout,
             use_bias=self.attention_bias,
+            out_bias=self.attention_out_bias,
+            rotary=self.rotary if relative else None,
+            head_norm=self.head_norm,
             relative_distance=self.relative_distance if relative else 0,
             implementation=self.attention,
             dtype=self.dtype,
             param_dtype=self.param_dtype,
             stddev=self.stddev,
+            out_stddev=self.out_stddev,
         )
 
-    def feed_forward_layer(self) -> FeedForward:
-        return FeedForward(self.mlp_width, self.mlp_dropout, self.activation, self.dtype, self.param_dtype, self.stddev)
+    def feed_forward_layer(self) -> nn.Module:
+        kind = GatedFeedForward if self.gated else FeedForward
+        types = (self.dtype, self.param_dtype)
+        starts = (self.stddev, self.out_stddev)
+        return kind(self.mlp_width, self.mlp_dropout, self.activation, *types, *starts, self.mlp_bias)
 
-    def norm_layer(self) -> LayerNorm:
-        return LayerNorm(self.norm_epsilon, self.dtype, self.param_dtype)
+    def norm_layer(self) -> nn.Module:
+        return NORMS[self.norm_kind](self.norm_epsilon, self.dtype, self.param_dtype)
 
     def residual(
         self,
         x: jax.Array,
-        norm: LayerNorm,
+        norm: nn.Module,
         sublayer: Callable,
         deterministic: bool = True,
         read: jax.Array | None = None,
@@ -69,8 +96,12 @@ class Block(nn.Module):
         """x [B, T, D] → [B, T, D], or [B, M, D] where the sublayer gives positions `read` [B, M] alone."""
         kept = gather(x, read)
         if self.norm == "pre":
-            return kept + self.drop(sublayer(norm(x)), deterministic=deterministic)
-        return norm(kept + self.drop(sublayer(x), deterministic=deterministic))
+            return kept + self.adapted(norm, self.drop(sublayer(norm(x)), deterministic=deterministic))
+        return norm(kept + self.adapted(norm, self.drop(sublayer(x), deterministic=deterministic)))
+
+    def adapted(self, norm: nn.Module, h: jax.Array) -> jax.Array:
+        """A sublayer's output h [B, T, D] after Houlsby's layers, if the parameters have them: self_adapter of self_norm."""
+        return adapted(self, norm.name.replace("norm", "adapter"), h)
 
 
 class EncoderBlock(Block):
@@ -133,6 +164,40 @@ class DecoderBlock(Block):
         """One target position x [B, 1, D] at position `index` → [B, 1, D]."""
         x = self.residual(x, self.self_norm, lambda h: self.self_attention.step(h, index))
         x = self.residual(x, self.cross_norm, lambda h: self.cross_attention.step_context(h, source_segments))
+        return self.residual(x, self.feed_norm, self.feed_forward)
+
+
+class CausalBlock(Block):
+    """Causal self-attention, then feed-forward: the block of a decoder without an encoder (Radford et al. 2018, figure 1).
+
+    `start` and `step` decode with a cache, after prompts of different lengths.
+    """
+
+    def setup(self):
+        self.self_attention, self.self_norm = self.attention_layer(relative=True), self.norm_layer()
+        self.feed_forward, self.feed_norm = self.feed_forward_layer(), self.norm_layer()
+        self.drop = Dropout(self.dropout)
+
+    def __call__(self, x: jax.Array, mask: Mask, deterministic: bool) -> jax.Array:
+        """x [B, T, D] → [B, T, D]; the mask is causal."""
+
+        def attend(h):
+            return self.self_attention(h, mask=mask, deterministic=deterministic)
+
+        def feed(h):
+            return self.feed_forward(h, deterministic=deterministic)
+
+        x = self.residual(x, self.self_norm, attend, deterministic)
+        return self.residual(x, self.feed_norm, feed, deterministic)
+
+    def start(self, x: jax.Array, mask: Mask, length: int) -> jax.Array:
+        """Prompts x [B, P, D] → [B, P, D]; also makes the cache of what `length` steps read."""
+        x = self.residual(x, self.self_norm, lambda h: self.self_attention.start_prompt(h, mask, length))
+        return self.residual(x, self.feed_norm, self.feed_forward)
+
+    def step(self, x: jax.Array, place: Place) -> jax.Array:
+        """One position x [B, 1, D] that stands at `place` → [B, 1, D]."""
+        x = self.residual(x, self.self_norm, lambda h: self.self_attention.step_prompt(h, place))
         return self.residual(x, self.feed_norm, self.feed_forward)
 
 

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from transformers_jax.errors import UserError
+from transformers_jax.layers.gather import gather
 from transformers_jax.layers.projections import Linear
 
 
@@ -129,6 +130,19 @@ class _Convolution(nn.Module):
             raise ValueError("only a causal convolution decodes position by position")
         if self.width > 1:
             self.put_variable("cache", "window", jnp.zeros((rows, self.width - 1, in_features), self.dtype))
+
+    def start_prompt(self, x: jax.Array, segments: jax.Array) -> jax.Array:
+        """`__call__` of prompts x [B, P, C], segments [B, P] 1 where a row has a token; also makes the window.
+
+        The window holds the inputs before the row's last token, which the first step reads again; zeros before its first.
+        """
+        self.start(x.shape[0], x.shape[2])
+        if self.width > 1:
+            before = jnp.sum(segments > 0, axis=1, keepdims=True) - 1  # [B, 1]
+            read = before + jnp.arange(1 - self.width, 0)  # [B, K - 1]
+            window = jnp.where((read >= 0)[..., None], gather(x, jnp.maximum(read, 0)), 0)
+            self.put_variable("cache", "window", window.astype(self.dtype))
+        return self(x, segments)
 
     def step(self, x: jax.Array, index: jax.Array | None = None) -> jax.Array:
         """The next position x [B, 1, C] of rows of one example each → [B, 1, F].

@@ -1,8 +1,9 @@
 """The kernels behind `attention.dot_product_attention`: the same numbers by different machines.
 
-Axes: B batch rows, T target (query) length, S source (key) length, N heads, H head width.
+Axes: B batch rows, T target (query) length, S source (key) length, N heads, K key heads, H head width.
 
-Every kernel takes q [B, T, N, H], k and v [B, S, N, H] and gives [B, T, N, H] in v's dtype. Scores are divided by
+Every kernel takes q [B, T, N, H], k and v [B, S, K, H], K dividing N: each N / K query heads in a row share one head of keys
+and values, which is never repeated in memory (Ainslie et al. 2023). It gives [B, T, N, H] in v's dtype. Scores are divided by
 sqrt(H) (Vaswani et al. 2017, section 3.2.1), the softmax runs in float32, and a query that sees no key gives zeros.
 """
 
@@ -11,6 +12,7 @@ import math
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import AxisType, PartitionSpec
 
 from transformers_jax.layers.dropout import keep_mask
@@ -57,7 +59,7 @@ def product(q, k, v, seen=None, *, bias=None, dropout_rate=0.0, dropout_rng=None
 
     Args:
       q: [B, N, T, H].
-      k, v: [B, N, S, H].
+      k, v: [B, K, S, H].
       seen: bool broadcastable to [B, N, T, S], true where a query sees a key; None for everywhere.
       bias: added to the scaled scores, broadcastable to [B, N, T, S].
       dropout_rate: share of weights set to zero; the others are divided by 1 - rate.
@@ -66,7 +68,7 @@ def product(q, k, v, seen=None, *, bias=None, dropout_rate=0.0, dropout_rng=None
     Returns:
       (output [B, N, T, H], weights [B, N, T, S] as they were applied, after dropout).
     """
-    scores = jnp.einsum("BNTH,BNSH->BNTS", q * q.shape[-1] ** -0.5, k, preferred_element_type=jnp.float32)
+    scores = scaled_scores(q, k)
     if bias is not None:
         scores = scores + bias.astype(jnp.float32)
     weights = masked_softmax(scores, seen)
@@ -74,7 +76,43 @@ def product(q, k, v, seen=None, *, bias=None, dropout_rate=0.0, dropout_rng=None
         keep = keep_mask(dropout_rng, dropout_rate, weights.shape)
         weights = jnp.where(keep, weights * (1.0 / (1.0 - dropout_rate)), 0.0)
     weights = weights.astype(v.dtype)
-    return jnp.einsum("BNTS,BNSH->BNTH", weights, v), weights
+    return weighted(weights, v), weights
+
+
+def joined_product(q, parts):
+    """Attention over keys that lie in several arrays, which are not copied together: one softmax over all of them.
+
+    Args:
+      q: [B, N, T, H].
+      parts: of (k, v, seen) as in `product`.
+
+    Returns:
+      [B, N, T, H].
+    """
+    scores = [scaled_scores(q, k) for k, _, _ in parts]
+    seen = [jnp.broadcast_to(seen, x.shape) for x, (_, _, seen) in zip(scores, parts, strict=True)]
+    weights = masked_softmax(jnp.concatenate(scores, axis=-1), jnp.concatenate(seen, axis=-1))
+    ends = np.cumsum([x.shape[-1] for x in scores])[:-1]
+    of_parts = zip(jnp.split(weights, ends, axis=-1), parts, strict=True)
+    return sum(weighted(w.astype(v.dtype), v) for w, (_, v, _) in of_parts)
+
+
+def scaled_scores(q, k):
+    """q · k / sqrt(H) of q [B, N, T, H] and k [B, K, S, H]: [B, N, T, S] float32."""
+    q = q * q.shape[-1] ** -0.5
+    if q.shape[1] == k.shape[1]:
+        return jnp.einsum("BNTH,BNSH->BNTS", q, k, preferred_element_type=jnp.float32)
+    rows = q.reshape(q.shape[0], k.shape[1], -1, q.shape[3])  # [B, K, N / K · T, H]
+    scores = jnp.einsum("BKMH,BKSH->BKMS", rows, k, preferred_element_type=jnp.float32)
+    return scores.reshape(*q.shape[:3], k.shape[2])  # [B, N, T, S]
+
+
+def weighted(weights, v):
+    """Values v [B, K, S, H] summed by weights [B, N, T, S]: [B, N, T, H]."""
+    if weights.shape[1] == v.shape[1]:
+        return jnp.einsum("BNTS,BNSH->BNTH", weights, v)
+    rows = weights.reshape(v.shape[0], v.shape[1], -1, v.shape[2])  # [B, K, N / K · T, S]
+    return jnp.einsum("BKMS,BKSH->BKMH", rows, v).reshape(*weights.shape[:3], v.shape[3])  # [B, N, T, H]
 
 
 def masked_softmax(scores: jax.Array, seen: jax.Array | None) -> jax.Array:
@@ -85,7 +123,7 @@ def masked_softmax(scores: jax.Array, seen: jax.Array | None) -> jax.Array:
 
 
 def cudnn(q, k, v, mask=None):
-    """cuDNN's fused attention on NVIDIA GPUs; segments go in as an additive [B, 1, T, S] mask, causality as a flag."""
+    """cuDNN's fused attention on NVIDIA GPUs; segments and window are an additive [B, 1, T, S] mask, causality is a flag."""
     causal = isinstance(mask, Mask) and mask.causal and q.shape[1] == k.shape[1]
     seen = dense_mask(mask.replace(causal=False) if causal else mask)
     if seen is not None:  # cuDNN wants the whole square, not its broadcast form
@@ -95,7 +133,7 @@ def cudnn(q, k, v, mask=None):
 
 
 def splash(q, k, v, mask=None, *, interpret: bool = False):
-    """Pallas splash attention on TPUs: segments and causality inside the kernel, no [T, S] square in memory.
+    """Pallas splash attention on TPUs: segments, window and causality inside the kernel, no [T, S] square in memory.
 
     Heads are padded with zeros to a multiple of 128. Under a mesh in context (`jax.set_mesh`) the kernel runs once a
     device, on its share of rows (axes "data", "fsdp") and heads (axis "tensor").
@@ -107,18 +145,22 @@ def splash(q, k, v, mask=None, *, interpret: bool = False):
     mask = Mask(*_ones(q, k)) if mask is None else mask
     padding = ((0, 0), (0, 0), (0, 0), (0, -width % LANES))
     padded = [heads_first(jnp.pad(x, padding)) for x in (q * width**-0.5, k, v)]
-    run = functools.partial(_splash, causal=mask.causal, interpret=interpret)
+    run = functools.partial(_splash, causal=mask.causal, window=mask.window, interpret=interpret)
     out = _over_mesh(run)(*padded, mask.query_segments, mask.key_segments)
     return zero_unseeing(heads_first(out)[..., :width].astype(v.dtype), mask)
 
 
-def _splash(q, k, v, query_segments, key_segments, *, causal, interpret):
-    """Splash attention over q [B, N, T, H], k, v [B, N, S, H] and segments [B, T], [B, S] of one device."""
+def _splash(q, k, v, query_segments, key_segments, *, causal, window, interpret):
+    """Splash attention over q [B, N, T, H], k, v [B, K, S, H] and segments [B, T], [B, S] of one device."""
     from jax.experimental.pallas.ops.tpu import splash_attention as library
 
     shape = (q.shape[2], k.shape[2])
     block_q, block_kv = (next(b for b in (512, 256, 128) if n % b == 0) for n in shape)
-    heads = library.MultiHeadMask([(library.CausalMask if causal else library.FullMask)(shape)] * q.shape[1])
+    if window:
+        seen = library.LocalMask(shape, (window - 1, 0 if causal else window - 1), 0)
+    else:
+        seen = (library.CausalMask if causal else library.FullMask)(shape)
+    heads = library.MultiHeadMask([seen] * q.shape[1])
     kernel = library.make_splash_mha_single_device(
         heads,
         block_sizes=library.BlockSizes(

@@ -1,10 +1,13 @@
-"""Where a position stands: sinusoids, learned vectors, and relative positions.
+"""Where a position stands: sinusoids, learned vectors, relative positions, and rotations.
 
-Axes: B batch rows, T target (query) length, S source (key) length, D model width, H head width.
+Axes: B batch rows, T target (query) length, S source (key) length, D model width, N heads, H head width.
 
 Positions are int32 arrays that count from 0 within each packed example, so that a packed row holds the same vectors as
 its examples alone.
 """
+
+import dataclasses
+import math
 
 import flax.linen as nn
 import jax
@@ -141,3 +144,56 @@ class RelativePositions(nn.Module):
         table = self.param("embedding", init, (2 * self.distance + 1, width), self.param_dtype)
         table = table if self.dtype is None else table.astype(self.dtype)
         return table[relative_index(query_positions, key_positions, self.distance)]
+
+
+SCALINGS = ("", "linear", "llama3")
+
+
+@dataclasses.dataclass(frozen=True)
+class Rotary:
+    """Rotary positions (Su et al. 2021, section 3.2): queries and keys are turned by angles that grow with their positions,
+    so that their product depends on the distance alone.
+
+    Pair i of a head is (i, i + H/2), the layout of `transformers`; it turns by position · theta^(-2i/H).
+
+    scaling: "" for none; "linear" divides all frequencies by `factor` (Chen et al. 2023); "llama3" (Dubey et al. 2024's
+      code) those whose wavelength is longer than original_length / low_freq_factor, keeps those shorter than
+      original_length / high_freq_factor, and blends between.
+    original_length: positions that the model was trained on before it was scaled.
+    """
+
+    theta: float = 10000.0
+    scaling: str = ""
+    factor: float = 1.0
+    low_freq_factor: float = 1.0
+    high_freq_factor: float = 4.0
+    original_length: int = 8192
+
+    def __post_init__(self):
+        if self.scaling not in SCALINGS:
+            raise UserError(f"rotary scaling {self.scaling!r} is none of {', '.join(map(repr, SCALINGS))}")
+
+    def frequencies(self, width: int) -> np.ndarray:
+        """Radians a position of each pair, [H/2] float64, for heads of `width` H.
+
+        Raises:
+          UserError: an odd width, which has no pairs.
+        """
+        if width % 2:
+            raise UserError(f"rotary positions turn pairs: the head width {width} is odd; give another head_width")
+        plain = self.theta ** (-np.arange(0, width, 2) / width)
+        if not self.scaling:
+            return plain
+        if self.scaling == "linear":
+            return plain / self.factor
+        waves = self.original_length * plain / (2 * math.pi)  # whole turns within the original length
+        kept = np.clip((waves - self.low_freq_factor) / (self.high_freq_factor - self.low_freq_factor), 0, 1)
+        return kept * plain + (1 - kept) * plain / self.factor
+
+    def rotate(self, x: jax.Array, positions: jax.Array) -> jax.Array:
+        """x [B, T, N, H] turned by its positions [B, T], in float32; the result has x's dtype."""
+        angles = positions[..., None].astype(jnp.float32) * jnp.asarray(self.frequencies(x.shape[-1]), jnp.float32)
+        cosines, sines = jnp.cos(angles)[:, :, None], jnp.sin(angles)[:, :, None]  # [B, T, 1, H/2]
+        first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)  # [B, T, N, H/2]
+        turned = (first * cosines - second * sines, second * cosines + first * sines)
+        return jnp.concatenate(turned, axis=-1).astype(x.dtype)

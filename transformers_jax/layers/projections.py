@@ -10,6 +10,9 @@ import jax.numpy as jnp
 from transformers_jax.errors import UserError
 from transformers_jax.layers.product import times_kernel
 
+Stddev = float | nn.initializers.Initializer
+"""How a kernel starts, as `kernel_init` reads it."""
+
 
 class Linear(nn.Module):
     """x [..., A] → [..., C]: a kernel [A, C] and a bias [C].
@@ -23,7 +26,7 @@ class Linear(nn.Module):
     use_bias: bool = True
     dtype: jnp.dtype | None = None
     param_dtype: jnp.dtype = jnp.float32
-    stddev: float = 0.0
+    stddev: Stddev = 0.0
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -39,7 +42,7 @@ class ToHeads(nn.Module):
     use_bias: bool
     dtype: jnp.dtype | None
     param_dtype: jnp.dtype
-    stddev: float = 0.0
+    stddev: Stddev = 0.0
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -57,7 +60,7 @@ class FromHeads(nn.Module):
     use_bias: bool
     dtype: jnp.dtype | None
     param_dtype: jnp.dtype
-    stddev: float = 0.0
+    stddev: Stddev = 0.0
 
     @nn.compact
     def __call__(self, y: jax.Array, width: int) -> jax.Array:
@@ -68,13 +71,15 @@ class FromHeads(nn.Module):
         return times_kernel(self, y, (heads, head_width, width), init, axes, inputs=2, bias_axes=bias_axes)  # [..., D]
 
 
-def kernel_init(stddev: float):
+def kernel_init(stddev: Stddev):
     """How kernels start: N(0, stddev²) cut off at two standard deviations (Devlin et al. 2019's code), or with 0
-    Xavier's uniform numbers (Glorot and Bengio 2010, eq. 16)."""
+    Xavier's uniform numbers (Glorot and Bengio 2010, eq. 16). An initializer is itself."""
+    if callable(stddev):
+        return stddev
     return nn.initializers.truncated_normal(stddev) if stddev else nn.initializers.xavier_uniform()
 
 
-def _on_matrix(matrix: tuple[int, int], stddev: float):
+def _on_matrix(matrix: tuple[int, int], stddev: Stddev):
     """`kernel_init` for a kernel that is this matrix, folded."""
 
     def init(key, shape, dtype):

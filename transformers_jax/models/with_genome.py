@@ -9,7 +9,7 @@ import flax.linen as nn
 
 from transformers_jax.errors import UserError
 from transformers_jax.genomes import cell
-from transformers_jax.genomes.genome import Genome, load_sized
+from transformers_jax.genomes.genome import Genome, GenomeBlock, load_sized
 from transformers_jax.models import transformer
 
 
@@ -18,25 +18,46 @@ def with_cells(model: nn.Module, config) -> nn.Module:
 
     Args:
       model: of an architecture; its attribute `genome_cells` names the fields that make a block, and for each the cell of
-        the genome ("encoder" or "decoder") and the field of `Config` that is the number of layers.
+        the genome ("encoder", "decoder", or "causal" for the one that `config.genome_cell` names, made causal and without
+        attention to an encoder) and the field of `Config` that is the number of layers.
       config: a mapping with the fields of the architecture's `Config`, of which `genome` is not empty.
 
     Raises:
-      UserError: no such genome, an invalid one, or an architecture that takes none.
+      UserError: no such genome, an invalid one, an architecture that takes none, or a cell that cannot do without an encoder
+        in a model that has none.
     """
     if not getattr(model, "genome_cells", None):
         raise UserError(f"config.model.genome: {config['name']} takes no genome; give config.model.name=transformer")
     genome, unit = read(config)
-    numbers = {layers: getattr(genome, f"{which}_cells") for which, layers in model.genome_cells.values()}
+    cells = {field: (*_cell(genome, kind, model.config), layers) for field, (kind, layers) in model.genome_cells.items()}
+    numbers = {layers: number for _, number, layers in cells.values()}
     c = dataclasses.replace(model.config, genome=genome.text(), genome_unit=unit, **numbers)
     if hasattr(c, "norm"):  # the norms of cells stand in front of their layers
         c = dataclasses.replace(c, norm="pre")
     unit = unit or c.width // 2
-    for which, _ in model.genome_cells.values():
-        cell.widths(getattr(genome, which), c.width, unit)
-    encoder_block, decoder_block = cell.blocks(genome, c.width, unit, cell.options_of(c))
-    made = {"encoder": encoder_block, "decoder": decoder_block}
-    return model.clone(config=c, **{field: made[which] for field, (which, _) in model.genome_cells.items()})
+    made = {}
+    for field, (blocks, *_) in cells.items():
+        cell.widths(blocks, c.width, unit)
+        made[field] = cell.block(model.genome_cells[field][0], blocks, c.width, unit, cell.options_of(c))
+    return model.clone(config=c, **made)
+
+
+def _cell(genome: Genome, kind: str, config) -> tuple[tuple[GenomeBlock, ...], int]:
+    """(blocks of one cell, how many cells) for a kind of cell that `genome_cells` names.
+
+    Raises:
+      UserError: no such cell, or one that cannot do without an encoder.
+    """
+    which = config.genome_cell if kind == "causal" else kind
+    if which not in ("encoder", "decoder"):
+        raise UserError(f"config.model.genome_cell is {which!r}; it is encoder or decoder")
+    blocks, number = getattr(genome, which), getattr(genome, f"{which}_cells")
+    if kind != "causal":
+        return blocks, number
+    try:
+        return cell.without_encoder(blocks), number
+    except UserError as error:
+        raise type(error)(f"config.model.genome: {error}; give config.model.genome_cell=encoder") from error
 
 
 def read(config) -> tuple[Genome, int]:

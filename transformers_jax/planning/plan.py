@@ -76,7 +76,7 @@ def make(
         memory=memory.of_step(compiled, state, batch),
         limit=memory.available(jax.local_devices()[0]),
         mesh=dict(mesh.shape),
-        attention=attention_kernel(jaxpr),
+        attention=attention_kernel(flops.primitives(jaxpr)),
         compile_seconds=seconds,
         steps=steps,
         peak=peak,
@@ -85,9 +85,8 @@ def make(
     )
 
 
-def attention_kernel(jaxpr) -> str:
-    """The kernel of attention that a traced function contains: "cudnn", "splash" or "xla"."""
-    primitives = flops.primitives(jaxpr)
+def attention_kernel(primitives: set[str]) -> str:
+    """The kernel of attention, "cudnn", "splash" or "xla", of a program with these primitives (`flops.primitives`)."""
     if any(name.startswith("dot_product_attention") for name in primitives):
         return "cudnn"
     return "splash" if "pallas_call" in primitives else "xla"

@@ -34,12 +34,12 @@ from transformers_jax.data.text.train_tokenizer import learn
 from transformers_jax.decoding.decoder import LENGTHS, Decoder
 from transformers_jax.errors import UserError
 from transformers_jax.files import json_value, locked, write_whole
-from transformers_jax.finetuning import trainable
+from transformers_jax.finetuning import method, trainable
 from transformers_jax.mesh import ROWS, data_shard, make_mesh, row_sharding
 from transformers_jax.models import with_genome
 from transformers_jax.runs import checks, initialise, schedule
-from transformers_jax.training.checkpoint import Checkpoints, any_process
-from transformers_jax.training.state import abstract_state
+from transformers_jax.training.checkpoint import Base, Checkpoints, any_process
+from transformers_jax.training.state import TrainState, abstract_state
 
 TOKENIZER = "tokenizer.json"
 SAMPLES = "samples.jsonl"
@@ -94,6 +94,8 @@ class Experiment:
         options = self.config.tokenizer
         if options.path:
             return Tokenizer.load(options.path)
+        if self.config.data.source == "tokens":
+            raise UserError("config.tokenizer.path is empty: give the tokenizer that made the files of config.data.train")
         lines = _lines(self.source("train"))
         if options.kind == "bpe":
             learned = learn_bpe(lines, options.vocab_size)
@@ -121,6 +123,42 @@ class Experiment:
     def trainable(self) -> tuple[str, ...]:
         """Patterns over the names of the parameters that learn."""
         return trainable.patterns(self.config, self.task.frozen)
+
+    @cached_property
+    def finetuning(self) -> method.Finetuning | None:
+        """What finetuning makes of the model's parameters; None where it leaves them as they are.
+
+        Raises:
+          UserError: config.finetuning asks for what there is not.
+        """
+        options = trainable.options(self.config)
+        if options.quantization and not self.beside:
+            raise UserError(f"config.finetuning.quantization={options.quantization} is of pretrained weights: give --init_from")
+        if options.method not in ("lora", "adapters") and not options.quantization:
+            return None
+        return method.Finetuning(options, method.places_of(self.model), self.trainable)
+
+    @property
+    def beside(self) -> bool:
+        """Whether what is frozen is read elsewhere: this run's checkpoints hold what learns alone."""
+        options = self.config.get("finetuning", {})
+        given = bool(options.get("init_from")) and not options.get("fresh")
+        return given and not trainable.options(self.config).everything and not self.task.frozen
+
+    @cached_property
+    def base(self) -> Base | None:
+        """The pretrained model that this run's checkpoints name and do not hold; it is read through once.
+
+        Raises:
+          UserError: it is not there, or cannot be read.
+        """
+        path = self.config.finetuning.init_from if self.beside else ""
+        return Base(path, initialise.fingerprint_of(path)) if path else None
+
+    def abstract_state(self, tx) -> TrainState:
+        """The state as shapes with their shardings: nothing is computed and no weights are read."""
+        shapes = self.batch_shapes()
+        return abstract_state(self.model, tx, shapes, self.mesh, trainable=self.trainable, adapt=self.finetuning)
 
     @functools.cache  # noqa: B019  (an experiment lives as long as its process)
     def source(self, split: str):
@@ -155,7 +193,7 @@ class Experiment:
         return pipeline.eval_batches(self.examples(split), self.task, self.config.data, **place)
 
     def checkpoints(self) -> Checkpoints:
-        return Checkpoints(self.workdir / "checkpoints", keep=self.config.training.keep_checkpoints)
+        return Checkpoints(self.workdir / "checkpoints", keep=self.config.training.keep_checkpoints, base=self.base)
 
     def decoder(self, params=None, **changes) -> Decoder:
         """The decoder that config.decoding describes; `changes` replace its keys."""
@@ -176,7 +214,12 @@ class Experiment:
             raise UserError(f"config.decoding: {error}") from error
 
     def trained(
-        self, *, average: int | None = None, step: int | None = None, checkpoints: Checkpoints | None = None
+        self,
+        *,
+        average: int | None = None,
+        step: int | None = None,
+        checkpoints: Checkpoints | None = None,
+        frozen: dict | None = None,
     ) -> dict:
         """What a trained model is applied with: {"params": all of them, "model_state": …}, sharded over the mesh.
 
@@ -184,6 +227,7 @@ class Experiment:
           average: over so many of the newest checkpoints; config.training.average_checkpoints if not given.
           step: one checkpoint instead.
           checkpoints: where they are, if opened already.
+          frozen: what does not learn, where that is read elsewhere and is there already.
 
         Raises:
           UserError: the workdir holds a search, or no such checkpoint; or both numbers are given.
@@ -192,7 +236,9 @@ class Experiment:
         if average is not None and step is not None:
             raise UserError(f"--average={average} takes the newest checkpoints and --step={step} another: give one of the two")
         average = average or self.config.training.average_checkpoints
-        state = abstract_state(self.model, optax.identity(), self.batch_shapes(), self.mesh, trainable=self.trainable)
+        state = self.abstract_state(optax.identity())
+        if self.beside:
+            state = state.replace(frozen=initialise.frozen(self, state) if frozen is None else frozen)
         wanted = {"params": state.params, "frozen": state.frozen, "model_state": state.model_state}
         with contextlib.nullcontext(checkpoints) if checkpoints else self.checkpoints() as there:
             if step is None and average > 1:
@@ -324,5 +370,7 @@ def _lines(source) -> Iterator[str]:
     """All texts of all examples, one example after the other."""
     for i in range(len(source)):
         for name, value in source[i].items():
-            if name not in ("id", "label", "tags"):
+            if name == "messages":
+                yield from (message["content"] for message in value)
+            elif name not in ("id", "label", "tags"):
                 yield from [value] if isinstance(value, str) else [" ".join(value)] if name == "words" else ()

@@ -23,10 +23,10 @@ from transformers_jax.errors import UserError
 from transformers_jax.layers.gather import aligned, gather
 from transformers_jax.layers.losses import cross_entropy, in_chunks
 from transformers_jax.outputs import LanguageModelOutput
-from transformers_jax.tasks import masked_lm
+from transformers_jax.tasks import causal_lm, masked_lm
 from transformers_jax.tasks.task import Task as Base
 
-OF = {"masked_lm": masked_lm.Task}
+OF = {"masked_lm": masked_lm.Task, "causal_lm": causal_lm.Task}
 """Tasks over tokens that a teacher may have learned."""
 
 FROZEN = r"^teacher/"
@@ -82,6 +82,10 @@ class Task(Base):
     def encode(self, example: dict) -> dict:
         """As the task that both have learned does."""
         return self._task.encode(example)
+
+    def document(self, example: dict):
+        """As the task that both have learned does."""
+        return self._task.document(example)
 
     def model_fields(self) -> dict:
         """What the student must have: what its own task asks for."""

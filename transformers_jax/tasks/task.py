@@ -15,6 +15,7 @@ import jax
 import numpy as np
 
 from transformers_jax.batch import Streams
+from transformers_jax.data.documents import Document
 from transformers_jax.errors import UserError
 from transformers_jax.files import json_value
 
@@ -109,6 +110,14 @@ class Task:
           UserError: the example cannot be encoded; without its place, which the caller knows.
         """
         raise NotImplementedError
+
+    def document(self, example: dict) -> Document:
+        """One of `examples` as tokens to be joined with others and cut: where config.data.batching is "documents".
+
+        Raises:
+          UserError: the example cannot be encoded.
+        """
+        raise UserError(f"config.data.batching=documents: examples of config.task.name={self.name} are not cut; give packing")
 
     # -- The model: asked once, when a run is put together --------------------------------------------------------------------
 

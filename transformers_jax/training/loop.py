@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import jax
 
 from transformers_jax.errors import UserError
+from transformers_jax.training import integrity
 from transformers_jax.training.checkpoint import Checkpoints, any_process
 from transformers_jax.training.metrics import MetricsWriter, Progress, means
 
@@ -257,11 +258,7 @@ def _resume(state, iterator, checkpoints, writer) -> tuple[int, Any, dict | None
     """(step, state, window) of the newest checkpoint, with the iterator set to it; (0, state, None) without one."""
     step, window = 0, None
     if checkpoints is not None and checkpoints.all_steps():
-        expected = jax.tree.map(_abstract, state)
-        for leaf in jax.tree.leaves(state):
-            if isinstance(leaf, jax.Array):
-                leaf.delete()  # room for the restored ones
-        step, state, extra = checkpoints.restore_latest(expected)
+        step, state, extra = checkpoints.restore_latest(_abstract(state, checkpoints))
         iterator.set_state(extra["iterator"])
         window = extra["window"]
     if writer is not None:
@@ -269,10 +266,16 @@ def _resume(state, iterator, checkpoints, writer) -> tuple[int, Any, dict | None
     return step, state, window
 
 
-def _abstract(leaf):
-    if isinstance(leaf, jax.Array):
-        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding)
-    return leaf
+def _abstract(state, checkpoints):
+    """The state without the arrays that checkpoints hold: they are given up to make room for the restored ones."""
+    leaves, found = integrity.flatten(state), []
+    for name, leaf in leaves.items():
+        if isinstance(leaf, jax.Array) and checkpoints.holds(name):
+            found.append(jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding))
+            leaf.delete()
+        else:
+            found.append(leaf)
+    return jax.tree.unflatten(jax.tree.structure(state), found)
 
 
 def _next(iterator: Iterator, step: int):

@@ -125,7 +125,7 @@ class MetricsWriter:
         self._file = open(self.path, "a")
 
     def _on_board(self, write) -> None:
-        """write() to TensorBoard's file; once it cannot be written there is a warning, and no more of it."""
+        """Calls write(), which adds to TensorBoard's file. The first failure is a warning and the end of that."""
         if not self._tensorboard:
             return
         try:

@@ -11,6 +11,7 @@ import json
 import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from functools import cached_property
 from itertools import groupby
 from pathlib import Path
 
@@ -18,7 +19,7 @@ import numpy as np
 import tokenizers
 from absl import logging
 
-from transformers_jax.data.text import bpe, moses, tokenizer_files, words
+from transformers_jax.data.text import bpe, moses, token_bytes, tokenizer_files, words
 from transformers_jax.data.text.pairs import Joined, place, truncated
 from transformers_jax.data.text.sentencepiece_model import SPACE
 from transformers_jax.data.text.tokenizer_files import SpecialIds
@@ -40,7 +41,10 @@ class Tokenizer:
       unk_id, mask_id: the token of what cannot be written, and BERT's `[MASK]`; None where the vocabulary has none.
       vocab_size: the rows an embedding needs, one more than the highest id.
       separators: ends between the two texts of a pair: one, as BERT has it, or two, as RoBERTa has it.
+      chat_template: how a conversation is written, in Jinja, as `data.text.chat` reads it; None where its files have none.
     """
+
+    chat_template: str | None = None
 
     def __init__(self, library: tokenizers.Tokenizer, special: SpecialIds, words_before: moses.Words | None = None):
         library.no_truncation()  # pretrained files may carry both
@@ -50,12 +54,13 @@ class Tokenizer:
         self.pad_id, self.bos_id, self.eos_id, self.unk_id, self.mask_id = special
         self.vocab_size = words_before.size if words_before else max(library.get_vocab().values()) + 1
         added = {i for i, token in library.get_added_tokens_decoder().items() if token.special}
+        self._added = frozenset(library.id_to_token(i) for i in added)
         self._dropped = frozenset(added.union(special) - {None})
         self.separators = self._separators()
         self._spaced = self._begun_by_spaces()
 
     def __reduce__(self):
-        return _restored, (self._library.to_str(), self._special, self._words)
+        return _restored, (self.chat_template, self._library.to_str(), self._special, self._words)
 
     @classmethod
     def from_merges(cls, merges: Iterable[bpe.Pair], alphabet: Iterable[str] = ()) -> "Tokenizer":
@@ -103,6 +108,39 @@ class Tokenizer:
             places.append(place(text, max(start, last) if end > last else start, end))
             last = max(last, end)
         return encoding.ids, places
+
+    def encode_marked(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+        """The ids of a text in which the names of special tokens stand for these tokens, as in what a chat template gives; and
+        for each token where it stands, text[start:end], with white space that belongs to it.
+
+        For texts of ours alone: see `special_names` for what others may spell.
+        """
+        encoding = self._encoding(text) if self._words else self._marking.encode(text, add_special_tokens=False)
+        return encoding.ids, encoding.offsets
+
+    @property
+    def library(self) -> tokenizers.Tokenizer:
+        """The `tokenizers` library's own, to be looked at."""
+        return self._library
+
+    @cached_property
+    def special_names(self) -> tuple[str, ...]:
+        """The names of the special tokens."""
+        return tuple(name for i in sorted(self._dropped) if (name := self._library.id_to_token(i)))
+
+    @cached_property
+    def _marking(self) -> tokenizers.Tokenizer:
+        """The library that takes the names of special tokens for these tokens."""
+        library = tokenizers.Tokenizer.from_str(self._library.to_str())
+        library.encode_special_tokens = False
+        library.add_special_tokens([name for name in self.special_names if name not in self._added])
+        return library
+
+    def byte_lengths(self) -> np.ndarray:
+        """[vocab_size] int32: how many bytes of UTF-8 each token stands for, see `token_bytes`; special tokens for none."""
+        lengths = token_bytes.lengths(self._library, self.vocab_size)
+        lengths[sorted(i for i in self._dropped if i < self.vocab_size)] = 0
+        return lengths
 
     def encode_with_words(self, text: str) -> tuple[list[int], list[int]]:
         """The ids of a text, and the number of the word that each token belongs to, 0, 1, 2 …
@@ -212,6 +250,8 @@ class Tokenizer:
             config |= {f"{role}_token": None if i is None else self._library.id_to_token(i) for role, i in ids}
         if config != before:
             write_whole(path.with_name("tokenizer_config.json"), json.dumps(config, indent=2))
+        if self.chat_template is not None:
+            write_whole(path.with_name(tokenizer_files.CHAT_TEMPLATE), self.chat_template)
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> "Tokenizer":
@@ -221,7 +261,9 @@ class Tokenizer:
         Raises:
           UserError: names the file that is missing or malformed.
         """
-        return cls(*tokenizer_files.read(Path(path)))
+        tokenizer = cls(*tokenizer_files.read(Path(path)))
+        tokenizer.chat_template = tokenizer_files.chat_template(Path(path))
+        return tokenizer
 
     def _encoding(self, text: str):
         """Ids, offsets and word_ids of a text, as the library gives them."""
@@ -315,8 +357,10 @@ def _alphabet(counts: Counter[str], limit: int, min_count: int) -> list[str]:
     return sorted(character for character, count in characters.most_common(limit) if count >= min_count)
 
 
-def _restored(content: str, *rest) -> Tokenizer:
-    return Tokenizer(tokenizers.Tokenizer.from_str(content), *rest)
+def _restored(chat_template: str | None, content: str, *rest) -> Tokenizer:
+    tokenizer = Tokenizer(tokenizers.Tokenizer.from_str(content), *rest)
+    tokenizer.chat_template = chat_template
+    return tokenizer
 
 
 def _serial_in_children() -> None:

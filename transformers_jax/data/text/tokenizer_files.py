@@ -51,6 +51,7 @@ _CONFIG_KEYS = {
     "unk": ("unk_token",),
     "mask": ("mask_token",),
 }
+CHAT_TEMPLATE = "chat_template.jinja"
 _CAPITAL_TOKEN = re.compile(r"(?!\[).*[A-Z]")
 
 
@@ -87,6 +88,18 @@ def read_config(folder: Path) -> dict:
     """The content of `tokenizer_config.json` of a folder; empty where there is none."""
     file = folder / "tokenizer_config.json"
     return _json(file) if file.is_file() else {}
+
+
+def chat_template(path: Path) -> str | None:
+    """The chat template beside a tokenizer's file, or in its folder: `chat_template.jinja`, or what `tokenizer_config.json`
+    has, of several the one called "default"; None where there is none."""
+    folder = path if path.is_dir() else path.parent
+    if (file := folder / CHAT_TEMPLATE).is_file():
+        return _text(file)
+    given = read_config(folder).get("chat_template")
+    if isinstance(given, list):
+        given = next((t.get("template") for t in given if isinstance(t, dict) and t.get("name") == "default"), None)
+    return given if isinstance(given, str) else None
 
 
 def _model_type(folder: Path) -> str:
