@@ -1,19 +1,16 @@
 """Finetuning by every method from the command line: what learns, what the checkpoints hold, resuming, predicting."""
 
-import json
-import shutil
 
 import jax
 import numpy as np
 import pytest
-from launching import REPOSITORY, call, command, content, fails, finish, start
+from launching import REPOSITORY
 
-from experiments import convert, evaluate, finetune, launch, predict, pretrain
+from experiments import finetune, launch
 from transformers_jax import config as configuration
 from transformers_jax import parameters
 from transformers_jax.finetuning import lora
 from transformers_jax.layers.quantized import bytes_per_parameter, is_quantized
-from transformers_jax.runs import initialise
 from transformers_jax.runs.experiment import Experiment
 from transformers_jax.training.checkpoint import Checkpoints
 
