@@ -36,13 +36,14 @@ def main(args, config) -> None:
         return measure(args)
     if args.init_from:
         raise UserError("--init_from is for --tasks=FILE,…; a split is scored with --workdir of a run")
+    from transformers_jax.files import json_value
     from transformers_jax.runs.evaluate import evaluate
     from transformers_jax.runs.experiment import Experiment
 
     scores, samples = evaluate(Experiment(config, args.workdir), args.split, average=args.average, step=args.step)
     for sample in samples[:: max(1, len(samples) // max(1, args.samples))][: args.samples]:
         launch.show(*(f"{name:<12} {text}" for name, text in sample.items()), "")
-    launch.show(json.dumps(scores))
+    launch.show(json.dumps(json_value(scores), allow_nan=False))
 
 
 def measure(args) -> None:

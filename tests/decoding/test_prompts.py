@@ -57,7 +57,9 @@ def score_by_hand(prompt, output, kind="gpt"):
     return table[np.arange(len(output)) + len(prompt) - 1, output]
 
 
+@functools.cache
 def decoder(kind="gpt", **options):
+    """One for all tests that want the same: programs are compiled once."""
     return PromptDecoder(*built(kind), **{"ends": (END,), "longest": LONGEST} | options)
 
 
@@ -99,7 +101,7 @@ def test_a_beam_finds_what_is_likelier_and_scores_are_the_models():
 
 
 def test_few_programs_are_compiled():
-    ours = decoder()
+    ours = decoder.__wrapped__()
     ours.decode(PROMPTS[:3], limits=10)
     assert ours.compilations == 2  # one reads prompts, one writes
     ours.decode([[4, 5], [9], [8, 8, 8, 7]], limits=7)
