@@ -1,7 +1,8 @@
 """Going on from prompts of different lengths: sorted by length, batched, each continued from its own last token.
 
-A prompt is read once, whatever number of outputs it gets, and they share its keys and values. Outputs are written a few steps a call of one compiled program,
-and the cache stays on the devices between calls, so that text can be shown, and stop strings found, while it is written.
+A prompt is read once, whatever number of outputs it gets, and they share its keys and values. Outputs are written a few steps
+a call of one compiled program, and the cache stays on the devices between calls, so that text can be shown, and stop strings
+found, while it is written.
 
 Axes: G prompts of a batch, P prompt length, B rows, which are outputs: G times the outputs of a prompt; V vocabulary.
 """

@@ -169,7 +169,7 @@ def save(
 # config.json
 
 def end_ids(path: Path, tokenizer: Tokenizer | None) -> tuple[int, ...]:
-    """The tokens that end what a folder's model writes: those of generation_config.json and config.json, and the tokenizer's."""
+    """The tokens that end what a folder's model writes, by generation_config.json, config.json and the tokenizer."""
     found = {tokenizer.eos_id} if tokenizer else set()
     for file in (CONFIG, "generation_config.json"):
         if (path / file).is_file():

@@ -2,13 +2,10 @@
 
 import json
 import sys
-from pathlib import Path
 
 import pytest
-from launching import call, fails
-
-sys.path.append(str(Path(__file__).resolve().parent.parent / "inference"))
 import tiny_decoder
+from launching import call, fails
 
 from experiments import evaluate, generate
 
@@ -30,8 +27,8 @@ def test_a_line_in_a_line_out(model, capfd, monkeypatch):
     flags = [model, "--max_tokens=8"]
     texts = lines_of(capfd, monkeypatch, *flags)
     assert len(texts) == 3 and texts[1] == "" and texts[0] and texts[0] != texts[2]
-    found = [json.loads(line) for line in lines_of(capfd, monkeypatch, *flags, "--format=jsonl",
-             stdin=b'{"prompt": "the king of the", "id": 7}\n\n{"messages": [{"role": "user", "content": "so"}]}\n')]  # fmt: skip
+    asked = b'{"prompt": "the king of the", "id": 7}\n\n{"messages": [{"role": "user", "content": "so"}]}\n'
+    found = [json.loads(line) for line in lines_of(capfd, monkeypatch, *flags, "--format=jsonl", stdin=asked)]
     assert found[0]["id"] == 7 and found[0]["outputs"][0]["text"].replace("\n", "\\n") == texts[0] and found[1] == {}
     assert found[2]["outputs"][0]["finish"] in ("end", "length")
     drawn = lines_of(capfd, monkeypatch, *flags, "--temperature=1.5", "--num_samples=2", "--seed=3")
