@@ -83,9 +83,10 @@ def test_pixels_are_normalised_inside(kind):
     model = build(kind, mean=(0.5, 0.25, 0.0), std=(0.5, 0.25, 1.0))
     size = TINY[kind]["image_size"]
     white = np.full((1, size, size, 3), 255, np.uint8)
-    pixels = model.apply({}, {"image": white}, method="pixels")
+    given = variables(model)
+    pixels = model.apply(given, {"image": white}, method="pixels")
     np.testing.assert_allclose(pixels[0, 0, 0], [1, 3, 1], rtol=1e-6)
-    np.testing.assert_array_equal(pixels, model.apply({}, {"image": white.astype(np.float32)}, method="pixels"))
+    np.testing.assert_array_equal(pixels, model.apply(given, {"image": white.astype(np.float32)}, method="pixels"))
     grey = build(kind, channels=1, mean=[0.5], std=[0.5])
     assert variables(grey) and grey.config.mean == (0.5,)
 
