@@ -18,13 +18,14 @@ flags.DEFINE_integer("step", None, "one checkpoint, by its step", flag_values=FL
 
 
 def main(args, config) -> None:
+    from transformers_jax.files import json_value
     from transformers_jax.runs.evaluate import evaluate
     from transformers_jax.runs.experiment import Experiment
 
     scores, samples = evaluate(Experiment(config, args.workdir), args.split, average=args.average, step=args.step)
     for sample in samples[:: max(1, len(samples) // max(1, args.samples))][: args.samples]:
         launch.show(*(f"{name:<12} {text}" for name, text in sample.items()), "")
-    launch.show(json.dumps(scores))
+    launch.show(json.dumps(json_value(scores), allow_nan=False))
 
 
 if __name__ == "__main__":

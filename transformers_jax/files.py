@@ -1,6 +1,7 @@
 """Small files, whole or not at all; a folder for one process at a time. A leaf of the import graph."""
 
 import contextlib
+import math
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,13 +18,13 @@ MOST_SHOWN = 32
 
 def json_value(value: Any) -> Any:
     """The value as JSON has it. An array of few numbers becomes a list; a larger one, and bytes, a description of it,
-    "uint8 [32, 32, 3]" or "512 bytes"; something else its text."""
+    "uint8 [32, 32, 3]" or "512 bytes"; a number that is not finite None; something else its text."""
     if isinstance(value, dict):
         return {str(key): json_value(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [json_value(item) for item in value]
     if value is None or isinstance(value, (str, bool, int, float)) and not isinstance(value, np.generic):
-        return value
+        return None if isinstance(value, float) and not math.isfinite(value) else value
     if isinstance(value, bytes):
         return f"{len(value)} bytes"
     if not isinstance(value, (np.ndarray, np.generic)):

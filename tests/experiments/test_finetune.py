@@ -16,7 +16,7 @@ from transformers_jax import parameters
 from transformers_jax.data.text.tokenizer import Tokenizer
 from transformers_jax.interchange import huggingface
 from transformers_jax.runs import adoption, glue
-from transformers_jax.training.checkpoint import Checkpoints
+from transformers_jax.runs.experiment import Experiment
 
 STEPS = ["--config.training.steps=2", "--config.data.batch_size=4", "--config.data.workers=0"]
 SHORT = ["--config.task.max_length=32", "--config.data.lengths.tokens=32"]
@@ -97,10 +97,8 @@ def sentences(tmp_path):
 
 
 def params_of(workdir, step: int | None = None) -> dict:
-    with Checkpoints(workdir / "checkpoints") as checkpoints:
-        state = checkpoints.restore_params(step)
-    merged = parameters.merge(state["params"], state["frozen"])
-    return {name: np.asarray(x) for name, x in parameters.flat(merged).items()}
+    trained = Experiment(configuration.read(workdir), workdir).trained(step=step)
+    return {name: np.asarray(x) for name, x in parameters.flat(trained["params"]).items()}
 
 
 def test_only_the_head_learns(encoder, sentences, tmp_path, capfd):
@@ -114,6 +112,19 @@ def test_only_the_head_learns(encoder, sentences, tmp_path, capfd):
     assert not np.array_equal(before["pooler/kernel"], first["pooler/kernel"])
     code, out, _ = call(evaluate, capfd, f"--workdir={tmp_path / 'w'}", "--split=validation")  # reads frozen ones as well
     assert code == 0 and json.loads(out.splitlines()[-1])["examples"] == 20
+
+
+def test_without_labels_nothing_is_scored_and_the_last_line_is_json(encoder, sentences, tmp_path, capfd):
+    assert call(finetune, capfd, *flags_of("sentences", tmp_path / "w", encoder, *sentences))[0] == 0
+    (tmp_path / "unlabelled.jsonl").write_text('{"first": "a good film"}\n{"first": "a bad film"}\n')
+    saved = configuration.read(tmp_path / "w")
+    saved.data.update(source="jsonl", columns=(), test=str(tmp_path / "unlabelled.jsonl"))
+    configuration.save(saved, tmp_path / "w")
+    code, out, err = call(evaluate, capfd, f"--workdir={tmp_path / 'w'}")
+    assert code == 0 and "NaN" not in out, err
+    last = json.loads(out.splitlines()[-1])
+    assert last["note"] == "no example of the test split has a label" and last["examples"] == 2
+    assert not {"loss", "accuracy"} & last.keys()
 
 
 def test_epochs_make_steps_and_a_finished_run_does_nothing(encoder, sentences, tmp_path, capfd):

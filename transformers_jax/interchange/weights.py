@@ -118,10 +118,11 @@ class Leaf:
     """An array that is read when it is asked for: `np.asarray(leaf)`. It has the shape of what is to be read.
 
     read: gives the array, in the file's dtype.
+    parts: what it is stacked of, if it is.
     """
 
-    def __init__(self, shape: tuple[int, ...], read: Callable[[], np.ndarray]):
-        self.shape, self.read = shape, read
+    def __init__(self, shape: tuple[int, ...], read: Callable[[], np.ndarray], parts: Sequence = ()):
+        self.shape, self.read, self.parts = shape, read, parts
 
     @property
     def ndim(self) -> int:
@@ -143,7 +144,7 @@ def stacked(leaves: Sequence) -> "np.ndarray | Leaf":
     """Arrays of one shape as one, or leaves as a leaf."""
     if not any(isinstance(leaf, Leaf) for leaf in leaves):
         return np.stack(leaves)
-    return Leaf((len(leaves), *leaves[0].shape), lambda: np.stack([np.asarray(leaf) for leaf in leaves]))
+    return Leaf((len(leaves), *leaves[0].shape), lambda: np.stack([np.asarray(leaf) for leaf in leaves]), leaves)
 
 
 def refuse_pickle(file: Path) -> None:

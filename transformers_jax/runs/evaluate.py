@@ -1,11 +1,13 @@
 """Scores of a model on a split: loss and its kin over every token, and what the task itself measures."""
 
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
 import numpy as np
+from absl import logging
 
 from transformers_jax.decoding.decoder import Decoder
 from transformers_jax.mesh import global_batch
@@ -91,13 +93,28 @@ def evaluate(
       average, step: see `Experiment.trained`.
 
     Returns:
-      (split, the task's own scores, loss, perplexity, accuracy and seconds by name; the task's samples).
+      (split, the task's own scores, loss, perplexity, accuracy and seconds by name; the task's samples). What cannot be
+      measured is left out: where no example has what the task learns, "note" says so.
     """
     began = time.monotonic()
     model = experiment.trained(average=average, step=step)
     scorer = Scorer(experiment)
     scores, samples = experiment.task.evaluate(scorer, split, model)
-    return {"split": split} | scores | {"seconds": round(time.monotonic() - began, 2)}, samples
+    scores = {"split": split} | {name: value for name, value in scores.items() if not _undefined(value)}
+    if without := unlabelled(experiment.task.learned, scorer.source(split)):
+        scores |= {"examples": without, "note": f"no example of the {split} split has a {experiment.task.learned}"}
+        logging.warning("%s: nothing is scored", scores["note"])
+    return scores | {"seconds": round(time.monotonic() - began, 2)}, samples
+
+
+def unlabelled(learned: str, source: Sequence[dict]) -> int:
+    """How many examples there are, if none of them has what the task learns; 0 if one has, or nothing need be there."""
+    return len(source) if learned and not any(learned in source[i] for i in range(len(source))) else 0
+
+
+def _undefined(value) -> bool:
+    """Whether a score is a mean over nothing."""
+    return isinstance(value, float) and math.isnan(value)
 
 
 def _count(sums: dict[str, float], found: dict[str, np.ndarray]) -> None:

@@ -24,7 +24,8 @@ class Task(Base):
 
     Args:
       tokenizer: turns words into tokens.
-      labels: the tags, in the order of the head's rows: BIO ("O", "B-PER", "I-PER"), or IO ("O", "I-PER").
+      labels: the tags, in the order of the head's rows: BIO ("O", "B-PER", "I-PER"), IO, IOB1, BIOES or BILOU; see
+        `parts.entities`.
       max_length: tokens of a window with what surrounds them.
       overlap: tokens that two windows share; max_length // 4 if negative.
       label_smoothing: probability mass spread evenly over the tags in training.
@@ -116,4 +117,4 @@ class Task(Base):
 
     def of_line(self, cells: Sequence[str]) -> dict:
         """{"words"}."""
-        return {"words": " ".join(cells).split()}
+        return {"words": [word for word in " ".join(cells).split(" ") if word]}
