@@ -3,6 +3,7 @@
 Axes: B rows, H height, W width, C channels, T positions, D width.
 """
 
+import importlib
 from pathlib import Path
 
 import jax
@@ -135,3 +136,25 @@ def test_a_folder_says_how_images_are_prepared(torch, tmp_path: Path, kind):
     wanted = processor(image, return_tensors="np")["pixel_values"].transpose(0, 2, 3, 1)
     got = model.apply({"params": params}, {"image": image[None]}, method="pixels")
     np.testing.assert_allclose(got, wanted, atol=1e-5)
+
+
+def sizes() -> list[tuple[str, str, str]]:
+    """(name of the model file, head, size) of all that `transformers` has too."""
+    heads = {"vit": ["classification"], "convnext": ["classification"], "swin": ["classification"]}
+    heads["segformer"] = ["classification", "segmentation"]
+    of = {name: importlib.import_module(f"transformers_jax.models.{name}").SIZES for name in heads}
+    return [(name, head, size) for name in heads for head in heads[name] for size in of[name] if "hybrid" not in size]
+
+
+@pytest.mark.parametrize("name, head, size", sizes())
+def test_parameters_are_as_many_as_theirs(torch, name, head, size):
+    import transformers
+
+    module = importlib.import_module(f"transformers_jax.models.{name}")
+    model = models.build({"name": name, "head": head} | module.SIZES[size], 0)
+    made = getattr(transformers, module.NAMES[0].heads[head].architecture)
+    with torch.device("meta"):
+        theirs = made(made.config_class(**module.to_hf(model.config), num_labels=1000))
+    wanted = sum(p.numel() for p in theirs.parameters())
+    shapes = {key: shape for key, shape in mapping.shapes(model).items() if ":" not in key}
+    assert sum(int(np.prod(shape)) for shape in shapes.values()) == wanted, wanted
