@@ -50,7 +50,7 @@ setup(
     long_description=README.read_text(encoding="utf-8") if README.exists() else "",
     long_description_content_type="text/markdown",
     python_requires=">=3.11",
-    packages=find_packages(include=["transformers_jax*", "experiments", "configs"]),
+    packages=find_packages(include=["transformers_jax*"]),
     install_requires=CORE,
     extras_require=EXTRAS,
 )

@@ -24,14 +24,20 @@ def is_boxed(leaf: Any) -> bool:
     return isinstance(leaf, meta.AxisMetadata)
 
 
+def is_whole(leaf: Any) -> bool:
+    """Whether a node of a tree counts as one parameter: a boxed leaf, or an array in several, whose class says so by
+    `one_parameter = True`, as quantised kernels do."""
+    return is_boxed(leaf) or getattr(type(leaf), "one_parameter", False)
+
+
 def name_of(path: tuple) -> str:
     """The name of a leaf from its key path in a jax tree: "a/b/c"."""
     return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
 def flat(tree: Any) -> dict[str, Any]:
-    """The leaves of a tree by name; a boxed leaf stays boxed. Empty subtrees vanish."""
-    leaves, _ = jax.tree_util.tree_flatten_with_path(tree, is_leaf=is_boxed)
+    """The leaves of a tree by name; a boxed leaf stays boxed, a quantised kernel whole. Empty subtrees vanish."""
+    leaves, _ = jax.tree_util.tree_flatten_with_path(tree, is_leaf=is_whole)
     return {name_of(path): leaf for path, leaf in leaves}
 
 
@@ -68,7 +74,7 @@ def matching(names: Iterable[str], patterns: Patterns, *, key: str = "") -> set[
 def mask(tree: Any, patterns: Patterns, *, key: str = "") -> Any:
     """The tree with True at each leaf that a pattern matches and False elsewhere. Raises as `matching` does."""
     found = matching(flat(tree), patterns, key=key)
-    return jax.tree_util.tree_map_with_path(lambda path, _: name_of(path) in found, tree, is_leaf=is_boxed)
+    return jax.tree_util.tree_map_with_path(lambda path, _: name_of(path) in found, tree, is_leaf=is_whole)
 
 
 def split(tree: Any, patterns: Patterns, *, key: str = "") -> tuple[dict, dict]:

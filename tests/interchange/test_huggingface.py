@@ -341,5 +341,5 @@ def test_no_end_stands_behind_a_prompt(tmp_path):
 def test_all_supported_architectures_have_a_model():
     for name, names in huggingface.maps().values():
         for head in names.heads:
-            fields = SIZES | {"name": name, "head": head} | ({"variant": names.model_type} if name == "bert" else {})
+            fields = {"name": name, "head": head} | ({"variant": names.model_type} if name == "bert" else {})
             assert isinstance(models.build(fields, 31), nn.Module)

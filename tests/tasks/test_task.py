@@ -103,7 +103,7 @@ def test_a_hook_that_is_misspelt_or_called_otherwise_is_found(tmp_path, monkeypa
 
 def test_what_a_task_does_not_say():
     task = Task()
-    assert layout_of(task) == ({}, (), False, 0) and task.name == "task"
+    assert layout_of(task) == ({}, (), False, 0, {}) and task.name == "task"
     assert task.examples([1]) == [1] and task.model_fields() == {} and task.wrap("model", None) == "model"
     assert task.initial(None, None) is None and task.answering("model", top=1) == (task, "model")
     assert task.evaluate(Scorer([], {}), "test", {}) == ({"loss": 0.5}, []) and task.main_metric == "loss"
@@ -116,8 +116,8 @@ class Squares(Task):
 
     reads, row_fields, row_shapes = "images", ("image",), {"image": (8, 8)}
 
-    def __init__(self, *, size: int = 8):
-        self.size = size
+    def __init__(self, data=None, *, size: int = 8):
+        self.data, self.size = data, size
 
     def answers(self, source, predictions):
         return [{"mask": mask, "area": mask.sum()} for mask in predictions["mask"]]
@@ -126,7 +126,7 @@ class Squares(Task):
 def test_a_task_of_images_is_made_without_a_tokenizer(monkeypatch):
     monkeypatch.setattr(tasks, "named", lambda name: Squares)
     task = tasks.build(ConfigDict({"name": "squares", "size": 9}))
-    assert task.size == 9 and tasks.build({"name": "squares"}, "a tokenizer").size == 8
+    assert task.size == 9 and tasks.build({"name": "squares"}, "a tokenizer", "config.data").data == "config.data"
     with pytest.raises(UserError, match="config.task does not fit the task squares: .*tokenizer"):
         tasks.build({"name": "squares", "tokenizer": 1})
 

@@ -9,7 +9,7 @@ one the token that ends them is predicted.
 
 Keys of config.data that are read here, beside batch_size, lengths, cache and prefetch, see `data.pipeline`:
   across_documents: whether tokens see the documents in front of theirs in the row, and positions count through the row.
-  window: rows that are shuffled among each other; 0 for as many as have about a million tokens, a batch at least.
+  window: rows that are shuffled among each other, an epoch's at most; 0 for as many as have about a million tokens.
   stride: evaluation: tokens from one window of a long document to the next. The tokens that stand in two windows are read again
     there and counted once, so each but the first has at least T - stride tokens in front. 0: windows do not overlap.
 
@@ -124,7 +124,7 @@ def train_iterator(
     if not shard:
         raise UserError(f"config.data.train: {len(source)} documents are too few for {process_count} processes")
     share, length = BatchShape(shape.rows // process_count, shape.lengths), shape.lengths[0]
-    window = config.get("window", 0) or max(share.rows, WINDOW_TOKENS // length)
+    window = config.get("window", 0) or max(1, WINDOW_TOKENS // length)
     documents = Documents(source, task, config.get("cache", False))
     rows = _Rows(documents, layout_of(task), shard, seed % 2**32, length, window, config.get("across_documents", False))
     batches = rows.batch(share.rows, batch_fn=partial(collate, layout=rows.layout, shape=share))
@@ -237,20 +237,25 @@ class _Rows(grain.IterDataset):
         return np.random.default_rng([self.seed, 1, epoch]).permutation(self.shard)
 
     def plan(self, begin: Place) -> tuple[list[list[Piece]], Place]:
-        """The shuffled rows of the window that begins at a place, and where the next one begins."""
+        """The shuffled rows of the window that begins at a place, and where the next one begins.
+
+        A window also ends where an epoch does: with the row that the next epoch begins in.
+        """
         (epoch, document, offset), order = begin, self.order(begin.epoch)
         rows, row, room = [], [], self.length
         while len(rows) < self.window:
-            if document == len(order):
-                epoch, document, order = epoch + 1, 0, self.order(epoch + 1)
             text = self.documents[int(order[document])]
             stop = min(offset + room, len(text))
             row.append(Piece(text, offset, stop, offset))
             room -= stop - offset
             document, offset = (document + 1, 0) if stop == len(text) else (document, stop)
+            if document == len(order):
+                epoch, document, order = epoch + 1, 0, self.order(epoch + 1)
             if not room:
                 rows.append(row)
                 row, room = [], self.length
+                if epoch > begin.epoch:
+                    break
         shuffled = np.random.default_rng([self.seed, 3, self.shard.start, *begin]).permutation(len(rows))
         return [rows[i] for i in shuffled], Place(epoch, document, offset)
 

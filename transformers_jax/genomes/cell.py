@@ -25,13 +25,14 @@ import jax
 from transformers_jax.genomes import branch as branches
 from transformers_jax.genomes.branch import BranchLayer, BranchOptions, combine
 from transformers_jax.genomes.genome import DEAD, Branch, GenomeBlock, InvalidGenome, unused_states
+from transformers_jax.layers.adapter import adapted
 from transformers_jax.layers.dropout import Dropout
 from transformers_jax.layers.masks import Mask, Place
 from transformers_jax.layers.norms import LayerNorm
 from transformers_jax.layers.projections import Linear
 
 WIDEST = 64
-"""Hidden states may be so many times as wide as the model; concatenations of concatenations are wider soon."""
+"""The most that a hidden state may be wider than the model. Each concatenation may double the width: some genomes exceed it."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,7 +129,7 @@ class Cell(nn.Module):
                 outputs.append(h)
             states.append(combine(block.combiner, outputs))
         x = combine("add", [states[i] for i in unused_states(self.blocks)])
-        return x if self.project is None else self.project(x)
+        return adapted(self, "cell_adapter", x if self.project is None else self.project(x))
 
 
 class EncoderCell(Cell):

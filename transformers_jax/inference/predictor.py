@@ -34,6 +34,10 @@ POSITIONS = {"cpu": 1024}
 """Positions of a batch, rows times length, by backend; 4,096 on others. A processor's caches hold what a layer makes of few."""
 
 
+IMAGES_AT_ONCE = 64
+"""Rows of a batch of examples without tokens."""
+
+
 class Loaded(NamedTuple):
     """A model with its numbers.
 
@@ -157,13 +161,16 @@ class Predictor:
             single = collating.EncodedExamples([example], self.task, cache=False)[0]
         except UserError as error:
             raise Unreadable(f"{where(i)}: {error}", i) from error
-        if self.longest and (size := max(collating.lengths(single))) > self.longest:
+        if self.longest and (size := max(collating.lengths(single), default=0)) > self.longest:
             logging.warning("%s has %d tokens and is cut to %d", where(i), size, self.longest)
             single = collating.cut(single, [self.longest] * len(self.layout.streams))
         return single
 
     def _batches(self, encoded: list[collating.Single]) -> Iterator[tuple[list[int], dict]]:
         """(numbers of its examples, the batch) from the longest on: what does not fit into memory shows at once."""
+        if not self.layout.streams:
+            yield from self._equal_batches(encoded)
+            return
         sizes = [max(1, *collating.lengths(single)) for single in encoded]
         order = sorted(range(len(encoded)), key=lambda i: -sizes[i])
         most = self.longest or max(_power(sizes[order[0]]), WIDTHS[-1])
@@ -175,6 +182,14 @@ class Predictor:
             rows = -(-rows // self._ways) * self._ways
             numbers, order = order[:rows], order[rows:]
             shape = collating.BatchShape(rows, (width,) * len(self.layout.streams))
+            yield numbers, collating.collate([[encoded[i]] for i in numbers], layout=self.layout, shape=shape)
+
+    def _equal_batches(self, encoded: list[collating.Single]) -> Iterator[tuple[list[int], dict]]:
+        """(numbers of its examples, the batch), of examples without tokens, which are all of one size."""
+        rows = min(_power(len(encoded)), IMAGES_AT_ONCE)
+        shape = collating.BatchShape(-(-rows // self._ways) * self._ways, ())
+        for first in range(0, len(encoded), shape.rows):
+            numbers = list(range(first, min(first + shape.rows, len(encoded))))
             yield numbers, collating.collate([[encoded[i]] for i in numbers], layout=self.layout, shape=shape)
 
     @staticmethod

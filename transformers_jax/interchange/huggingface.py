@@ -7,6 +7,7 @@ either side.
 import dataclasses
 import functools
 import importlib
+import itertools
 import json
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -16,11 +17,12 @@ import numpy as np
 from absl import logging
 
 from transformers_jax import models
+from transformers_jax.data.images import processing
 from transformers_jax.data.text.tokenizer import Tokenizer
 from transformers_jax.errors import UserError
 from transformers_jax.interchange import mapping, stacking, tokenizers, weights
 from transformers_jax.models.name_map import INERT, NEUTRAL, NameMap, Row, Tie, match
-from transformers_jax.models.protocol import CONTINUES, Protocol
+from transformers_jax.models.protocol import CONTINUES, IMAGES, Protocol
 
 CONFIG = "config.json"
 _LEGACY = {"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bias"}
@@ -80,6 +82,7 @@ def opened(path: Path) -> Opened:
         damaged or pickled; leaves that the model lacks or does not know; a vocabulary that does not fit the embedding.
     """
     fields, leaves = matched(read_config(path), lambda: weights.Weights(path), path)
+    fields |= normalisation(path) if "mean" in fields_of(fields["name"]) else {}
     tokenizer = tokenizers.read(path)
     if tokenizer and tokenizer.vocab_size > fields["vocab_size"]:
         raise UserError(
@@ -154,8 +157,10 @@ def save(
         described |= _special(tokenizer, described, names)
     path.mkdir(parents=True, exist_ok=True)
     arrays = ((p.theirs, mapping.written(p, [leaves[name] for name in p.ours])) for p in plan)
-    weights.write(path, arrays, shard_bytes)
+    weights.write(path, itertools.chain(arrays, mapping.constants(names, about.head, plan).items()), shard_bytes)
     (path / CONFIG).write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
+    if IMAGES in about.reads and model.config.channels == len(processing.HALF):
+        preparation(model.config, names).write(path)
     if tokenizer:
         prompts = CONTINUES in about.does
         tokenizers.write(path, tokenizer, longest=about.longest, pair_types=about.token_types, prompts=prompts)
@@ -233,6 +238,20 @@ def refuse_other_values(config: dict, names: NameMap) -> None:
         logging.warning("config.json: not known here and not looked at: %s", shown)
 
 
+def normalisation(path: Path) -> dict:
+    """The fields `mean` and `std` of a model of images, where the folder says how its images are prepared.
+
+    Raises:
+      UserError: it says so in a way that is not computed here.
+    """
+    if not any((path / file).exists() for file in (processing.FILE, processing.WHOLE_FILE)):
+        return {}
+    said = processing.ImageProcessing.read(path)
+    scale = 255 * said.rescale_factor if said.do_rescale else 255  # ours are numbers of pixels divided by 255
+    mean, std = (said.image_mean, said.image_std) if said.do_normalize else ((0.0,) * 3, (1.0,) * 3)
+    return {"mean": [x / scale for x in mean], "std": [x / scale for x in std]}
+
+
 def label_names(config: dict) -> list[str]:
     """The names of the labels in the order of the head's rows."""
     given = config.get("id2label") or {str(i): f"LABEL_{i}" for i in range(config.get("num_labels", 2))}
@@ -248,6 +267,18 @@ def _described(about: Protocol, names: NameMap, labels: Sequence[str]) -> dict:
     if about.head == "sequence" and about.labels == 1:
         found["problem_type"] = "regression"
     return found
+
+
+def preparation(config, names: NameMap) -> processing.ImageProcessing:
+    """How images are prepared for a model with this config: its family's way, to the config's size, mean and std."""
+    kind = processing.OF_MODELS[names.model_type]
+    edge = "shortest_edge" if kind == "ConvNext" else None
+    size = {edge: config.image_size} if edge else {"height": config.image_size, "width": config.image_size}
+    content = {"image_processor_type": f"{kind}ImageProcessor", "size": size}
+    for name in ("mean", "std"):
+        value = getattr(config, name)
+        content[f"image_{name}"] = list(value * 3 if len(value) == 1 else value)
+    return processing.ImageProcessing.from_dict(content, "config.model")
 
 
 def _special(tokenizer: Tokenizer, described: dict, names: NameMap) -> dict:
@@ -288,7 +319,7 @@ def _choose(config: dict, name: str, names: NameMap, wanted: str, there: dict[st
     Of two tied leaves the file may have either: `there` has both afterwards.
     """
     module = _module(name)
-    own = {field.name for field in dataclasses.fields(module.Config)}
+    own = fields_of(name)
     fields = {"name": name} | module.from_hf(config) | ({"labels": len(label_names(config))} if "labels" in own else {})
     heads = [wanted, "pretraining"] if wanted == "masked_lm" and "pretraining" in names.heads else [wanted]
     tried = []
@@ -328,6 +359,11 @@ def _unused(names: NameMap, head: str, leaves: Iterable[str]) -> list[str]:
     """The leaves that are neither tied to others nor to be ignored."""
     rows = [row for row in names.rows(head) if not isinstance(row, Row)]
     return sorted(leaf for leaf in leaves if not any(match(row, leaf) for row in rows))
+
+
+def fields_of(name: str) -> set[str]:
+    """The fields of an architecture's `Config`."""
+    return {field.name for field in dataclasses.fields(_module(name).Config)}
 
 
 def _module(name: str):

@@ -118,10 +118,11 @@ class Leaf:
     """An array that is read when it is asked for: `np.asarray(leaf)`. It has the shape of what is to be read.
 
     read: gives the array, in the file's dtype.
+    parts: what it is stacked of, if it is.
     """
 
-    def __init__(self, shape: tuple[int, ...], read: Callable[[], np.ndarray]):
-        self.shape, self.read = shape, read
+    def __init__(self, shape: tuple[int, ...], read: Callable[[], np.ndarray], parts: Sequence = ()):
+        self.shape, self.read, self.parts = shape, read, parts
 
     @property
     def ndim(self) -> int:
@@ -143,7 +144,7 @@ def stacked(leaves: Sequence) -> "np.ndarray | Leaf":
     """Arrays of one shape as one, or leaves as a leaf."""
     if not any(isinstance(leaf, Leaf) for leaf in leaves):
         return np.stack(leaves)
-    return Leaf((len(leaves), *leaves[0].shape), lambda: np.stack([np.asarray(leaf) for leaf in leaves]))
+    return Leaf((len(leaves), *leaves[0].shape), lambda: np.stack([np.asarray(leaf) for leaf in leaves]), leaves)
 
 
 def refuse_pickle(file: Path) -> None:
@@ -163,7 +164,7 @@ def write(folder: Path, leaves: Iterable[tuple[str, np.ndarray]], shard_bytes: i
         if shards[-1] and size + array.nbytes > shard_bytes:
             shards.append({})
             size = 0
-        shards[-1][name] = np.ascontiguousarray(array)  # the library writes memory as it lies
+        shards[-1][name] = np.asarray(array, order="C")  # the library writes memory as it lies
         size, total = size + array.nbytes, total + array.nbytes
     for stale in (SINGLE, INDEX, *(file.name for file in folder.glob(SHARDS))):
         (folder / stale).unlink(missing_ok=True)

@@ -55,10 +55,17 @@ class AffineKernel:
     inputs: int = struct.field(pytree_node=False)
     dtype: str = struct.field(pytree_node=False)
 
+    one_parameter = True  # of a tree of parameters, see `parameters`
+
     @property
     def matrix_shape(self) -> tuple[int, int]:
         """(A, C)."""
         return math.prod(self.shape[: self.inputs]), math.prod(self.shape[self.inputs :])
+
+    @property
+    def size(self) -> int:
+        """How many numbers it stands for, in all layers."""
+        return math.prod(self.shape) * (self.codes.shape[0] if self.stacked else 1)
 
     @property
     def stacked(self) -> bool:

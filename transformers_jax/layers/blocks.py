@@ -9,6 +9,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from transformers_jax.layers.adapter import adapted
 from transformers_jax.layers.attention import MultiHeadAttention
 from transformers_jax.layers.dropout import Dropout
 from transformers_jax.layers.feedforward import FeedForward, GatedFeedForward
@@ -95,8 +96,12 @@ class Block(nn.Module):
         """x [B, T, D] → [B, T, D], or [B, M, D] where the sublayer gives positions `read` [B, M] alone."""
         kept = gather(x, read)
         if self.norm == "pre":
-            return kept + self.drop(sublayer(norm(x)), deterministic=deterministic)
-        return norm(kept + self.drop(sublayer(x), deterministic=deterministic))
+            return kept + self.adapted(norm, self.drop(sublayer(norm(x)), deterministic=deterministic))
+        return norm(kept + self.adapted(norm, self.drop(sublayer(x), deterministic=deterministic)))
+
+    def adapted(self, norm: nn.Module, h: jax.Array) -> jax.Array:
+        """A sublayer's output h [B, T, D] after Houlsby's layers, if the parameters have them: self_adapter of self_norm."""
+        return adapted(self, norm.name.replace("norm", "adapter"), h)
 
 
 class EncoderBlock(Block):

@@ -20,7 +20,9 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 
+from transformers_jax.layers.places import KernelPlace, given, note
 from transformers_jax.layers.quantized import dequantize, is_quantized, product
 
 LOW_RANK = r"(^|/)lora_(a|b|magnitude)$"
@@ -46,7 +48,8 @@ def times_kernel(
       axes: logical names of the kernel's dimensions.
       bias_axes: of the dimensions that make up C; None for no bias.
     """
-    kernel = _given(module, "kernel")
+    note(module, "kernel", KernelPlace(shape, inputs))
+    kernel = given(module, "kernel")
     if not is_quantized(kernel):
         kernel = module.param("kernel", nn.with_logical_partitioning(init, axes), shape, module.param_dtype)
     bias = None
@@ -57,8 +60,9 @@ def times_kernel(
         x, bias = nn.dtypes.promote_dtype(x, bias, dtype=module.dtype)
     else:
         x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=module.dtype)
+        kernel = gathered(kernel) if axes[0] == "embed" else kernel
         kernel = kernel.reshape(math.prod(shape[:inputs]), -1)  # [A, C]
-    y = _with_low_rank(module, x, kernel) if _given(module, "lora_a") is not None else multiply(x, kernel)
+    y = _with_low_rank(module, x, kernel) if given(module, "lora_a") is not None else multiply(x, kernel)
     return y if bias is None else y + bias.reshape(-1)
 
 
@@ -78,28 +82,38 @@ def multiply(x: jax.Array, kernel: Any) -> jax.Array:
     return (rows @ kernel).reshape(*x.shape[:-1], kernel.shape[-1])
 
 
-def _given(module: nn.Module, name: str) -> Any:
-    """A parameter of the module that is there already; None if there is none, as when the model is initialised."""
-    return nn.meta.unbox(module.get_variable("params", name)) if module.has_variable("params", name) else None
+def gathered(kernel: jax.Array) -> jax.Array:
+    """A kernel [A, ...] whose rows are whole on every device of the mesh in context; its other axes are split as they were.
+
+    What stores a kernel in parts along A gathers it for its use (ZeRO stage 3), and no product sums over devices. It is also
+    needed: where A and the rows of the batch are split over one axis of a mesh of three, the partitioner of jaxlib 0.10
+    gets gradients wrong.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.manual_axes:
+        return kernel
+    spec = PartitionSpec(None, *[PartitionSpec.UNCONSTRAINED] * (kernel.ndim - 1))
+    return jax.lax.with_sharding_constraint(kernel, spec)
 
 
 def _with_low_rank(module: nn.Module, x: jax.Array, kernel: Any) -> jax.Array:
     """x times a frozen kernel [A, C] and its part of low rank, which alone learns: W gets no gradient."""
-    a, b, scale = (_given(module, f"lora_{name}").astype(x.dtype) for name in ("a", "b", "scale"))
+    a, b, scale = (given(module, f"lora_{name}").astype(x.dtype) for name in ("a", "b", "scale"))
     if not is_quantized(kernel):
         kernel = jax.lax.stop_gradient(kernel)
     y = multiply(x, kernel) + scale * multiply(multiply(_dropped(module, x), a), b)
-    magnitude = _given(module, "lora_magnitude")
+    magnitude = given(module, "lora_magnitude")
     if magnitude is None:
         return y
     whole = dequantize(kernel, jnp.float32).reshape(a.shape[0], -1) if is_quantized(kernel) else kernel.astype(jnp.float32)
     length = jnp.linalg.norm(whole + (scale * a @ b).astype(jnp.float32), axis=0)  # [C]
+    length = jnp.maximum(length, 1e-30)  # of a column of zeros
     return y * (magnitude / jax.lax.stop_gradient(length)).astype(y.dtype)  # Liu et al. 2024, section 4.3
 
 
 def _dropped(module: nn.Module, x: jax.Array) -> jax.Array:
     """x after the dropout of the part of low rank: only where the rate is a leaf, and training brings random numbers."""
-    rate = _given(module, "lora_dropout")
+    rate = given(module, "lora_dropout")
     if rate is None or not module.has_rng("dropout"):
         return x
     kept = jax.random.uniform(module.make_rng("dropout"), x.shape) >= rate

@@ -23,7 +23,8 @@ from collections.abc import Callable
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jax.sharding import PartitionSpec
+
+from transformers_jax.layers.product import gathered
 
 State = tuple[jax.Array, jax.Array]
 """(h, c): what a cell shows, in the compute dtype, and what it keeps, in float32."""
@@ -59,7 +60,7 @@ def recurrence(step: Callable, reverse: bool, weights: dict, shared, carry, xs):
 
 def _scan(step, reverse, weights, shared, carry, xs, taps):
     """The scan, with taps [T, B, O] added to the products: ((carry, ys), what was multiplied [T, B, I] by name)."""
-    weights = {name: _gathered(weight) for name, weight in weights.items()}
+    weights = {name: gathered(w) if w.ndim == 2 else w for name, w in weights.items()}  # once, not at every step
 
     def body(carry, x):
         x, tap = x
@@ -75,18 +76,6 @@ def _scan(step, reverse, weights, shared, carry, xs, taps):
 
     carry, (ys, factors) = jax.lax.scan(body, carry, (xs, taps), reverse=reverse)
     return (carry, ys), factors
-
-
-def _gathered(weight: jax.Array) -> jax.Array:
-    """A matrix [I, O] with its rows whole on every device of the mesh in context, wherever its columns are.
-
-    So it is gathered once before the loop, not at every step. XLA's partitioner (of jaxlib 0.10) also gets the gradient of a
-    loop wrong where the rows of the batch and of the matrix are split over the same axis of a mesh of three.
-    """
-    mesh = jax.sharding.get_abstract_mesh()
-    if weight.ndim != 2 or mesh.empty or mesh.manual_axes:
-        return weight
-    return jax.lax.with_sharding_constraint(weight, PartitionSpec(None, PartitionSpec.UNCONSTRAINED))
 
 
 def _forward(step, reverse, weights, shared, carry, xs):

@@ -19,8 +19,9 @@ def shapes(model, batch: Mapping) -> dict:
 
 
 def count(tree) -> int:
-    """Elements of all leaves."""
-    return sum(math.prod(x.shape) for x in jax.tree.leaves(tree))
+    """Elements of all leaves; of a quantised kernel those that it stands for."""
+    leaves = jax.tree.leaves(tree, is_leaf=parameters.is_whole)
+    return sum(x.size if parameters.is_whole(x) else math.prod(x.shape) for x in leaves)
 
 
 def bytes_of(tree) -> int:

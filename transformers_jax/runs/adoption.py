@@ -6,9 +6,10 @@ from collections.abc import Mapping
 
 from ml_collections import ConfigDict
 
-from transformers_jax import models
+from transformers_jax import models, tasks
 from transformers_jax.errors import UserError
 from transformers_jax.interchange import huggingface
+from transformers_jax.models.protocol import TRANSLATES
 from transformers_jax.runs import initialise
 
 OWN = ("dtype", "param_dtype", "scan_layers", "remat", "attention", "max_mask_rate", "pooler")
@@ -32,10 +33,14 @@ def adopted(config: ConfigDict, path: str, given: Mapping[str, object] = {}) -> 
     Raises:
       UserError: there is no such model, it is not supported, or the config is not of such a model.
     """
-    if "finetuning" not in config or config.task.name == "translation":
+    if "finetuning" not in config:
         raise UserError("--config is not of a model that is finetuned: give one that is, as configs/bert.py:sst2")
     folder = initialise.folder_of(path)
     fields = {key: value for key, value in initialise.fields_of(folder).items() if key not in OF_TASK}
+    translates = TRANSLATES in models.build(fields, fields.get("vocab_size") or 1).protocol().does
+    if translates != (config.task.name == "translation"):
+        does = "translates" if translates else "does not translate"
+        raise UserError(f"--init_from={path} holds a {fields['name']}, which {does}; config.task.name is {config.task.name}")
     allowed = {f.name for f in dataclasses.fields(importlib.import_module(f"{models.__name__}.{fields['name']}").Config)}
     mine = OWN if huggingface.is_folder(folder) else OWN + DROPOUTS
     own = {key: config.model[key] for key in mine if key in config.model and key in allowed}
@@ -43,7 +48,7 @@ def adopted(config: ConfigDict, path: str, given: Mapping[str, object] = {}) -> 
     config = config.copy_and_resolve_references()
     with config.unlocked():
         config.model = ConfigDict(fields | own | theirs)
-    if "tokenizer.path" not in given:
+    if "tokenizer.path" not in given and tasks.named(config.task.name).reads == "text":
         config.tokenizer.path = str(folder)
     config.finetuning.init_from = str(path)
     return config

@@ -34,12 +34,12 @@ from transformers_jax.data.text.train_tokenizer import learn
 from transformers_jax.decoding.decoder import LENGTHS, Decoder
 from transformers_jax.errors import UserError
 from transformers_jax.files import json_value, locked, write_whole
-from transformers_jax.finetuning import trainable
+from transformers_jax.finetuning import method, trainable
 from transformers_jax.mesh import ROWS, data_shard, make_mesh, row_sharding
 from transformers_jax.models import with_genome
 from transformers_jax.runs import checks, initialise, schedule
-from transformers_jax.training.checkpoint import Checkpoints, any_process
-from transformers_jax.training.state import abstract_state
+from transformers_jax.training.checkpoint import Base, Checkpoints, any_process
+from transformers_jax.training.state import TrainState, abstract_state
 
 TOKENIZER = "tokenizer.json"
 SAMPLES = "samples.jsonl"
@@ -105,7 +105,7 @@ class Experiment:
 
     @cached_property
     def task(self):
-        return tasks.build(self.config.task, self.tokenizer)
+        return tasks.build(self.config.task, self.tokenizer, self.config.data)
 
     @cached_property
     def model(self):
@@ -123,6 +123,42 @@ class Experiment:
     def trainable(self) -> tuple[str, ...]:
         """Patterns over the names of the parameters that learn."""
         return trainable.patterns(self.config, self.task.frozen)
+
+    @cached_property
+    def finetuning(self) -> method.Finetuning | None:
+        """What finetuning makes of the model's parameters; None where it leaves them as they are.
+
+        Raises:
+          UserError: config.finetuning asks for what there is not.
+        """
+        options = trainable.options(self.config)
+        if options.quantization and not self.beside:
+            raise UserError(f"config.finetuning.quantization={options.quantization} is of pretrained weights: give --init_from")
+        if options.method not in ("lora", "adapters") and not options.quantization:
+            return None
+        return method.Finetuning(options, method.places_of(self.model), self.trainable)
+
+    @property
+    def beside(self) -> bool:
+        """Whether what is frozen is read elsewhere: this run's checkpoints hold what learns alone."""
+        options = self.config.get("finetuning", {})
+        given = bool(options.get("init_from")) and not options.get("fresh")
+        return given and not trainable.options(self.config).everything and not self.task.frozen
+
+    @cached_property
+    def base(self) -> Base | None:
+        """The pretrained model that this run's checkpoints name and do not hold; it is read through once.
+
+        Raises:
+          UserError: it is not there, or cannot be read.
+        """
+        path = self.config.finetuning.init_from if self.beside else ""
+        return Base(path, initialise.fingerprint_of(path)) if path else None
+
+    def abstract_state(self, tx) -> TrainState:
+        """The state as shapes with their shardings: nothing is computed and no weights are read."""
+        shapes = self.batch_shapes()
+        return abstract_state(self.model, tx, shapes, self.mesh, trainable=self.trainable, adapt=self.finetuning)
 
     @functools.cache  # noqa: B019  (an experiment lives as long as its process)
     def source(self, split: str):
@@ -157,7 +193,7 @@ class Experiment:
         return pipeline.eval_batches(self.examples(split), self.task, self.config.data, **place)
 
     def checkpoints(self) -> Checkpoints:
-        return Checkpoints(self.workdir / "checkpoints", keep=self.config.training.keep_checkpoints)
+        return Checkpoints(self.workdir / "checkpoints", keep=self.config.training.keep_checkpoints, base=self.base)
 
     def decoder(self, params=None, **changes) -> Decoder:
         """The decoder that config.decoding describes; `changes` replace its keys."""
@@ -178,7 +214,12 @@ class Experiment:
             raise UserError(f"config.decoding: {error}") from error
 
     def trained(
-        self, *, average: int | None = None, step: int | None = None, checkpoints: Checkpoints | None = None
+        self,
+        *,
+        average: int | None = None,
+        step: int | None = None,
+        checkpoints: Checkpoints | None = None,
+        frozen: dict | None = None,
     ) -> dict:
         """What a trained model is applied with: {"params": all of them, "model_state": …}, sharded over the mesh.
 
@@ -186,6 +227,7 @@ class Experiment:
           average: over so many of the newest checkpoints; config.training.average_checkpoints if not given.
           step: one checkpoint instead.
           checkpoints: where they are, if opened already.
+          frozen: what does not learn, where that is read elsewhere and is there already.
 
         Raises:
           UserError: the workdir holds a search, or no such checkpoint; or both numbers are given.
@@ -194,7 +236,9 @@ class Experiment:
         if average is not None and step is not None:
             raise UserError(f"--average={average} takes the newest checkpoints and --step={step} another: give one of the two")
         average = average or self.config.training.average_checkpoints
-        state = abstract_state(self.model, optax.identity(), self.batch_shapes(), self.mesh, trainable=self.trainable)
+        state = self.abstract_state(optax.identity())
+        if self.beside:
+            state = state.replace(frozen=initialise.frozen(self, state) if frozen is None else frozen)
         wanted = {"params": state.params, "frozen": state.frozen, "model_state": state.model_state}
         with contextlib.nullcontext(checkpoints) if checkpoints else self.checkpoints() as there:
             if step is None and average > 1:
@@ -225,14 +269,17 @@ class Experiment:
 
 def settled(config: ConfigDict) -> ConfigDict:
     """The config with all it refers to that decides on the run: a genome's text and unit in place of its file or name,
-    steps in place of epochs.
+    steps in place of epochs, the classes of the training data where a task of images names no labels.
 
     Raises:
-      UserError: there is no such genome, or it is invalid; the training data that make an epoch cannot be read; or it is no
-        config of one run.
+      UserError: there is no such genome, or it is invalid; the training data that make an epoch, or have the classes, cannot be
+        read; or it is no config of one run.
     """
     checks.run(config)
     config = schedule.scheduled(config)
+    if "labels" in config.task and not config.task.labels and tasks.named(config.task.name).reads == "images":
+        config = config.copy_and_resolve_references()
+        config.task.labels = tuple(sources.open_source(config.data, "train").classes)
     if not config.model.get("genome"):
         return config
     config = config.copy_and_resolve_references()

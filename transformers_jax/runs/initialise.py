@@ -5,12 +5,14 @@
 3. a name on the Hugging Face hub, where `huggingface_hub` is installed and there is a network.
 """
 
+import functools
 import importlib
 import re
 from collections.abc import Sequence
 from pathlib import Path
 
 import flax.linen as nn
+import jax
 import numpy as np
 from absl import logging
 from ml_collections import ConfigDict
@@ -19,8 +21,13 @@ from transformers_jax import config as configuration
 from transformers_jax import models, parameters, tasks
 from transformers_jax.data.text.tokenizer import Tokenizer
 from transformers_jax.errors import UserError
+from transformers_jax.finetuning import lora
+from transformers_jax.finetuning.adapters import has_adapters
+from transformers_jax.finetuning.fingerprint import fingerprint
+from transformers_jax.finetuning.quantization import quantized_like
 from transformers_jax.finetuning.trainable import HEAD
 from transformers_jax.interchange import huggingface, mapping, recipe, stacking, tokenizers, weights
+from transformers_jax.layers.quantized import is_quantized
 from transformers_jax.training.checkpoint import Checkpoints
 
 CHOOSES = r"^(classifier|choice)(/|$)"
@@ -84,21 +91,77 @@ def initial(
     return parameters.nest(taken)
 
 
-def merged(variables: dict[str, dict], pretrained: dict) -> dict[str, dict]:
-    """A model's fresh variables (arrays on devices) with the pretrained ones in their places, sharded as those were.
-
-    One after the other is read and sent to its devices.
+def pretrained(run, state) -> dict:
+    """What an experiment begins with, as `initial` gives it: its task's own, or config.finetuning.init_from's; {} for neither.
 
     Args:
-      variables: {"params": …}, and "batch_stats" where it has running statistics.
-      pretrained: as `initial` gives it.
+      state: its abstract state.
+
+    Raises:
+      UserError: as `initial` does; or a parameter that does not learn is not there.
+    """
+    options = run.config.get("finetuning", {})
+    own = run.task.initial(run.model, functools.partial(initial, tokenizer=run.tokenizer))
+    if own is not None:
+        return own
+    if not options.get("init_from") or options.get("fresh"):
+        return {}
+    found = initial(options.init_from, run.model, run.tokenizer)
+    there = parameters.flat(found)
+    if new := [name for name in parameters.flat(state.frozen) if name not in there and not lora.LEAF.search(name)]:
+        raise UserError(
+            f"--init_from={options.init_from} lacks what does not learn here: {some(new)}; let it learn by "
+            "config.finetuning.trainable"
+        )
+    return found
+
+
+def frozen(run, state) -> dict:
+    """What does not learn of an experiment that reads it elsewhere, on its devices; constants of finetuning stay shapes.
+
+    Args:
+      state: its abstract state.
+    """
+    names = parameters.flat(state.frozen)
+    found = parameters.flat(pretrained(run, state))
+    given = placed({name: leaf for name, leaf in found.items() if name in names}, {"params": state.frozen})
+    return parameters.nest(names | parameters.flat(given["params"]))
+
+
+def fingerprint_of(path: str) -> str:
+    """What tells the model at config.finetuning.init_from from another, see `finetuning.fingerprint`.
+
+    Raises:
+      UserError: there is none, or it cannot be read.
+    """
+    leaves, _, _ = read(folder_of(path, key="config.finetuning.init_from"))
+    return fingerprint(leaves)
+
+
+def placed(pretrained: dict, wanted: dict[str, dict]) -> dict[str, dict]:
+    """Pretrained parameters as a model's are to be: leaf after leaf is read, quantised if it is to be, and sent to its devices.
+
+    Args:
+      pretrained: nested, as `initial` gives it, or by name.
+      wanted: {"params": …}, and "batch_stats" where the model has running statistics, as ShapeDtypeStructs with their
+        shardings.
+
+    Returns:
+      Those of the wanted variables that are pretrained.
     """
     new, found = parameters.flat(pretrained), {}
-    for name, leaf in mapping.named(variables).items():
-        found[name] = mapping.on_devices(new.pop(name), leaf) if name in new else leaf
+    for name, like in mapping.named(wanted).items():
+        if name in new:
+            found[name] = _placed(new.pop(name), like)
     if new:
         raise ValueError(f"not parameters of the model: {', '.join(new)}")
     return mapping.variables(found)
+
+
+def _placed(leaf, like):
+    if not is_quantized(like):
+        return mapping.on_devices(leaf, like)
+    return jax.tree.map(lambda x, own: jax.device_put(x, own.sharding), quantized_like(leaf, like), like)
 
 
 def folder_of(path: str, key: str = "--init_from") -> Path:
@@ -150,7 +213,7 @@ def trained_fields(config: ConfigDict, tokenizer: Tokenizer | None) -> dict:
     fields = dict(config.get("model", {}))
     if "head" in fields or tokenizer is None and tasks.named(config.task.name).reads == "text":  # it may say so itself
         return fields
-    return fields | tasks.build(config.task, tokenizer).model_fields()
+    return fields | tasks.build(config.task, tokenizer, config.data).model_fields()
 
 
 def module_of(path: str, fields: dict) -> nn.Module:
@@ -183,11 +246,30 @@ def read(folder: Path) -> tuple[dict[str, np.ndarray | weights.Leaf], Tokenizer 
     if not (folder / configuration.FILE).is_file():
         raise UserError(f"{folder}: no {configuration.FILE}: neither a folder of transformers nor a workdir")
     config, tokenizer = configuration.read(folder), tokenizers.read(folder)
-    with Checkpoints(folder / "checkpoints") as checkpoints:
-        state = checkpoints.restore_params()
-    variables = {"params": parameters.merge(state["params"], state["frozen"]), **state["model_state"]}
+    variables = plain(folder)
     model = models.build(trained_fields(config, tokenizer), tokenizer.vocab_size if tokenizer else 0)
     return stacking.separate(mapping.named(variables)), tokenizer, model.protocol().head
+
+
+def plain(folder: Path) -> dict[str, dict]:
+    """The variables of a workdir's newest checkpoint as numpy arrays: {"params": …, and "batch_stats" where there are any}.
+
+    Parts of low rank are in their kernels, and what was quantised is an array.
+
+    Raises:
+      UserError: the checkpoint cannot be read, or has Houlsby's layers, which are no part of a plain model.
+    """
+    from transformers_jax.runs.experiment import Experiment
+
+    with Checkpoints(folder / "checkpoints") as checkpoints:
+        if checkpoints.saved_base() is None:
+            state = checkpoints.restore_params()
+            variables = {"params": parameters.merge(state["params"], state["frozen"]), "model_state": state["model_state"]}
+        else:
+            variables = Experiment(configuration.read(folder), folder).trained()
+    if has_adapters(variables["params"]):
+        raise UserError(f"{folder} has Houlsby's adapters, which cannot be merged into a plain model")
+    return jax.tree.map(np.asarray, {"params": lora.merged(variables["params"]), **variables["model_state"]})
 
 
 def _cut(name: str, array: np.ndarray | weights.Leaf, shape: tuple[int, ...]) -> np.ndarray | weights.Leaf:

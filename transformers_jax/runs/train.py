@@ -1,7 +1,6 @@
 """Training a model, from nothing or from pretrained weights: the parts of an experiment, handed to the loop."""
 
 import contextlib
-import functools
 import time
 
 import jax
@@ -9,6 +8,7 @@ from absl import logging
 
 from transformers_jax import parameters
 from transformers_jax.data.text.train_tokenizer import placeholder
+from transformers_jax.finetuning import trainable
 from transformers_jax.mesh import check_rows, global_batch
 from transformers_jax.planning import counts, flops, plan
 from transformers_jax.planning.peak import matmul_peak
@@ -19,8 +19,8 @@ from transformers_jax.runs.experiment import Experiment
 from transformers_jax.training.checkpoint import Checkpoints, any_process
 from transformers_jax.training.loop import Evaluator, graceful_stop, train
 from transformers_jax.training.metrics import MetricsWriter
-from transformers_jax.training.optimizers import make_optimizer
-from transformers_jax.training.state import TrainState, abstract_state, create_state
+from transformers_jax.training.optimizers import KERNELS, make_optimizer
+from transformers_jax.training.state import TrainState, create_state
 from transformers_jax.training.step import compile_step, make_train_step
 
 
@@ -50,8 +50,8 @@ def pretrain(config, workdir, *, began: float | None = None) -> None:
     laps("tokenizer")
     check_rows(next(iter(shapes.values())).shape[0], mesh, options.accumulate)
     iterator = run.train_iterator()
-    tx, schedule = make_optimizer(config.optimizer, options.steps)
-    abstract = abstract_state(run.model, tx, shapes, mesh, trainable=run.trainable)
+    tx, schedule = optimizer_of(run)
+    abstract = run.abstract_state(tx)
     update = compiled_step(run, tx, jax.tree.map(lambda x: x.sharding, abstract))
     operations = peak = None
     if not several_shapes(config.data):
@@ -63,10 +63,12 @@ def pretrain(config, workdir, *, began: float | None = None) -> None:
     laps("model")
 
     with experiments.written(run), MetricsWriter(workdir) as writer, run.checkpoints() as checkpoints:
-        logging.info("%s parameters; start: %s", f"{counts.count(abstract.model_params):,}", laps)
+        logging.info("%s parameters%s; start: %s", f"{counts.count(abstract.model_params):,}", learning(abstract), laps)
         state = abstract  # what the checkpoint has, or else is made
         if not checkpoints.all_steps():
             state = first_state(run, tx)
+        elif run.beside:
+            state = abstract.replace(frozen=initialise.frozen(run, abstract))
         with graceful_stop() as stop, in_context(run):
             state = train(
                 state=state,
@@ -81,6 +83,7 @@ def pretrain(config, workdir, *, began: float | None = None) -> None:
                 eval_every=options.eval_every,
                 checkpoint_every=options.checkpoint_every,
                 learning_rate=schedule,
+                counted="tokens" if run.reads_text else "examples",
                 flops_per_step=operations,
                 peak_flops=peak,
                 config=config.to_dict(),
@@ -88,24 +91,29 @@ def pretrain(config, workdir, *, began: float | None = None) -> None:
             )
         step = int(state.step)
         if run.has("test") and any_process(not writer.has(step, "test")):
-            writer.write(step, "test", final_test(run, scorer, checkpoints))
+            writer.write(step, "test", final_test(run, scorer, checkpoints, state.frozen))
         elif run.has("test"):
             logging.info("this run was tested before; experiments.evaluate tests it with other keys of config.decoding")
 
 
 def first_state(run: Experiment, tx) -> TrainState:
-    """The state of step 0: random, but for the parameters that the task or config.finetuning.init_from has."""
-    options, load = run.config.finetuning, functools.partial(initialise.initial, tokenizer=run.tokenizer)
-    shapes, trainable = run.batch_shapes(), run.trainable
-    state, _ = create_state(run.model, tx, shapes, run.mesh, seed=run.config.seed, trainable=trainable)
-    pretrained = run.task.initial(run.model, load)
-    if pretrained is None and options.init_from and not options.fresh:
-        pretrained = load(options.init_from, run.model)
-    if pretrained is None:
-        return state
-    variables = initialise.merged(state.variables, pretrained)
-    params, frozen = parameters.split(variables.pop("params"), trainable)
-    return state.replace(params=params, frozen=frozen, model_state=variables)
+    """The state of step 0: what the task or config.finetuning.init_from has, and random numbers where they have none."""
+    abstract = run.abstract_state(tx)
+    given = initialise.placed(initialise.pretrained(run, abstract), abstract.variables)
+    place = {"trainable": run.trainable, "adapt": run.finetuning, "given": given}
+    return create_state(run.model, tx, run.batch_shapes(), run.mesh, seed=run.config.seed, **place)[0]
+
+
+def optimizer_of(run: Experiment):
+    """The update rule and its schedule. What decays is a pattern over all parameters, of which perhaps none learns."""
+    options = dict(run.config.optimizer) | {"decay_pattern": trainable.decays(run.config, KERNELS)}
+    shapes = counts.shapes(run.model, run.batch_shapes())["params"]
+    return make_optimizer(options, run.config.training.steps, among=parameters.flat(shapes))
+
+
+def learning(state: TrainState) -> str:
+    """Of what share learns, for the log; nothing where all do."""
+    return f", of which {counts.count(state.params):,} learn" if state.frozen else ""
 
 
 class Laps:
@@ -125,7 +133,7 @@ class Laps:
 
 
 def validation(run: Experiment, scorer: Scorer) -> Evaluator:
-    """Loss and its kin on the validation split, and what the task measures there while it trains.
+    """What is measured on the validation split in training: loss, perplexity or accuracy, and the scores of the task.
 
     Every config.training.bleu_every steps and at the end it may decode config.training.bleu_sentences examples.
     """
@@ -140,10 +148,10 @@ def validation(run: Experiment, scorer: Scorer) -> Evaluator:
     return Evaluator("validation", measure)
 
 
-def final_test(run: Experiment, scorer: Scorer, checkpoints: Checkpoints) -> dict:
+def final_test(run: Experiment, scorer: Scorer, checkpoints: Checkpoints, frozen: dict) -> dict:
     """All scores of the newest checkpoints' average on the test split; its samples are written to the workdir."""
     began = time.monotonic()
-    model = run.trained(checkpoints=checkpoints)
+    model = run.trained(checkpoints=checkpoints, frozen=frozen)
     scores, samples = run.task.evaluate(scorer, "test", model)
     if jax.process_index() == 0:
         experiments.write_samples(run, samples)
@@ -192,8 +200,8 @@ def make_plan(config, workdir=None) -> plan.Plan:
     run = Experiment(config, workdir, training=True)
     if not run.has_tokenizer():  # one that is to be learned has the size it is asked to have
         run.tokenizer = placeholder(config.tokenizer.vocab_size)
-    tx, _ = make_optimizer(config.optimizer, config.training.steps)
-    state = abstract_state(run.model, tx, run.batch_shapes(), run.mesh, trainable=run.trainable)
+    tx, _ = optimizer_of(run)
+    state = run.abstract_state(tx)
     update = compiled_step(run, tx, jax.tree.map(lambda x: x.sharding, state))
     jaxpr, peak = traced_step(run, tx, update, state), matmul_peak(config.model.dtype)
     with in_context(run):

@@ -26,11 +26,12 @@ def named(name: str) -> type[Task]:
     return importlib.import_module(f"{__name__}.{name}").Task
 
 
-def build(config, tokenizer=None) -> Task:
+def build(config, tokenizer=None, data=None) -> Task:
     """The task that `config.name` names, with its other keys as keyword arguments.
 
     Args:
       tokenizer: for a task that reads text.
+      data: config.data, for a task that reads images: it says how they are cut out and changed at random.
 
     Raises:
       UserError: an unknown task, or a key it does not take.
@@ -38,6 +39,6 @@ def build(config, tokenizer=None) -> Task:
     fields = dict(config)
     kind = named(name := fields.pop("name"))
     try:
-        return kind(tokenizer, **fields) if kind.reads == "text" else kind(**fields)
+        return kind(tokenizer if kind.reads == "text" else data, **fields)
     except TypeError as error:
         raise UserError(f"config.task does not fit the task {name}: {error}") from error

@@ -7,7 +7,7 @@ Axes: B batch rows, T length, D model width, V vocabulary.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 
 import jax.numpy as jnp
@@ -19,6 +19,7 @@ from transformers_jax.data.text.token_files import TokenFiles
 from transformers_jax.errors import UserError
 from transformers_jax.layers.losses import cross_entropy
 from transformers_jax.outputs import LanguageModelOutput
+from transformers_jax.tasks.task import Generate
 from transformers_jax.tasks.task import Task as Base
 
 PROMPT, SAMPLES = 32, 3
@@ -75,30 +76,15 @@ class Task(Base):
 
     def loss(self, output: LanguageModelOutput, batch: dict, *, train: bool):
         """Summed loss, summed weight, and sums of the metrics: all scalars."""
-        targets = batch["targets"]  # [B, T]
-        weights = batch["weights"] * (batch["segments"] > 0)  # [B, T]
-        sums = cross_entropy(output.hidden, output.table, targets, weights, bias=output.bias)
-        found = {"nll": sums.nll, "correct": sums.correct}
-        if not train:
-            sizes = jnp.asarray(self._byte_lengths)[targets] * weights  # [B, T]
-            found |= {"bits_per_byte": sums.nll / math.log(2), "bits_per_weight": jnp.sum(sizes).astype(jnp.float32)}
-        return sums.loss, sums.weight, found
+        return sums_of(output, batch, None if train else self._byte_lengths)
 
     @cached_property
     def _byte_lengths(self) -> np.ndarray:
         """[V] bytes that each token stands for."""
         return self.tokenizer.byte_lengths()
 
-    def samples(
-        self, source: Sequence[dict], predictions: dict, generate: Callable[[list[list[int]]], list[list[int]]] | None = None
-    ) -> list[dict]:
-        """How the first documents' beginnings go on: {"prompt", "continuation", "reference"}; none without `generate`.
-
-        Args:
-          generate: the tokens of prompts → the tokens that follow each.
-        """
-        if generate is None:
-            return []
+    def continuations(self, source: Sequence[dict], generate: Generate) -> list[dict]:
+        """How the first documents' beginnings go on: {"prompt", "continuation", "reference"}."""
         documents = [self.document(source[i]).ids.tolist() for i in range(min(SAMPLES, len(source)))]
         prompts = [ids[:PROMPT] for ids in documents]
         decode = self.tokenizer.decode
@@ -106,3 +92,19 @@ class Task(Base):
             {"prompt": decode(prompt), "continuation": decode(found), "reference": decode(ids[PROMPT : PROMPT + len(found)])}
             for prompt, found, ids in zip(prompts, generate(prompts), documents, strict=True)
         ]
+
+
+def sums_of(output: LanguageModelOutput, batch: dict, byte_lengths: np.ndarray | None):
+    """What `Task.loss` returns of a batch's `targets` where `weights` are 1.
+
+    Args:
+      byte_lengths: [V] bytes that each token stands for; None leaves out the bits of a byte.
+    """
+    targets = batch["targets"]  # [B, T]
+    weights = batch["weights"] * (batch["segments"] > 0)  # [B, T]
+    sums = cross_entropy(output.hidden, output.table, targets, weights, bias=output.bias)
+    found = {"nll": sums.nll, "correct": sums.correct}
+    if byte_lengths is not None:
+        sizes = jnp.asarray(byte_lengths)[targets] * weights  # [B, T]
+        found |= {"bits_per_byte": sums.nll / math.log(2), "bits_per_weight": jnp.sum(sizes).astype(jnp.float32)}
+    return sums.loss, sums.weight, found

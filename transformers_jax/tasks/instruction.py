@@ -5,18 +5,23 @@ Conversations share rows where config.data.batching is "packing", and do not see
 """
 
 from collections.abc import Sequence
+from functools import cached_property
 
 import numpy as np
 
+from transformers_jax.batch import Streams
 from transformers_jax.data.placed import Placed
 from transformers_jax.data.text.chat import ChatTemplate
 from transformers_jax.data.text.conversations import messages_of
 from transformers_jax.errors import UserError
 from transformers_jax.files import read_text
+from transformers_jax.outputs import LanguageModelOutput
 from transformers_jax.tasks import causal_lm
+from transformers_jax.tasks.task import Generate
+from transformers_jax.tasks.task import Task as Base
 
 
-class Task(causal_lm.Task):
+class Task(Base):
     """Answers of conversations, see `data.text.conversations`; scored as by `causal_lm`, over the answers' tokens.
 
     Args:
@@ -24,18 +29,20 @@ class Task(causal_lm.Task):
       template: file of the chat template, in Jinja; "" for the vocabulary's own, or Alpaca's if it has none.
     """
 
+    streams: Streams = {"": ("tokens", "targets", "weights")}
+
     def __init__(self, tokenizer, *, template: str = ""):
-        super().__init__(tokenizer)
+        self.tokenizer = tokenizer
         source = read_text(template, "config.task.template") if template else None
         self.template = ChatTemplate(tokenizer, source, template or "the chat template")
+
+    def model_fields(self) -> dict:
+        """What the model must have."""
+        return {"head": "causal_lm"}
 
     def examples(self, source: Sequence[dict]) -> Sequence[dict]:
         """The conversations, each knowing where it stands."""
         return _Told(source) if isinstance(source, Placed) else source
-
-    def document(self, example: dict):
-        """Conversations are not cut: raises UserError."""
-        return super(causal_lm.Task, self).document(example)
 
     def encode(self, example: dict) -> dict[str, np.ndarray]:
         """A conversation as 1-D int32 arrays `tokens`, `targets`, and `weights`, 1 where a token of an answer is predicted.
@@ -50,10 +57,17 @@ class Task(causal_lm.Task):
         ids, weights = np.asarray(ids, np.int32), np.asarray(answers, np.int32)
         return {"tokens": ids[:-1], "targets": ids[1:], "weights": weights[1:]}
 
-    def samples(self, source: Sequence[dict], predictions: dict, generate=None) -> list[dict]:
-        """The last answers of the first conversations: {"prompt", "continuation", "reference"}; none without `generate`."""
-        if generate is None:
-            return []
+    def loss(self, output: LanguageModelOutput, batch: dict, *, train: bool):
+        """Summed loss, summed weight, and sums of the metrics: all scalars."""
+        return causal_lm.sums_of(output, batch, None if train else self._byte_lengths)
+
+    @cached_property
+    def _byte_lengths(self) -> np.ndarray:
+        """[V] bytes that each token stands for."""
+        return self.tokenizer.byte_lengths()
+
+    def continuations(self, source: Sequence[dict], generate: Generate) -> list[dict]:
+        """The last answers of the first conversations: {"prompt", "continuation", "reference"}."""
         count = min(causal_lm.SAMPLES, len(source))
         asked = [messages_of(source[i], alpaca=self.template.is_default) for i in range(count)]
         prompts = [self.template.prompt(messages[:-1]) for messages in asked]

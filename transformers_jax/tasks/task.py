@@ -19,6 +19,7 @@ from transformers_jax.data.documents import Document
 from transformers_jax.errors import UserError
 from transformers_jax.files import json_value
 
+Generate = Callable[[Sequence[list[int]]], Sequence[list[int]]]
 READS = ("text", "images")
 SCORED_BY = ("loss", "sums", "predictions")
 
@@ -26,11 +27,12 @@ SCORED_BY = ("loss", "sums", "predictions")
 class Task:
     """One task. A file of this folder has one subclass, also called `Task`, which replaces what is different about it.
 
-    Its constructor takes the tokenizer, where the task reads text, and the keys of config.task by name. The attributes below
+    Its constructor takes the tokenizer, where the task reads text, or config.data, where it reads images, and the keys of
+    config.task by name. The attributes below
     may be set for the class or for an instance.
 
     What it reads, and how its examples lie in a batch (see `data.collate`):
-      reads: "text", or "images": then there is no tokenizer, and the constructor takes the keys of config.task alone.
+      reads: "text", or "images": then there is no tokenizer.
       streams: the fields of each stream, which have one length within an example, {"": ("tokens", "token_types")} say.
       row_fields: the fields of one value an example, "label" say, or of one array of a fixed shape.
       row_shapes: the shape of each row field that is an array, {"image": (32, 32, 3)} say; others are scalars.
@@ -40,6 +42,8 @@ class Task:
         batch's fields are [B, C, T] then.
       augment: (fields of an example, numpy generator) → its fields, drawn anew each time it is trained on; None for a task
         that trains on what `encode` gives.
+      unaugmented: (fields of an example) → its fields as they are evaluated and predicted, the middle of an image say; None
+        for a task that evaluates what `encode` gives.
 
     How it learns:
       learned: the key of an example that training needs and prediction does not, "label" say; "" if there is none.
@@ -67,6 +71,7 @@ class Task:
     one_a_row: bool = False
     groups: int = 0
     augment: Callable[[dict, np.random.Generator], dict] | None = None
+    unaugmented: Callable[[dict], dict] | None = None
 
     learned: str = ""
     frozen: str = ""
@@ -154,6 +159,15 @@ class Task:
         """
         raise NotImplementedError
 
+    def mix(self, batch: dict, key: jax.Array) -> dict:
+        """The fields that the model reads and `loss` takes in training: those of the batch, or rows mixed with each other.
+
+        Args:
+          batch: as it is collated; a part of it where it is cut into microbatches.
+          key: a random key of the step and the part.
+        """
+        return batch
+
     def predict(self, output: Any, batch: dict) -> dict[str, jax.Array]:
         """What the model says about each row: arrays [B, …] by name. The task has one example a row."""
         raise NotImplementedError
@@ -187,6 +201,15 @@ class Task:
         """Each raw example with its answer: lines of samples.jsonl, and of `experiments.predict`. Arrays are only described."""
         answers = self.answers(source, predictions)
         return [json_value({**source[i], **answer}) for i, answer in enumerate(answers)]
+
+    def continuations(self, source: Sequence[dict], generate: Generate) -> list[dict]:
+        """How the trained model goes on from the beginnings of some raw examples: lines of samples.jsonl; none for a task that
+        does not go on from a beginning.
+
+        Args:
+          generate: the tokens of prompts → the tokens that follow each.
+        """
+        return []
 
     def evaluate(self, scorer, split: str, model: dict) -> tuple[dict[str, Any], list[dict]]:
         """(loss and all scores by name, samples) of a split: at the end of a run, and for `experiments.evaluate`.

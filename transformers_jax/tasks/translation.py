@@ -62,12 +62,12 @@ class Task(Base):
         ]
 
     def evaluate(self, scorer, split: str, model: dict) -> tuple[dict, list[dict[str, str]]]:
-        """(loss and its kin, and the scores of `score`; {"source", "reference", "translation"} of each sentence)."""
+        """(loss, perplexity, accuracy and the scores of `score`; {"source", "reference", "translation"} of each sentence)."""
         found = self._translations(scorer.source(split), scorer.decoder(), model)
         return scorer.losses(split, **model) | score(found), found
 
     def validate(self, scorer, model: dict, *, sentences: int | None = None) -> dict[str, float]:
-        """Loss and its kin on the validation split, and greedy BLEU of so many of its sentences."""
+        """Loss, perplexity and accuracy on the validation split, and greedy BLEU of so many of its sentences."""
         losses = scorer.losses("validation", **model)
         if sentences is None:
             return losses

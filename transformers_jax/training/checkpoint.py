@@ -2,9 +2,9 @@
 
 One folder a step:
     state/       every array of the state, sharded as it was; not compressed: random floats hardly shrink, and packing
-                 them takes the processor away from the run
-    extra/       one JSON file a process: what the loop must remember (data position, the open window of metrics), and a
-                 sum of the words of every array
+                 them takes the processor away from the run. Of a run beside a base, which is read elsewhere, what learns
+    extra/       one JSON file a process: what the loop must remember (data position, the open window of metrics), a
+                 sum of the words of every array, and the name of the base
     config/      the resolved config
     files.json   size of every file above, and the CRC of the small ones
 
@@ -16,9 +16,11 @@ files first, then the sums: a damaged checkpoint is named, and the one before is
 import json
 import logging
 import os
+import re
 import sys
 from collections.abc import Iterator
 from functools import cache, cached_property
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -39,6 +41,22 @@ INFERENCE = ("params", "frozen", "model_state")
 _TEMPORARY = ".orbax-checkpoint-tmp"
 
 
+class Base(NamedTuple):
+    """A pretrained model that checkpoints name in place of holding a copy of it.
+
+    path: where it is read.
+    fingerprint: what tells it from another.
+    """
+
+    path: str
+    fingerprint: str
+
+    @staticmethod
+    def has(name: tuple[str, ...]) -> bool:
+        """Whether it has this leaf of a state, which checkpoints leave out: frozen, and no constant of a part of low rank."""
+        return name[0] == "frozen" and not re.match("lora_", name[-1])
+
+
 class AllDamaged(UserError):
     """A folder's checkpoints cannot be read back, not one of them."""
 
@@ -50,12 +68,14 @@ class Checkpoints:
     the run goes on.
     """
 
-    def __init__(self, directory: str | os.PathLike, keep: int = 3):
-        """directory: of the steps' folders, made by the first save. keep: newest checkpoints that a save leaves."""
+    def __init__(self, directory: str | os.PathLike, keep: int = 3, base: Base | None = None):
+        """directory: of the steps' folders, made by the first save. keep: newest checkpoints that a save leaves.
+        base: what is frozen in the state, if that is read elsewhere: it is neither saved nor restored."""
         quiet()
         path = os.fspath(directory)
         self.directory = epath.Path(path if "://" in path else os.path.abspath(path))
         self._keep = keep
+        self.base = base
         self._saving: int | None = None  # step whose save is under way
         self._damaged: list[int] = []  # steps that restore_latest passed over: the next save removes them
         self._ready = False  # the directory exists and holds no leftovers
@@ -106,8 +126,9 @@ class Checkpoints:
                 return
             if instead_of in there and len(there) > 1:
                 self._manager.delete(instead_of)
-            leaves = integrity.flatten(state)
+            leaves = {name: x for name, x in integrity.flatten(state).items() if self.holds(name)}
             record = {"processes": jax.process_count(), "sums": integrity.sums(leaves), "extra": extra or {}}
+            record |= {"base": self.base._asdict()} if self.base else {}
             record, config = json.loads(json.dumps([record, config or {}]))  # a copy: they are written later
             items = ocp.args.Composite(
                 state=ocp.args.PyTreeSave(traverse_util.unflatten_dict(leaves)),
@@ -184,6 +205,10 @@ class Checkpoints:
 
     # Reading
 
+    def holds(self, name: tuple[str, ...]) -> bool:
+        """Whether a leaf of a state is saved and restored, by its path (see `integrity.flatten`)."""
+        return not (self.base and self.base.has(name))
+
     def all_steps(self) -> list[int]:
         """Steps that have a finished checkpoint, ascending; damaged ones are among them."""
         self.wait()
@@ -194,7 +219,7 @@ class Checkpoints:
 
         Args:
           abstract_state: the expected state: arrays, or `jax.ShapeDtypeStruct`s with the shardings to restore to, on
-            any mesh. A numpy leaf comes back as numpy.
+            any mesh. A numpy leaf comes back as numpy, and what the base has as it is.
 
         Returns:
           (step, state, extra of this process), or None when there is no checkpoint.
@@ -245,6 +270,16 @@ class Checkpoints:
             return _together(folder, lambda: integrity.read_json(folder / "config" / "metadata"))
 
         return next((config for _, config in self._newest(read, step)), None)
+
+    def saved_base(self, step: int | None = None) -> Base | None:
+        """The base that a checkpoint names, the newest readable one by default; None where it holds the whole model."""
+
+        def read(step):
+            folder = self.directory / str(step)
+            return _together(folder, lambda: _record(folder)).get("base")
+
+        found = next((base for _, base in self._newest(read, step)), None)
+        return found and Base(**found)
 
     def _fields(self, count: int, step: int | None, abstract: dict | None) -> dict:
         """The fields of `abstract` (by default INFERENCE) of the newest checkpoint, `params` averaged over `count`."""
@@ -299,6 +334,8 @@ class Checkpoints:
         saved = {name: x for name, x in traverse_util.flatten_dict(metadata).items() if not fields or name[0] in fields}
         if leaves is None:
             leaves = {name: np.empty(x.shape, x.dtype) for name, x in saved.items()}
+        leaves = {name: x for name, x in leaves.items() if self.holds(name)}
+        self._check_base(folder, record)
         if mismatch := integrity.difference(saved, leaves):
             raise UserError(f"checkpoint {folder} does not fit the model: {mismatch}")
         item = traverse_util.unflatten_dict({name: _target(x) for name, x in leaves.items()})
@@ -310,6 +347,15 @@ class Checkpoints:
         changed = [name for name, value in integrity.sums(arrays).items() if record["sums"].get(name) != value]
         _together(folder, lambda: _no(changed))
         return arrays, record
+
+    def _check_base(self, folder: epath.Path, record: dict) -> None:
+        """Raises UserError unless a checkpoint was made beside the base that is there."""
+        found = record.get("base")
+        if self.base and found and found["fingerprint"] != self.base.fingerprint:
+            raise UserError(
+                f"checkpoint {folder} was trained beside another base: {found['path']} with fingerprint "
+                f"{found['fingerprint'][:12]}, and {self.base.path} has {self.base.fingerprint[:12]}; give that base back"
+            )
 
 
 @cache
@@ -367,8 +413,9 @@ def _extra_name(process: int) -> str:
     return f"process_{process}.json"
 
 
-def _like(tree, arrays: Leaves, names):
-    return jax.tree.unflatten(jax.tree.structure(tree), [arrays[name] for name in names])
+def _like(tree, arrays: Leaves, expected: Leaves):
+    """The tree with the arrays in the place of what was expected; what was not restored stays as it was."""
+    return jax.tree.unflatten(jax.tree.structure(tree), [arrays.get(name, x) for name, x in expected.items()])
 
 
 def _target(x) -> np.ndarray | jax.ShapeDtypeStruct:

@@ -20,7 +20,7 @@ A schedule counts as Optax and the state do: `schedule(state.step)` is the rate 
 so `schedule(0)` is the rate of update 1 of the papers. The first update has a rate above 0, and so has the last.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax.numpy as jnp
@@ -54,12 +54,15 @@ DEFAULTS: dict[str, Any] = {
 KERNELS = r"(^|/)kernel$"
 
 
-def make_optimizer(config: Mapping, total_steps: int) -> tuple[optax.GradientTransformation, Schedule]:
+def make_optimizer(
+    config: Mapping, total_steps: int, among: Iterable[str] | None = None
+) -> tuple[optax.GradientTransformation, Schedule]:
     """The update rule and its schedule from `config.optimizer` (keys above; a missing key takes its default).
 
     Args:
       config: a mapping, such as a ConfigDict.
       total_steps: updates of the whole run; cosine and linear end there.
+      among: names of the parameters that decay_pattern must match one of; by default those that are updated.
 
     Returns:
       The Optax transformation (clipping, the rule, weight decay, the rate), and the schedule: updates so far → rate.
@@ -70,7 +73,7 @@ def make_optimizer(config: Mapping, total_steps: int) -> tuple[optax.GradientTra
     options = dict(config)
     if unknown := sorted(set(options) - set(DEFAULTS)):
         raise UserError(f"config.optimizer.{unknown[0]} is not a key; there are {', '.join(DEFAULTS)}")
-    options = DEFAULTS | options
+    options = DEFAULTS | options | {"among": among}
     rule = _choose(OPTIMIZERS, "name", options)
     schedule = make_schedule(options, total_steps)
     clip = [optax.clip_by_global_norm(options["clip_norm"])] if options["clip_norm"] else []
@@ -182,8 +185,12 @@ SCHEDULES = {"noam": _noam, "inverse_sqrt": _inverse_sqrt, "cosine": _cosine, "l
 
 def _decays(options: Mapping) -> Callable[[Any], Any]:
     """Which leaves decay. A pattern that the config gives must match something; the default need not."""
-    if pattern := options["decay_pattern"]:
-        return lambda params: parameters.mask(params, pattern, key="config.optimizer.decay_pattern")
+    key = "config.optimizer.decay_pattern"
+    if (pattern := options["decay_pattern"]) and options["among"] is None:
+        return lambda params: parameters.mask(params, pattern, key=key)
+    if pattern:
+        parameters.matching(options["among"], pattern, key=key)
+        return lambda params: parameters.mask(params, pattern)
     return lambda params: parameters.mask(params, KERNELS)
 
 

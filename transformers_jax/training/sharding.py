@@ -62,7 +62,8 @@ def state_shardings(state: Any, axes: Mapping[str, tuple], mesh: Mesh, rules: Ru
     """
     logged: set[str] = set()
     leaves = {**parameters.flat(state.params), **parameters.flat(state.frozen)}
-    specs = {n: (x.shape, _spec(n, x.shape, axes.get(n), mesh, rules, logged)) for n, x in leaves.items()}
+    arrays = {name: array for own, leaf in leaves.items() for name, array in _arrays(own, leaf, axes.get(own)).items()}
+    specs = {n: (x.shape, _spec(n, x.shape, own, mesh, rules, logged)) for n, (x, own) in arrays.items()}
 
     def of_parameter(path, leaf):
         return NamedSharding(mesh, specs[parameters.name_of(path)][1])
@@ -78,6 +79,15 @@ def state_shardings(state: Any, axes: Mapping[str, tuple], mesh: Mesh, rules: Ru
         model_state=jax.tree.map(lambda _: copied, state.model_state),
         opt_state=jax.tree_util.tree_map_with_path(of_slot, state.opt_state),
     )
+
+
+def _arrays(name: str, leaf: Any, axes: tuple | None) -> dict[str, tuple[Any, tuple | None]]:
+    """The arrays of a parameter by name, with their logical axes: itself, or those that a quantised kernel is made of."""
+    if not parameters.is_whole(leaf):
+        return {name: (leaf, axes)}
+    known = leaf.logical_axes(axes) if axes else {}
+    fields, _ = jax.tree_util.tree_flatten_with_path(leaf)
+    return {f"{name}/{field}": (x, known.get(field)) for field, x in ((parameters.name_of(path), x) for path, x in fields)}
 
 
 def _spec(name, shape, axes, mesh, rules, logged) -> PartitionSpec:

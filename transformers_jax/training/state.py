@@ -1,6 +1,7 @@
 """The state of training: one tree with all that an update reads and writes."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -13,6 +14,12 @@ from jax.sharding import Mesh
 
 from transformers_jax import parameters
 from transformers_jax.training import sharding
+
+Adapt = Callable[[jax.Array, dict], dict]
+"""(key, a model's parameters, boxed with their logical axes) → those that the state has; see `finetuning.method`."""
+
+ADDED = 0x10A
+"""Folded into the key of the model's parameters for that of what finetuning adds."""
 
 
 class TrainState(struct.PyTreeNode):
@@ -49,11 +56,12 @@ def abstract_state(
     mesh: Mesh,
     *,
     trainable: parameters.Patterns = ".",
+    adapt: Adapt | None = None,
     rules: sharding.Rules = sharding.RULES,
     overrides: sharding.Overrides = (),
 ) -> TrainState:
     """The state as ShapeDtypeStructs with their shardings: nothing is computed. Arguments as `create_state`."""
-    shapes, shardings = _trace(_initialise(model, tx, batch, trainable), mesh, rules, overrides)
+    shapes, shardings = _trace(_initialise(model, tx, batch, trainable, adapt), mesh, rules, overrides)
     return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
 
 
@@ -65,6 +73,8 @@ def create_state(
     *,
     seed: int,
     trainable: parameters.Patterns = ".",
+    adapt: Adapt | None = None,
+    given: Mapping[str, dict] = MappingProxyType({}),
     rules: sharding.Rules = sharding.RULES,
     overrides: sharding.Overrides = (),
     compiler_options: dict | None = None,
@@ -77,6 +87,9 @@ def create_state(
       batch: arrays or ShapeDtypeStructs; only the fields' shapes and dtypes are read.
       seed: of the initial parameters.
       trainable: patterns over parameter names; what none matches is frozen.
+      adapt: what finetuning makes of the model's parameters.
+      given: variables that are there already, as the state is to have them: {"params": nested dicts with some of the leaves,
+        and other collections likewise}. They are kept as they are and no numbers are drawn for them.
       rules, overrides: see `sharding`.
       compiler_options: of the program that makes it, see `jax.jit`.
 
@@ -85,21 +98,56 @@ def create_state(
 
     Raises:
       UserError: a pattern matches no parameter.
+      ValueError: something is given that the model does not have.
     """
-    initialise = _initialise(model, tx, batch, trainable)
-    _, shardings = _trace(initialise, mesh, rules, overrides)
-    make = jax.jit(lambda key: initialise(key)[0], out_shardings=shardings, compiler_options=compiler_options)
-    return make(jax.random.key(seed)), shardings
+    initialise = _initialise(model, tx, batch, trainable, adapt)
+    shapes, shardings = _trace(initialise, mesh, rules, overrides)
+    given = {collection: parameters.flat(tree) for collection, tree in given.items()}
+    there = {"params": shapes.model_params, **shapes.model_state}
+    for collection, leaves in given.items():
+        if unknown := sorted(set(leaves) - set(parameters.flat(there.get(collection, {})))):
+            raise ValueError(f"not {collection} of the model: {', '.join(unknown)}")
+
+    def drawn(state: TrainState) -> TrainState:
+        """Without what is given."""
+        return _each_tree(state, lambda collection, tree: _without(tree, given.get(collection, {})))
+
+    def completed(collection: str, tree: dict, shapes: dict) -> dict:
+        own = {name: leaf for name, leaf in given.get(collection, {}).items() if name in parameters.flat(shapes)}
+        return parameters.nest(parameters.flat(tree) | own)
+
+    make = jax.jit(
+        lambda key, given: drawn(initialise(key, given)[0]), out_shardings=drawn(shardings), compiler_options=compiler_options
+    )
+    return _each_tree(make(jax.random.key(seed), given), completed, shapes), shardings
 
 
-def _initialise(model, tx, batch, trainable) -> Callable[[jax.Array], tuple[TrainState, Any]]:
-    """key → (state, the model's parameters with their metadata)."""
+def _each_tree(state: TrainState, change: Callable, *others: TrainState) -> TrainState:
+    """The state with `change`, a function of (collection, tree, the same tree of others), applied to its variables."""
+    params, frozen = (
+        change("params", getattr(state, name), *(getattr(other, name) for other in others)) for name in ("params", "frozen")
+    )
+    rest = {
+        collection: change(collection, tree, *(other.model_state[collection] for other in others))
+        for collection, tree in state.model_state.items()
+    }
+    return state.replace(params=params, frozen=frozen, model_state=rest)
 
-    def initialise(key):
+
+def _without(tree: dict, names) -> dict:
+    return parameters.nest({name: leaf for name, leaf in parameters.flat(tree).items() if name not in names})
+
+
+def _initialise(model, tx, batch, trainable, adapt) -> Callable[..., tuple[TrainState, Any]]:
+    """(key, leaves that are given by collection and name) → (state, the model's parameters with their metadata)."""
+
+    def initialise(key, given: Mapping[str, dict] = MappingProxyType({})):
         zeros = {name: jnp.zeros(field.shape, field.dtype) for name, field in batch.items()}
         collections = dict(model.init({"params": key}, zeros, deterministic=True))
-        boxed = collections.pop("params", {})
-        params, frozen = parameters.split(meta.unbox(boxed), trainable, key="config.finetuning.trainable")
+        boxed = _with(collections.pop("params", {}), given.get("params", {}))
+        if adapt is not None:
+            boxed = adapt(jax.random.fold_in(key, ADDED), boxed)
+        params, frozen = parameters.split(_unboxed(boxed), trainable, key="config.finetuning.trainable")
         state = TrainState(
             step=jnp.zeros((), jnp.int32),
             params=params,
@@ -110,6 +158,25 @@ def _initialise(model, tx, batch, trainable) -> Callable[[jax.Array], tuple[Trai
         return state, boxed
 
     return initialise
+
+
+def _with(boxed: dict, given: Mapping[str, Any]) -> dict:
+    """Boxed parameters, with those that are given in the boxes."""
+    leaves = parameters.flat(boxed)
+    own = {name: leaves[name] for name in given if name in leaves}
+    replaced = {n: leaf.replace_boxed(given[n]) if parameters.is_boxed(leaf) else given[n] for n, leaf in own.items()}
+    return parameters.nest(leaves | replaced) if replaced else boxed
+
+
+def _unboxed(boxed: dict) -> dict:
+    """The values of boxed leaves; a quantised kernel has no sharding as a whole that Flax could constrain."""
+
+    def value(leaf):
+        if not parameters.is_boxed(leaf):
+            return leaf
+        return leaf.value if parameters.is_whole(leaf.value) else leaf.unbox()
+
+    return jax.tree.map(value, boxed, is_leaf=parameters.is_whole)
 
 
 def _trace(initialise, mesh, rules, overrides) -> tuple[TrainState, TrainState]:

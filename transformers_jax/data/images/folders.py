@@ -156,6 +156,25 @@ def _files_in(folder: str, key: str) -> Iterator[str]:
         yield from (os.path.join(at, name) for name in sorted(filter(_counts, files)))
 
 
+def images_in(path: str, key: str) -> list[str]:
+    """The images of a folder and of those in it, in the order of their names; of a file the file.
+
+    Args:
+      key: what gave the path, for messages.
+
+    Raises:
+      UserError: there is no such file or folder, or no image in it.
+    """
+    if not os.path.isdir(path):
+        if not os.path.exists(path):
+            raise UserError(f"{key}: no file or folder {path}")
+        return [path]
+    found = [file for file in _files_in(path, key) if file.lower().endswith(SUFFIXES)]
+    if not found:
+        raise UserError(f"{key}: {path} has no images ({', '.join(SUFFIXES)})")
+    return found
+
+
 def _counts(name: str) -> bool:
     return not name.startswith(".") and name.lower() not in NO_MATTER
 

@@ -121,6 +121,11 @@ class Tokenizer:
         encoding = self._encoding(text) if self._words else self._marking.encode(text, add_special_tokens=False)
         return encoding.ids, encoding.offsets
 
+    @property
+    def library(self) -> tokenizers.Tokenizer:
+        """The `tokenizers` library's own, to be looked at."""
+        return self._library
+
     @cached_property
     def special_names(self) -> tuple[str, ...]:
         """The names of the special tokens."""
