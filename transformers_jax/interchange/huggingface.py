@@ -168,6 +168,19 @@ def save(
 
 # config.json
 
+def end_ids(path: Path, tokenizer: Tokenizer | None) -> tuple[int, ...]:
+    """The tokens that end what a folder's model writes: those of generation_config.json and config.json, and the tokenizer's."""
+    found = {tokenizer.eos_id} if tokenizer else set()
+    for file in (CONFIG, "generation_config.json"):
+        if (path / file).is_file():
+            try:
+                given = json.loads((path / file).read_text(encoding="utf-8")).get("eos_token_id")
+            except (ValueError, AttributeError) as error:
+                raise UserError(f"{path / file} is no JSON object") from error
+            found |= set(given) if isinstance(given, list) else {given}
+    return tuple(sorted(i for i in found if isinstance(i, int)))
+
+
 def read_config(path: Path) -> dict:
     """config.json of a folder.
 
