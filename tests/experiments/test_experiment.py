@@ -36,8 +36,10 @@ def variants():
 @pytest.mark.parametrize("variant", [*variants()])
 def test_every_config_goes_together(variant):
     config, tokenizer = configuration.load(f"{CONFIGS}/{variant}"), placeholder(1000)
-    teacher = {"teacher": "given"} if config.task.name == "distillation" else {}
-    task = tasks.build(dict(config.task) | teacher, tokenizer)
+    given = {"teacher": "given"} if config.task.name == "distillation" else {}
+    if tasks.named(config.task.name).reads == "images" and not config.task.labels:
+        given = {"labels": ("a", "b")}  # which the training data have
+    task = tasks.build(dict(config.task) | given, tokenizer, config.data)
     model = models.build(dict(config.model) | task.model_fields(), 1000)
     configuration.check(config)
     checks.lengths(config, task, model)
