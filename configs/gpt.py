@@ -86,7 +86,7 @@ def books(config: ConfigDict) -> None:
     config.model.update(layers=4, width=256, num_heads=4, mlp_width=1024, dropout=0.0, embedding_dropout=0.0)
     config.model.attention_dropout = 0.0
     config.data.update(source="text", unit="file", batch_size=8)
-    config.training.steps = 2000
+    config.training.steps = 3000
 
 
 def tiny(config: ConfigDict) -> None:
