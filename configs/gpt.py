@@ -11,7 +11,7 @@ Finetuning: python -m experiments.finetune --config=configs/gpt.py:VARIANT --wor
 | `large`      | 774M, 36 layers of 1,280                                           | not run                             |
 | `xl`         | 1,558M, 48 layers of 1,600                                         | not run                             |
 | `gpt`        | the first GPT: 117M, norms behind the sublayers, rows of 512       | paper: a month on 8 GPUs; not run   |
-| `distilgpt2` | 6 layers of 768 from GPT-2 small, as DistilBERT: --config.task.teacher=FOLDER | not run                  |
+| `distilgpt2` | 6 layers of 768 from GPT-2 small: --config.task.teacher=FOLDER     | not run                             |
 | `quickstart` | 10M parameters on the English Bible, chapter by chapter            | not run                             |
 | `books`      | 5M parameters on text files that are given, on two cores           | 20 minutes planned; not run         |
 | `tiny`       | seconds on a CPU, for tests: files given                           | none                                |
