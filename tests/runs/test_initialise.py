@@ -201,6 +201,34 @@ def test_another_task_s_classifier_is_not_taken(tokenizer, tmp_path):
         assert "encoder" in found and "classifier" not in found
 
 
+def test_rows_of_a_head_are_taken_by_the_names_of_their_labels(tokenizer, tmp_path):
+    fields, model, params = make(tokenizer, "sequence", labels=3)
+    huggingface.save(tmp_path / "a", fields, params, tokenizer, labels=("neg", "pos", "neutral"))
+    assert run(tmp_path / "a", tmp_path / "b") == 0
+    kernel, bias = np.asarray(params["classifier"]["kernel"]), np.asarray(params["classifier"]["bias"])
+    for source in "ab":
+        for labels, order in {("pos", "neutral", "neg"): [1, 2, 0], ("Neg", "POS", "neutral"): [0, 1, 2]}.items():
+            taken = initialise.initial(str(tmp_path / source), model, tokenizer, labels=labels)["classifier"]
+            np.testing.assert_array_equal(np.asarray(taken["kernel"]), kernel[:, order])
+            np.testing.assert_array_equal(np.asarray(taken["bias"]), bias[order])
+        two = make(tokenizer, "sequence", labels=2)[1]
+        taken = initialise.initial(str(tmp_path / source), two, labels=("neutral", "neg"))["classifier"]
+        np.testing.assert_array_equal(np.asarray(taken["bias"]), bias[[2, 0]])
+        assert "classifier" not in initialise.initial(str(tmp_path / source), model, labels=("good", "bad", "neutral"))
+
+
+def test_a_head_of_other_labels_begins_anew_and_one_without_names_goes_by_numbers(tokenizer, tmp_path, caplog):
+    fields, model, params = make(tokenizer, "sequence", labels=3)
+    bias = np.asarray(params["classifier"]["bias"])
+    huggingface.save(tmp_path / "a", fields, params, tokenizer, labels=("neg", "pos", "neutral"))
+    assert "classifier" not in initialise.initial(str(tmp_path / "a"), model, labels=("good", "bad", "neutral"))
+    assert "head's labels are neg, pos, neutral, those of this run good, bad, neutral: the head begins anew" in caplog.text
+    huggingface.save(tmp_path / "c", fields, params, tokenizer)  # LABEL_0, LABEL_1, LABEL_2
+    taken = initialise.initial(str(tmp_path / "c"), model, labels=("2", "0", "1"))["classifier"]
+    np.testing.assert_array_equal(np.asarray(taken["bias"]), bias[[2, 0, 1]])
+    assert "classifier" not in initialise.initial(str(tmp_path / "c"), model, labels=("neg", "pos", "neutral"))
+
+
 def test_labels_that_do_not_exclude_each_other_are_refused(tokenizer, tmp_path, capfd):
     fields, _, params = make(tokenizer, "sequence", labels=3)
     huggingface.save(tmp_path / "a", fields, params, tokenizer)

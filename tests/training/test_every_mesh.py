@@ -7,8 +7,8 @@ import pytest
 import tiny_meshes
 from tiny_meshes import DECODING, MODELS, WAYS
 
-CORE = ("transformer", "luong", "bert")
-"""One of each kind: attention and a recurrence that decode, and an encoder. The others are `slow`."""
+CORE = ("transformer", "luong", "bert", "gpt", "vit")
+"""One of each kind: attention and a recurrence that decode, an encoder, a decoder and images. The others are `slow`."""
 
 
 @functools.cache

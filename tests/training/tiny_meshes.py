@@ -59,7 +59,8 @@ MODELS = {
     "perceptron": IMAGE | {"mean": (0.5,) * 3, "std": (0.5,) * 3},
     "vit": {"num_heads": 2, "mlp_width": 32, "layers": 1, "patch_size": 8} | IMAGE,
     "swin": {"depths": (1, 1), "num_heads": (2, 4), "window": 2, "patch_size": 2} | IMAGE,
-    "segformer": {"depths": (1, 1, 1, 1), "widths": (8, 16, 16, 16), "num_heads": (1, 2, 2, 2)} | IMAGE,
+    "segformer": {"depths": (1, 1), "widths": (8, 16), "num_heads": (1, 2), "reductions": (2, 1), "mlp_ratios": (2, 2),
+                  "patch_sizes": (7, 3), "strides": (4, 2)} | IMAGE,  # fmt: skip
     "convnext": {"depths": (1, 1), "widths": (8, 16)} | IMAGE,
 }
 
