@@ -36,10 +36,9 @@ def variants():
 @pytest.mark.parametrize("variant", [*variants()])
 def test_every_config_goes_together(variant):
     config, tokenizer = configuration.load(f"{CONFIGS}/{variant}"), placeholder(1000)
-    given = {"teacher": "given"} if config.task.name == "distillation" else {}
-    if tasks.named(config.task.name).reads == "images" and not config.task.labels:
-        given = {"labels": ("a", "b")}  # which the training data have
-    task = tasks.build(dict(config.task) | given, tokenizer, config.data)
+    teacher = {"teacher": "given"} if config.task.name == "distillation" else {}
+    read = {"labels": ("a", "b")} if config.task.get("labels") == () and "image" in config.task.name else {}  # from the data
+    task = tasks.build(dict(config.task) | teacher | read, tokenizer, config.data)
     model = models.build(dict(config.model) | task.model_fields(), 1000)
     configuration.check(config)
     checks.lengths(config, task, model)
