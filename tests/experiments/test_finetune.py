@@ -17,7 +17,6 @@ from transformers_jax.data.text.tokenizer import Tokenizer
 from transformers_jax.interchange import huggingface
 from transformers_jax.runs import adoption, glue
 from transformers_jax.runs.experiment import Experiment
-from transformers_jax.training.checkpoint import Checkpoints
 
 STEPS = ["--config.training.steps=2", "--config.data.batch_size=4", "--config.data.workers=0"]
 SHORT = ["--config.task.max_length=32", "--config.data.lengths.tokens=32"]
