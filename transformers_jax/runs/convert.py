@@ -186,10 +186,10 @@ def _from_peft(folder: Path, workdir: Path, config_of: Callable[[str], ConfigDic
         raise UserError(f"--from={folder} does not name the model that it is beside: give --base")
     source = initialise.folder_of(base, key="--base")
     fields = initialise.described(source)
-    heads = models.build(fields, fields["vocab_size"]).protocol().heads
+    about = models.build(fields, fields["vocab_size"]).protocol()
     if "head" in fields:
-        fields["head"] = peft.head_of(folder, heads, fields["head"])
-    if "labels" in fields and (labels := peft.labels_of(folder)):
+        fields["head"] = peft.head_of(folder, about.heads, fields["head"])
+    if fields.get("head") in about.labelled and (labels := peft.labels_of(folder)):
         fields["labels"] = labels
     model = models.build(fields, fields["vocab_size"])
     plan = mapping.plan(huggingface.names_of(fields), model.protocol().head, mapping.shapes(model))
