@@ -16,7 +16,7 @@ from transformers_jax import parameters
 from transformers_jax.data.text.tokenizer import Tokenizer
 from transformers_jax.interchange import huggingface
 from transformers_jax.runs import adoption, glue
-from transformers_jax.training.checkpoint import Checkpoints
+from transformers_jax.runs.experiment import Experiment
 
 STEPS = ["--config.training.steps=2", "--config.data.batch_size=4", "--config.data.workers=0"]
 SHORT = ["--config.task.max_length=32", "--config.data.lengths.tokens=32"]
@@ -97,10 +97,8 @@ def sentences(tmp_path):
 
 
 def params_of(workdir, step: int | None = None) -> dict:
-    with Checkpoints(workdir / "checkpoints") as checkpoints:
-        state = checkpoints.restore_params(step)
-    merged = parameters.merge(state["params"], state["frozen"])
-    return {name: np.asarray(x) for name, x in parameters.flat(merged).items()}
+    trained = Experiment(configuration.read(workdir), workdir).trained(step=step)
+    return {name: np.asarray(x) for name, x in parameters.flat(trained["params"]).items()}
 
 
 def test_only_the_head_learns(encoder, sentences, tmp_path, capfd):

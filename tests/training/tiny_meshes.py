@@ -4,20 +4,25 @@
 """
 
 import contextlib
+import dataclasses
 import functools
+import importlib
 import json
 import sys
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
-from transformers_jax.search.genome import EVOLVED_TRANSFORMER, replace
 
 from transformers_jax import models
 from transformers_jax.decoding.decoder import Decoder
-from transformers_jax.search import cell
+from transformers_jax.genomes.genome import EVOLVED_TRANSFORMER, replace
+from transformers_jax.layers.losses import label_sums
+from transformers_jax.mesh import AXES, global_batch, make_mesh
+from transformers_jax.models.protocol import IMAGES, TRANSLATES
 from transformers_jax.tasks import masked_lm, translation
-from transformers_jax.training import sharding
+from transformers_jax.tasks.task import Task
 from transformers_jax.training.state import abstract_state
 from transformers_jax.training.step import compile_eval_step, compile_step, make_eval_step, make_train_step
 
@@ -37,32 +42,62 @@ WAYS = {
 
 LAYERS = {"encoder_layers": 1, "decoder_layers": 1}
 GENOME = replace(EVOLVED_TRANSFORMER, {"encoder_cells": 1, "decoder_cells": 1}).text()
-ENCODER = {"num_heads": 2, "hidden": 32, "layers": 2, "scan_layers": True, "max_length": 16, "head": "masked_lm"}
+ENCODER = {"num_heads": 2, "mlp_width": 32, "layers": 2, "scan_layers": True, "max_length": 16, "head": "masked_lm"}
+DECODER = {"num_heads": 2, "mlp_width": 32, "layers": 2, "max_length": 16}
+IMAGE = {"image_size": 16, "channels": 3, "labels": 5}
 MODELS = {
-    "transformer": {"num_heads": 2, "hidden": 32, **LAYERS},
+    "transformer": {"num_heads": 2, "mlp_width": 32, **LAYERS},
     "evolved_transformer": {"num_heads": 2, **LAYERS},
     "luong": LAYERS,
-    "genome": {"name": "transformer", "num_heads": 2, "hidden": 32, "genome": GENOME},
+    "genome": {"name": "transformer", "num_heads": 2, "mlp_width": 32, "genome": GENOME},
     "bert": ENCODER,
     "albert": ENCODER | {"embedding_width": 8},
     "distilbert": ENCODER,
     "flaubert": ENCODER,
+    "gpt": DECODER | {"scan_layers": True},
+    "llama": DECODER | {"kv_heads": 1},
+    "perceptron": IMAGE | {"mean": (0.5,) * 3, "std": (0.5,) * 3},
+    "vit": {"num_heads": 2, "mlp_width": 32, "layers": 1, "patch_size": 8} | IMAGE,
+    "swin": {"depths": (1, 1), "num_heads": (2, 4), "window": 2, "patch_size": 2} | IMAGE,
+    "segformer": {"depths": (1, 1), "widths": (8, 16), "num_heads": (1, 2), "reductions": (2, 1), "mlp_ratios": (2, 2),
+                  "patch_sizes": (7, 3), "strides": (4, 2)} | IMAGE,  # fmt: skip
+    "convnext": {"depths": (1, 1), "widths": (8, 16)} | IMAGE,
 }
+
+DECODING = ("transformer", "evolved_transformer", "luong", "genome")
+"""Those that write a target after a source here."""
 
 
 @functools.cache
 def build(name: str, dropout: float):
-    config = {"name": name, "width": 16, "dropout": dropout, **MODELS[name]}
-    if MODELS[name] is ENCODER or "embedding_width" in config:
-        config |= {"attention_dropout": dropout}
-    return (cell if "genome" in config else models).build(config, VOCAB)
+    config = {"name": name, "width": 16, **MODELS[name]}
+    module = importlib.import_module(f"transformers_jax.models.{config['name']}")
+    fields = {field.name for field in dataclasses.fields(module.Config)}
+    config |= dict.fromkeys({"dropout", "attention_dropout"} & fields, dropout) | dict.fromkeys({"drop_path"} & fields, 0.0)
+    return models.build({key: value for key, value in config.items() if key in fields | {"name"}}, VOCAB)
 
 
-class Masked:
-    """The loss of a masked language model, without texts and therefore without a tokenizer."""
+class Labels(Task):
+    """The loss of labels of images, five of them."""
+
+    def loss(self, output, batch, *, train):
+        sums = label_sums(output.logits, batch["label"], jnp.ones(batch["label"].shape))
+        return sums.loss, sums.weight, {}
+
+
+class Masked(Task):
+    """The loss of a language model over tokens with weights, without texts and therefore without a tokenizer."""
 
     def loss(self, output, batch, *, train):
         return masked_lm.Task.loss(self, output, batch, train=train)
+
+
+def task_of(model):
+    """What a model learns here, by what it tells about itself."""
+    about = model.protocol()
+    if IMAGES in about.reads:
+        return Labels()
+    return translation.Task(None) if TRANSLATES in about.does else Masked()
 
 
 def make_batch(seed: int) -> dict[str, np.ndarray]:
@@ -79,8 +114,9 @@ def make_batch(seed: int) -> dict[str, np.ndarray]:
     batch = {f"{side}{field}": x for side in ("", "source_", "target_") for field, x in
              (("positions", positions), ("segments", segments))}  # fmt: skip
     batch |= {name: tokens() for name in ("tokens", "source", "target_inputs", "targets")}
-    batch |= {"token_types": segments // 2, "weights": (place % 5 == 1) * (segments > 0)}
-    return {name: field.astype(np.int32) for name, field in batch.items()}
+    batch |= {"token_types": segments // 2, "weights": (place % 5 == 1) * (segments > 0), "label": random.integers(0, 5, ROWS)}
+    batch = {name: field.astype(np.int32) for name, field in batch.items()}
+    return batch | {"image": random.integers(0, 256, (ROWS, 16, 16, 3)).astype(np.uint8)}
 
 
 def make_state(model, tx, mesh):
@@ -101,7 +137,7 @@ def make_state(model, tx, mesh):
 def run(name: str, sizes: tuple[int, int, int], *, parallelism: str = "jit", **options) -> dict:
     """What `measure` gives on a mesh of such sizes, which is in context as in a run."""
     devices = jax.devices()[: int(np.prod(sizes))]
-    mesh = sharding.make_mesh(dict(zip(sharding.AXES, sizes, strict=True)), devices)
+    mesh = make_mesh(dict(zip(AXES, sizes, strict=True)), devices)
     with jax.set_mesh(mesh) if parallelism == "jit" else contextlib.nullcontext():
         return measure(name, mesh, parallelism, **options)
 
@@ -110,20 +146,20 @@ def measure(name: str, mesh, parallelism: str, *, dropout: float = 0.1, decodes:
     """The mean loss and the gradient's norm of each step, the mean loss of an evaluation, and what the model of the start
     decodes: (token ids, score) of each sentence by method."""
     model, tx = build(name, dropout), optax.adam(0.01, eps=1e-3)
-    task = Masked() if "layers" in MODELS[name] else translation.Task(None)
+    task = task_of(model)
     state, shardings = make_state(model, tx, mesh)
     found = {}
-    if decodes and "layers" not in MODELS[name]:
+    if decodes and name in DECODING:
         found["decoded"] = {method: decode(model, state.params, mesh, method) for method in ("greedy", "beam")}
 
     step = make_train_step(model, task, tx, seed=2, parallelism=parallelism)
     step = compile_step(step, mesh, shardings, make_batch(0), parallelism=parallelism)
     found["steps"] = []
     for number in range(STEPS):
-        state, sums = step(state, sharding.global_batch(make_batch(number), mesh, parallelism=parallelism))
+        state, sums = step(state, global_batch(make_batch(number), mesh, parallelism=parallelism))
         found["steps"].append([float(sums["loss"] / sums["weight"]), float(sums["grad_norm"])])
     evaluate = compile_eval_step(make_eval_step(model, task), mesh)
-    sums = evaluate(state.model_params, state.model_state, sharding.global_batch(make_batch(9), mesh))
+    sums = evaluate(state.model_params, state.model_state, global_batch(make_batch(9), mesh))
     return found | {"evaluated": float(sums["loss"] / sums["weight"])}
 
 

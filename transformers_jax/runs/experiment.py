@@ -279,7 +279,10 @@ def settled(config: ConfigDict) -> ConfigDict:
     config = schedule.scheduled(config)
     if "labels" in config.task and not config.task.labels and tasks.named(config.task.name).reads == "images":
         config = config.copy_and_resolve_references()
-        config.task.labels = tuple(sources.open_source(config.data, "train").classes)
+        classes = getattr(sources.open_source(config.data, "train"), "classes", ())
+        if not classes:
+            raise UserError(f"config.task.labels is empty, and config.data.source={config.data.source} does not tell them")
+        config.task.labels = tuple(classes)
     if not config.model.get("genome"):
         return config
     config = config.copy_and_resolve_references()

@@ -215,6 +215,15 @@ def fields_of(folder: Path) -> dict:
     return {"name": name} | importlib.import_module(f"{models.__name__}.{name}").from_hf(described)
 
 
+def described(folder: Path) -> dict:
+    """`fields_of`, with the head and the size of the vocabulary that the model has."""
+    if huggingface.is_folder(folder):
+        return dict(huggingface.opened(folder).fields)
+    tokenizer = tokenizers.read(folder)
+    fields = trained_fields(configuration.read(folder), tokenizer)
+    return fields | {"vocab_size": fields.get("vocab_size") or (tokenizer.vocab_size if tokenizer else 0)}
+
+
 def trained_fields(config: ConfigDict, tokenizer: Tokenizer | None) -> dict:
     """The keys of a workdir's config.model with what its task asks for, the head: what its checkpoints are of."""
     fields = dict(config.get("model", {}))

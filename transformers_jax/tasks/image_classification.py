@@ -68,7 +68,8 @@ class Task(Base):
         self.labels.check(source, lambda example: _labels_of(example) or ())
         if isinstance(source, Placed) and "label" in self.row_fields:
             for i in range(len(source)):
-                if (count := len(_labels_of(source[i]) or (0,))) != 1:
+                names = _labels_of(source[i])
+                if names is not None and (count := len(names)) != 1:
                     raise UserError(
                         f"{source.where(i)} has {count} labels: give config.task.objective=sigmoid where each is right for "
                         "itself, or config.task.real=True where any of them is right"

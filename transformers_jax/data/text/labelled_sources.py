@@ -27,7 +27,7 @@ from transformers_jax.errors import UserError
 
 FIELDS: dict[str, type] = {
     "text": str, "first": str, "second": str, "label": str, "score": float, "words": list, "tags": list, "id": str,
-    "question": str, "context": str, "answers": list, "choices": list,
+    "question": str, "context": str, "answers": list, "choices": list, "image": str,
 }  # fmt: skip
 TSV_FIELDS = ("first", "second", "label", "score", "id", "text")
 

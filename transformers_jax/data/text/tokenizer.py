@@ -182,6 +182,11 @@ class Tokenizer:
         types = [0] * start + [int(self.separators == 1)] * (len(ids) - start)
         return Joined(ids, types, (1, start))
 
+    def begun(self, ids: Sequence[int]) -> list[int]:
+        """The tokens of a text that is to be continued: behind the beginning, where the tokenizer's file puts one there."""
+        around = self._library.encode("a", add_special_tokens=True).ids
+        return [*([self.bos_id] if around[:1] == [self.bos_id] else []), *ids]
+
     def surrounding(self, pair: bool) -> int:
         """How many tokens `joined` adds."""
         return 2 + self.separators * pair
