@@ -205,6 +205,13 @@ def maps() -> dict[str, tuple[str, NameMap]]:
     return {names.model_type: (name, names) for name, module in modules.items() for names in getattr(module, "NAMES", ())}
 
 
+def names_of(fields: dict) -> NameMap:
+    """The names of the architecture that `config.model` with these fields is."""
+    module = _module(fields["name"])
+    kind = module.to_hf(models.build(fields, fields["vocab_size"]).config)["model_type"]
+    return next(names for names in module.NAMES if names.model_type == kind)
+
+
 def has_names(name: str) -> bool:
     """Whether `transformers` has an architecture for that of a model file."""
     return name in models.known() and hasattr(_module(name), "NAMES")
