@@ -3,7 +3,7 @@
 python -m experiments.evaluate --workdir=DIR [--split=test] [--samples=N] [--average=N | --step=N]
     [--config.decoding.beam_size=8 …]
 python -m experiments.evaluate --workdir=DIR|--init_from=FOLDER|WORKDIR|HUB_NAME|FILE.gguf --tasks=FILE,… [--tasks_dir=DIR]
-    [--shots=K] [--seed=N] [--limit=N]
+    [--shots=K] [--seed=N] [--limit=N] [--adapter=FOLDER]
 
 --tasks measures a language model with files of questions, JSON lines, plain or gzip: choices, pairs of sentences and last words
 by their likelihood, worked answers and answers out of passages by writing them (see `transformers_jax.inference.questions`).
@@ -24,6 +24,7 @@ flags.DEFINE_enum("split", "test", ("train", "validation", "test"), "which examp
 flags.DEFINE_integer("average", None, "over how many of the newest checkpoints", 1, flag_values=FLAGS)
 flags.DEFINE_integer("samples", 0, "examples to print with what the model made of them", 0, flag_values=FLAGS)
 flags.DEFINE_integer("step", None, "one checkpoint, by its step", flag_values=FLAGS)
+flags.DEFINE_string("adapter", None, "--tasks, --init_from: folder of a LoRA adapter of PEFT's", flag_values=FLAGS)
 flags.DEFINE_list("tasks", [], "files of questions", flag_values=FLAGS)
 flags.DEFINE_string("tasks_dir", None, "folder of these files", flag_values=FLAGS)
 flags.DEFINE_integer("shots", 0, "--tasks: examples before each question", 0, flag_values=FLAGS)
@@ -54,7 +55,7 @@ def measure(args) -> None:
         raise UserError("give one of --workdir and --init_from")
     began, found = time.monotonic(), {}
     asked = [questions.read(path) for path in questions.paths_of(args.tasks, args.tasks_dir)]
-    there = predictor.loaded(args.init_from or args.workdir, average=args.average, step=args.step)
+    there = predictor.loaded(args.init_from or args.workdir, average=args.average, step=args.step, adapter=args.adapter)
     scorer = likelihood.Likelihood(there)
     how = {"shots": args.shots, "seed": args.seed, "limit": args.limit}
     for one in asked:

@@ -8,7 +8,7 @@
 
         [--method=greedy|beam|sample] [--temperature=0.7] [--top_k=N] [--top_p=X] [--min_p=X] [--repetition_penalty=X]
         [--num_samples=N] [--beam_size=N] [--alpha=X] [--seed=N] [--stop=TEXT …] [--max_tokens=N] [--slide] [--logprobs]
-        [--average=N | --step=N]
+        [--adapter=FOLDER] [--average=N | --step=N]
 
 Without --method, tokens are drawn where one of the flags of sampling is given, and are the likeliest otherwise. --stop may be
 given several times; \\n in it is the end of a line. With --format=jsonl each line of the output is the line of the input as a
@@ -31,6 +31,7 @@ from transformers_jax.errors import UserError
 
 FLAGS = launch.flags_of(config="workdir")
 flags.DEFINE_string("init_from", None, "the model, in place of --workdir", flag_values=FLAGS)
+flags.DEFINE_string("adapter", None, "--init_from: folder of a LoRA adapter of PEFT's", flag_values=FLAGS)
 flags.DEFINE_string("prompt", None, "one prompt, in place of standard input", flag_values=FLAGS)
 flags.DEFINE_bool("chat", False, "prompts are messages, answered by the model's chat template", flag_values=FLAGS)
 flags.DEFINE_string("system", None, "--chat: a message of the system before all others", flag_values=FLAGS)
@@ -71,7 +72,7 @@ def main(args, config) -> None:
     options.check()
     if args.logprobs and args.format == "text":
         raise UserError("--logprobs: lines of text have no place for them; give --format=jsonl")
-    there = predictor.loaded(args.init_from or args.workdir, average=args.average, step=args.step)
+    there = predictor.loaded(args.init_from or args.workdir, average=args.average, step=args.step, adapter=args.adapter)
     generator = generate.Generator(there, options)
     if args.prompt is not None:
         one(generator, args)

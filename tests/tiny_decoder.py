@@ -13,6 +13,7 @@ from transformers_jax.data.text.train_tokenizer import learn
 from transformers_jax.inference.predictor import Loaded
 from transformers_jax.interchange import huggingface
 from transformers_jax.mesh import make_mesh
+from transformers_jax.parameters import flat, nest
 
 LINES = [f"the {a} of the {b} is {c}, and so it goes on." for a in ("king", "end", "capital") for b in ("sea", "land")
          for c in ("old", "far away", "7")]  # fmt: skip
@@ -50,10 +51,11 @@ def there() -> Loaded:
     return Loaded(model, variables, t, make_mesh({"data": 1}, jax.devices()[:1]), None, Path("tiny"), (t.eos_id,))
 
 
-def write(folder: Path) -> Path:
-    """The model as a folder of Hugging Face's."""
+def write(folder: Path, changes: dict | None = None) -> Path:
+    """The model as a folder of Hugging Face's, with other numbers for some parameters by name."""
     t = tokenizer()
     model, params = parameters(t.vocab_size)
+    params = nest(flat(params) | (changes or {}))
     huggingface.save(folder, FIELDS | {"vocab_size": t.vocab_size, "head": "causal_lm"}, params, t)
     (folder / "chat_template.jinja").write_text(CHAT)
     return folder

@@ -3,11 +3,14 @@
 import json
 import sys
 
+import numpy as np
 import pytest
 import tiny_decoder
 from launching import call, fails
 
 from experiments import evaluate, generate
+from transformers_jax import parameters
+from transformers_jax.interchange import huggingface, mapping, peft
 
 PROMPTS = b"the king of the\n\nso it goes, the\n"
 
@@ -44,6 +47,25 @@ def test_one_prompt_is_written_as_it_comes(model, capfd, monkeypatch):
     assert out == whole[: whole.index(whole[2:5])] + "\n"
     code, out, _ = call(generate, capfd, model, "--max_tokens=4", "--prompt=the", "--logprobs")
     assert len(json.loads(out)["outputs"][0]["tokens"]) <= 4
+
+
+def test_an_adapter_beside_the_model_writes_what_the_merged_model_does(model, tmp_path, capfd, monkeypatch):
+    built, params = tiny_decoder.parameters(tiny_decoder.tokenizer().vocab_size)
+    random, learned, merged = np.random.default_rng(0), {}, {}
+    for layer in (0, 1):
+        name = f"decoder/layer_{layer}/block/feed_forward/expand/"
+        a, b = random.normal(size=(16, 2)).astype(np.float32), random.normal(size=(2, 32)).astype(np.float32)
+        learned |= {f"{name}lora_a": a, f"{name}lora_b": b, f"{name}lora_scale": np.float32(0.5)}
+        merged[f"{name}kernel"] = parameters.flat(params)[f"{name}kernel"] + 0.5 * a @ b
+    names = huggingface.names_of(tiny_decoder.FIELDS | {"vocab_size": tiny_decoder.tokenizer().vocab_size})
+    plan = mapping.plan(names, "causal_lm", mapping.shapes(built))
+    peft.write(tmp_path / "adapter", plan, learned, base="tiny", head="causal_lm")
+    whole = f"--init_from={tiny_decoder.write(tmp_path / 'merged', merged)}"
+    beside, alone, together = (
+        lines_of(capfd, monkeypatch, *flags, "--max_tokens=8") for flags in
+        ([model, f"--adapter={tmp_path}/adapter"], [model], [whole])
+    )  # fmt: skip
+    assert beside == together != alone
 
 
 def test_a_conversation_keeps_what_was_said(model, capfd, monkeypatch):
