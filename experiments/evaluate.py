@@ -34,7 +34,7 @@ flags.DEFINE_integer("limit", 0, "--tasks: only so many questions of each file, 
 
 def main(args, config) -> None:
     if args.tasks:
-        return measure(args)
+        return measure(args, config)
     if args.init_from:
         raise UserError("--init_from is for --tasks=FILE,…; a split is scored with --workdir of a run")
     from transformers_jax.files import json_value
@@ -47,15 +47,13 @@ def main(args, config) -> None:
     launch.show(json.dumps(json_value(scores), allow_nan=False))
 
 
-def measure(args) -> None:
+def measure(args, config) -> None:
     """Scores of a model on each file of --tasks, a line each, and all of them as one JSON object."""
-    from transformers_jax.inference import likelihood, predictor, questions, written
+    from transformers_jax.inference import likelihood, questions, written
 
-    if bool(args.workdir) == bool(args.init_from):
-        raise UserError("give one of --workdir and --init_from")
     began, found = time.monotonic(), {}
     asked = [questions.read(path) for path in questions.paths_of(args.tasks, args.tasks_dir)]
-    there = predictor.loaded(args.init_from or args.workdir, average=args.average, step=args.step, adapter=args.adapter)
+    there = launch.model(args, config)
     scorer = likelihood.Likelihood(there)
     how = {"shots": args.shots, "seed": args.seed, "limit": args.limit}
     for one in asked:

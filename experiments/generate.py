@@ -62,17 +62,15 @@ END = ("/exit", "/quit")
 
 
 def main(args, config) -> None:
-    from transformers_jax.inference import generate, predictor
+    from transformers_jax.inference import generate
 
-    if bool(args.workdir) == bool(args.init_from):
-        raise UserError("give one of --workdir and --init_from")
     options = {name: args[name].value for name in OPTIONS}
     stops = tuple(stop.replace("\\n", "\n") for stop in args.stop)
     options = generate.Options(method=args.method or "", stop=stops, **options)
     options.check()
     if args.logprobs and args.format == "text":
         raise UserError("--logprobs: lines of text have no place for them; give --format=jsonl")
-    there = predictor.loaded(args.init_from or args.workdir, average=args.average, step=args.step, adapter=args.adapter)
+    there = launch.model(args, config)
     generator = generate.Generator(there, options)
     if args.prompt is not None:
         one(generator, args)

@@ -6,9 +6,9 @@ import sys
 import numpy as np
 import pytest
 import tiny_decoder
-from launching import call, fails
+from launching import REPOSITORY, call, fails
 
-from experiments import evaluate, generate
+from experiments import evaluate, generate, pretrain
 from transformers_jax import parameters
 from transformers_jax.interchange import huggingface, mapping, peft
 
@@ -82,6 +82,21 @@ def test_a_conversation_keeps_what_was_said(model, capfd, monkeypatch):
     assert [m["role"] for m in given[-1]] == ["system", "user", "assistant", "user"]
     answers = out.split("\n")
     assert given[-1][2]["content"] == answers[0] and len(answers) == 3
+
+
+def test_a_run_writes_samples_and_goes_on_from_prompts(prose, tmp_path, capfd, monkeypatch):
+    train, validation = prose
+    flags = [f"--config={REPOSITORY}/configs/gpt.py:tiny", f"--workdir={tmp_path}/w", *prose, "--config.training.steps=6"]
+    flags.append(validation.replace("validation=", "test="))
+    code, out, err = call(pretrain, capfd, *flags)
+    assert code == 0, err
+    samples = [json.loads(line) for line in (tmp_path / "w" / "samples.jsonl").read_text().splitlines()]
+    assert samples and all(set(sample) == {"prompt", "continuation", "reference"} for sample in samples)
+    [text] = lines_of(capfd, monkeypatch, f"--workdir={tmp_path}/w", "--max_tokens=6", stdin=b"the value of\n")
+    assert text
+    code, out, err = call(generate, capfd, f"--workdir={tmp_path}/w", "--prompt=the value", "--logprobs", "--max_tokens=5")
+    assert code == 0 and 1 <= len(json.loads(out)["outputs"][0]["tokens"]) <= 5, err
+    fails(generate, capfd, f"--workdir={tmp_path}/w", "--prompt=a", "--adapter=x", says=["--adapter"])
 
 
 def test_mistakes_end_in_one_line(model, tmp_path, capfd, monkeypatch):
