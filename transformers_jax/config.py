@@ -18,6 +18,7 @@ from pathlib import Path
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
+from transformers_jax import config_values
 from transformers_jax.errors import UserError
 from transformers_jax.files import write_whole
 
@@ -31,15 +32,6 @@ MAY_CHANGE = (
     "search.controls", "search.final_*", "search.retries",
 )  # fmt: skip
 """Keys that may differ between a workdir and the command that resumes it: they do not say what was learned so far."""
-
-LEAST = {"accumulate": 1, "keep_checkpoints": 1, "average_checkpoints": 1, "bleu_sentences": 0}
-"""Numbers of config.training that must not be lower."""
-
-GENERATORS = ("rbg", "threefry2x32", "unsafe_rbg")
-"""JAX's generators of random numbers."""
-
-DTYPES = ("bfloat16", "float16", "float32")
-"""What models compute in, and keep their parameters in."""
 
 _OVERRIDE = re.compile(r"--?(no)?config\.([^=]*)")
 
@@ -173,20 +165,13 @@ def overrides(config: ConfigDict, argv: list[str]) -> flags.FlagValues:
 
 
 def check(config: ConfigDict) -> None:
-    """Checks the values that every launcher takes alike.
+    """Checks every value of a config, see `config_values`: once, when a launcher starts or a run is called from Python.
 
     Raises:
-      UserError: a number below the least that there may be, an unknown type of numbers or generator of random ones.
+      UserError: a value that its key cannot have; names the key, the value and what is possible.
     """
-    training, model = config.get("training", {}), config.get("model", {})
-    for key, least in LEAST.items():
-        if training.get(key, least) < least:
-            raise UserError(f"config.training.{key} is {training[key]}: give {least} or more")
-    if config.get("prng", "rbg") not in GENERATORS:
-        raise UserError(f"config.prng is {config.prng!r}; it is one of {', '.join(GENERATORS)}")
-    for key in "dtype", "param_dtype":
-        if model.get(key, "float32") not in DTYPES:
-            raise UserError(f"config.model.{key} is {model[key]!r}; it is one of {', '.join(DTYPES)}")
+    for mistake in config_values.mistakes(flatten(config)):
+        raise UserError(mistake)
 
 
 def _nearest(key: str, known) -> str | None:

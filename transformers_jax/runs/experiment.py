@@ -275,6 +275,7 @@ def settled(config: ConfigDict) -> ConfigDict:
       UserError: there is no such genome, or it is invalid; the training data that make an epoch, or have the classes, cannot be
         read; or it is no config of one run.
     """
+    configuration.check(config)
     checks.run(config)
     config = schedule.scheduled(config)
     if "labels" in config.task and not config.task.labels and tasks.named(config.task.name).reads == "images":
