@@ -20,7 +20,9 @@ METHODS = {
     "bias": ["--config.finetuning.method=bias"],
     "lora": LORA,
     "dora": [*LORA, "--config.finetuning.dora", "--config.finetuning.rslora", "--config.finetuning.dropout=0.1"],
-    "qlora": [*LORA, "--config.finetuning.quantization=nf4", "--config.finetuning.targets=('.',)", "--config.model.scan_layers"],
+    "qlora": [
+        *LORA, "--config.finetuning.quantization=nf4", "--config.finetuning.targets=('.',)", "--config.model.scan_layers",
+    ],  # fmt: skip
     "adapters": ["--config.finetuning.method=adapters", "--config.finetuning.adapter_width=4"],
 }
 LEARNS = {

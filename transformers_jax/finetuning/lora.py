@@ -66,7 +66,7 @@ def chosen_layers(names: set[str], layers: tuple[int, ...]) -> set[str]:
     numbers = {name: int(match[2]) for name in names if (match := _LAYER.search(name))}
     if not numbers:
         raise UserError(
-            f"config.finetuning.layers={layers} picks layers by number, and these share their parameters or are one stack: give "
+            f"config.finetuning.layers={layers} picks layers by number, and these share parameters or are one stack: give "
             "--config.model.scan_layers=False, or no layers"
         )
     if missing := sorted(set(layers) - set(numbers.values())):
