@@ -12,6 +12,7 @@ import pytest
 
 from transformers_jax import models
 from transformers_jax.interchange import huggingface, mapping
+from transformers_jax.layers.resnet import ResNetStem
 
 pytestmark = pytest.mark.slow
 
@@ -158,3 +159,41 @@ def test_parameters_are_as_many_as_theirs(torch, name, head, size):
     wanted = sum(p.numel() for p in theirs.parameters())
     shapes = {key: shape for key, shape in mapping.shapes(model).items() if ":" not in key}
     assert sum(int(np.prod(shape)) for shape in shapes.values()) == wanted, wanted
+
+
+def test_the_resnet_stem_is_that_of_bit(torch):
+    """`transformers` has no hybrid any more, but BiT's ResNet as the hybrid has it, with its activations at the end."""
+    import transformers
+
+    torch.manual_seed(0)
+    config = transformers.BitConfig(
+        embedding_size=32, hidden_sizes=[128, 256], depths=[1, 2], layer_type="bottleneck", global_padding="SAME",
+        embedding_dynamic_padding=True,
+    )  # fmt: skip
+    model = transformers.BitModel(config).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter))
+    theirs_by_name = {name: value.detach().numpy() for name, value in model.named_parameters()}
+
+    def conv(name):
+        return {"kernel": theirs_by_name.pop(f"{name}.weight").transpose(2, 3, 1, 0)}
+
+    def norm(name):
+        return {"scale": theirs_by_name.pop(f"{name}.weight"), "bias": theirs_by_name.pop(f"{name}.bias")}
+
+    params = {"conv": conv("embedder.convolution"), "norm": norm("embedder.norm")}
+    for stage, depth in enumerate(config.depths):
+        for i in range(depth):
+            name = f"encoder.stages.{stage}.layers.{i}"
+            block = {f"conv_{j}": conv(f"{name}.conv{j}") for j in (1, 2, 3)}
+            block |= {f"norm_{j}": norm(f"{name}.norm{j}") for j in (1, 2, 3)}
+            if i == 0:
+                block |= {"project": conv(f"{name}.downsample.conv"), "project_norm": norm(f"{name}.downsample.norm")}
+            params[f"stage_{stage}_block_{i}"] = block
+    assert not theirs_by_name
+    pixels = np.random.default_rng(0).standard_normal((2, 45, 34, 3)).astype(np.float32)
+    with torch.no_grad():
+        wanted = model(torch.tensor(pixels.transpose(0, 3, 1, 2))).last_hidden_state.numpy().transpose(0, 2, 3, 1)
+    got = jax.jit(ResNetStem((1, 2), 32).apply)({"params": params}, pixels)
+    np.testing.assert_allclose(got, wanted, atol=1e-4, rtol=1e-4)

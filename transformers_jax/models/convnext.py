@@ -91,14 +91,14 @@ class Model(image_encoder.ImageEncoder):
     def setup(self):
         c = self.config
         self.stem = Conv2d(c.widths[0], c.patch_size, c.patch_size, **c.numbers())
-        self.stem_norm = c.norm(NORM_EPSILON)
+        self.stem_norm = c.norm_layer(NORM_EPSILON)
         blocks = [
             functools.partial(Block, c, before=sum(c.depths[:i]), layers=sum(c.depths)) for i in range(len(c.depths))
         ]
         self.stage = [Stack(block, depth, c.scan_layers, c.remat) for block, depth in zip(blocks, c.depths, strict=True)]
-        self.down_norm = [c.norm(NORM_EPSILON) for _ in c.widths[1:]]
+        self.down_norm = [c.norm_layer(NORM_EPSILON) for _ in c.widths[1:]]
         self.down = [Conv2d(width, 2, 2, axes=("embed", "mlp"), **c.numbers()) for width in c.widths[1:]]
-        self.final_norm = c.norm()
+        self.final_norm = c.norm_layer()
         self.setup_head()
         if c.head == "segmentation":
             self.decode_head = SegmentationHead(c, len(c.depths))

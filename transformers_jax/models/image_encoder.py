@@ -78,7 +78,7 @@ class Config:
         """How a linear map or a convolution starts and computes."""
         return {"stddev": self.stddev, "dtype": self.dtype, "param_dtype": self.param_dtype}
 
-    def norm(self, epsilon: float | None = None) -> LayerNorm:
+    def norm_layer(self, epsilon: float | None = None) -> LayerNorm:
         """A layer norm, with another epsilon if one is given."""
         return LayerNorm(self.norm_epsilon if epsilon is None else epsilon, self.dtype, self.param_dtype)
 

@@ -187,11 +187,11 @@ class Model(image_encoder.ImageEncoder):
         c = self.config
         shapes = zip(c.widths, c.patch_sizes, c.strides, strict=True)
         self.patches = [Conv2d(w, size, stride, size // 2, **c.numbers()) for w, size, stride in shapes]
-        self.patch_norm = [c.norm() for _ in c.widths]
+        self.patch_norm = [c.norm_layer() for _ in c.widths]
         self.stage = [
             Stack(functools.partial(Block, c, i), depth, c.scan_layers, c.remat) for i, depth in enumerate(c.depths)
         ]
-        self.stage_norm = [c.norm() for _ in c.widths]
+        self.stage_norm = [c.norm_layer() for _ in c.widths]
         self.setup_head()
         if c.head == "segmentation":
             self.decode_head = DecodeHead(c)

@@ -215,7 +215,7 @@ class Model(image_encoder.ImageEncoder):
     def setup(self):
         c = self.config
         self.patches = Conv2d(c.width, c.patch_size, c.patch_size, **c.numbers())
-        self.patch_norm = c.norm(NORM_EPSILON)
+        self.patch_norm = c.norm_layer(NORM_EPSILON)
         if c.absolute_positions:
             init = nn.with_logical_partitioning(nn.initializers.truncated_normal(c.stddev), (None, "embed"))
             self.positions = self.param("positions", init, ((c.image_size // c.patch_size) ** 2, c.width), c.param_dtype)
@@ -225,7 +225,7 @@ class Model(image_encoder.ImageEncoder):
         ]
         self.stage = [Stack(block, depth, c.scan_layers, c.remat) for block, depth in zip(blocks, c.depths, strict=True)]
         self.merge = [PatchMerging(c) for _ in c.depths[1:]]
-        self.final_norm = c.norm()
+        self.final_norm = c.norm_layer()
         self.setup_head()
         if c.head == "segmentation":
             self.decode_head = SegmentationHead(c, len(c.depths))

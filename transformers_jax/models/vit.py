@@ -156,7 +156,7 @@ class Model(image_encoder.ImageEncoder):
             init = nn.with_logical_partitioning(normal, (None, "embed"))
             self.positions = self.param("positions", init, (rows, c.width), c.param_dtype)
         self.encoder = Stack(self.block or functools.partial(Block, **c.block_fields()), c.layers, c.scan_layers, c.remat)
-        self.final_norm = c.norm()
+        self.final_norm = c.norm_layer()
         if c.pooler and c.head == "none":
             self.pooler = Linear(c.width, ("embed", None), **c.numbers())
         self.drop = Dropout(c.dropout)
