@@ -56,6 +56,7 @@ def base() -> ConfigDict:
     config.finetuning.fresh = False  # its architecture and vocabulary without its weights
     config.finetuning.method = "full"  # "head", "bias", "lora" or "adapters": these learn, and a new head; "full": `trainable`
     config.finetuning.trainable = ("all",)  # or ("head",), or patterns of names: what learns, or learns beside the method's
+    config.finetuning.new_head = True  # whether a classifier and its pooler learn whole beside the method's
     config.finetuning.rank = 8  # "lora": r of the parts AB of low rank, whose kernels do not learn
     config.finetuning.alpha = 16.0  # they count alpha / rank
     config.finetuning.rslora = False  # they count alpha / √rank

@@ -1,7 +1,11 @@
 """Turns a model of Hugging Face's into a workdir, or a workdir's model into a folder of Hugging Face's.
 
     python -m experiments.convert --from=FOLDER|HUB_NAME --to=WORKDIR
-    python -m experiments.convert --from=WORKDIR --to=FOLDER
+    python -m experiments.convert --from=WORKDIR --to=FOLDER [--merge]
+    python -m experiments.convert --from=PEFT_FOLDER --to=WORKDIR [--base=FOLDER|HUB_NAME|WORKDIR]
+
+What was trained by parts of low rank (method=lora) is written as an adapter of PEFT, or with --merge as the whole model: a
+folder of Hugging Face's, or a workdir where they have no such architecture.
 
 A workdir that comes from outside has one checkpoint, of step 0, and serves predict, embed, evaluate, finetune and report.
 """
@@ -19,6 +23,8 @@ CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 FLAGS = launch.flags_of(config="none")
 flags.DEFINE_string("from", None, "what is read: folder of Hugging Face's, name on the hub, or workdir", flag_values=FLAGS)
 flags.DEFINE_string("to", None, "what is written: a new folder", flag_values=FLAGS)
+flags.DEFINE_bool("merge", False, "write a plain model, parts of low rank in their kernels", flag_values=FLAGS)
+flags.DEFINE_string("base", "", "the model beside an adapter of PEFT, if not the one it names", flag_values=FLAGS)
 
 
 def main(args, config) -> None:
@@ -27,7 +33,10 @@ def main(args, config) -> None:
     for name, meaning in ("from", "what is read"), ("to", "the folder to write"):
         if not args[name].value:
             raise UserError(f"--{name} is missing: give {meaning}")
-    print(convert(args["from"].value, args["to"].value, lambda name: configuration.load(str(CONFIGS / name))))
+    def config_of(name: str):
+        return configuration.load(str(CONFIGS / name))
+
+    print(convert(args["from"].value, args["to"].value, config_of, merge=args.merge, base=args.base))
 
 
 if __name__ == "__main__":

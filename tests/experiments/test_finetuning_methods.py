@@ -1,16 +1,19 @@
 """Finetuning by every method from the command line: what learns, what the checkpoints hold, resuming, predicting."""
 
+import json
+import shutil
 
 import jax
 import numpy as np
 import pytest
-from launching import REPOSITORY
+from launching import REPOSITORY, call, command, content, fails, finish, start
 
-from experiments import finetune, launch
+from experiments import convert, evaluate, finetune, launch, predict, pretrain
 from transformers_jax import config as configuration
 from transformers_jax import parameters
 from transformers_jax.finetuning import lora
 from transformers_jax.layers.quantized import bytes_per_parameter, is_quantized
+from transformers_jax.runs import initialise
 from transformers_jax.runs.experiment import Experiment
 from transformers_jax.training.checkpoint import Checkpoints
 
@@ -21,8 +24,8 @@ METHODS = {
     "lora": LORA,
     "dora": [*LORA, "--config.finetuning.dora", "--config.finetuning.rslora", "--config.finetuning.dropout=0.1"],
     "qlora": [
-        *LORA, "--config.finetuning.quantization=nf4", "--config.finetuning.targets=('.',)", "--config.model.scan_layers",
-    ],  # fmt: skip
+        *LORA, "--config.finetuning.quantization=nf4", "--config.finetuning.targets=('.',)", "--config.model.scan_layers"
+    ],
     "adapters": ["--config.finetuning.method=adapters", "--config.finetuning.adapter_width=4"],
 }
 LEARNS = {

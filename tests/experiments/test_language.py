@@ -68,8 +68,8 @@ def test_token_files_train_as_texts_do(whole, prose, tmp_path, capfd):
     assert metrics(tmp_path / "w")[:2] == metrics(workdir)[:2]
 
     learn = ["--learn=byte_bpe", "--vocab_size=300", f"--files={files['train']}", f"--out={tmp_path / 'other.json'}"]
-    code, out, err = call(tokenize, capfd, *learn, "--trace=the other")
-    assert code == 0 and "300 tokens, fingerprint" in out and "merge 1 " in out, err
+    code, out, err = call(tokenize, capfd, *learn, "--trace=another")
+    assert code == 0 and "300 tokens, fingerprint" in out and "merge 3 " in out, err
     flags[-1] = f"--workdir={tmp_path / 'v'}"
     fails(
         pretrain, capfd, *flags, f"--config.tokenizer.path={tmp_path / 'other.json'}",

@@ -18,9 +18,7 @@ MODELS = {
     "scanned": ENCODER | dict(name="bert", layers=2, head="sequence", labels=2, scan_layers=True, remat=True),
     "albert": ENCODER | dict(name="albert", layers=2, groups=1, inner=1, embedding_width=8, head="none"),
     "transformer": SIZES | dict(name="transformer", encoder_layers=1, decoder_layers=2),
-    "genome": SIZES | dict(
-        name="transformer", genome="evolved_transformer", encoder_layers=1, decoder_layers=1, scan_layers=True,
-    ),  # fmt: skip
+    "genome": SIZES | dict(name="transformer", genome="evolved_transformer", encoder_layers=1, decoder_layers=1),
     "evolved": dict(name="evolved_transformer", width=16, num_heads=2, encoder_layers=1, decoder_layers=1),
     "luong": dict(  # none of whose products goes through the seam
         name="luong", width=8, lstm_width=8, encoder_layers=1, decoder_layers=1

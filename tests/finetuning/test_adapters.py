@@ -34,8 +34,8 @@ def test_what_it_computes():
 
     random = np.random.default_rng(0)
     h, down, up = (random.standard_normal(shape).astype(np.float32) for shape in ((2, 3, 8), (8, 5), (5, 8)))
-    biases = np.full(5, 0.1, np.float32), np.ones(8, np.float32)
-    layers = {"down": {"kernel": down, "bias": biases[0]}, "up": {"kernel": up, "bias": biases[1]}}
+    layers = {"down": {"kernel": down, "bias": np.full(5, 0.1, np.float32)}}
+    layers["up"] = {"kernel": up, "bias": np.ones(8, np.float32)}
     got = Place().apply({"params": {"self_adapter": layers}}, h)
     np.testing.assert_allclose(got, h + jax.nn.gelu(h @ down + 0.1, approximate=False) @ up + 1, atol=1e-5)
     np.testing.assert_array_equal(Place().apply({"params": {}}, h), h)

@@ -81,8 +81,8 @@ def test_a_pattern_may_have_a_rank_of_its_own():
 
 def test_axes_are_those_of_the_kernel():
     boxed = parameters.flat(changed("scanned", **ALL, dora=True))
-    out = "encoder/layer/block/self_attention/out"
-    own = {leaf: boxed[f"{out}/lora_{leaf}"].names for leaf in ("a", "b", "scale", "magnitude")}
+    prefix = "encoder/layer/block/self_attention/out/lora_"
+    own = {leaf: boxed[prefix + leaf].names for leaf in ("a", "b", "scale", "magnitude")}
     assert own == {
         "a": ("layers", "heads", None), "b": ("layers", None, "embed"), "scale": ("layers",), "magnitude": ("layers", "embed"),
     }  # fmt: skip

@@ -34,8 +34,8 @@ def test_bytes_of_a_model_s_kernels():
     model = models.build(dict(name="bert", layers=12, max_length=512, head="sequence", labels=2, scan_layers=True), 30_522)
     options = dict(method="lora", quantization="nf4")
     adapt = Finetuning(Options(**options), places_of(model), patterns({"finetuning": options}))
-    how = {"trainable": adapt.patterns, "adapt": adapt}
-    state = abstract_state(model, optax.adam(1.0), model.protocol().example(), make_mesh({}), **how)
+    place = {"trainable": adapt.patterns, "adapt": adapt}
+    state = abstract_state(model, optax.adam(1.0), model.protocol().example(), make_mesh({}), **place)
     kernels = [leaf for leaf in parameters.flat(state.frozen).values() if is_quantized(leaf)]
     assert len(kernels) == 6 and all(bytes_per_parameter(kernel) <= 0.517 for kernel in kernels)
     assert counts.count(kernels) == 12 * (4 * 768 * 768 + 2 * 768 * 3072)

@@ -66,8 +66,8 @@ def chosen_layers(names: set[str], layers: tuple[int, ...]) -> set[str]:
     numbers = {name: int(match[2]) for name in names if (match := _LAYER.search(name))}
     if not numbers:
         raise UserError(
-            f"config.finetuning.layers={layers} picks layers by number, and these share parameters or are one stack: give "
-            "--config.model.scan_layers=False, or no layers"
+            f"config.finetuning.layers={layers} picks layers by number, and these share their parameters or are one stack: "
+            "give --config.model.scan_layers=False, or no layers"
         )
     if missing := sorted(set(layers) - set(numbers.values())):
         raise UserError(f"config.finetuning.layers: there is no layer {missing[0]}; there are 0 to {max(numbers.values())}")

@@ -22,11 +22,11 @@ NORM = r"norm[^/]*/(scale|bias)$"
 METHODS = {
     "full": "",
     "head": HEAD,
-    "bias": rf"(^|/)bias$|{NEW_HEAD}",  # Ben Zaken et al. 2022
-    "lora": f"{LOW_RANK}|{NEW_HEAD}",  # Hu et al. 2021
-    "adapters": f"{ADAPTER}|{NORM}|{NEW_HEAD}",  # Houlsby et al. 2019, section 2.1
+    "bias": r"(^|/)bias$",  # Ben Zaken et al. 2022
+    "lora": LOW_RANK,  # Hu et al. 2021
+    "adapters": f"{ADAPTER}|{NORM}",  # Houlsby et al. 2019, section 2.1
 }
-"""What learns, by method; of "full" `trainable` says it."""
+"""What learns, by method, beside a new head; of "full" `trainable` says it."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,6 +35,7 @@ class Options:
 
     method: str = "full"
     trainable: tuple[str, ...] = ("all",)
+    new_head: bool = True
     rank: int = 8
     alpha: float = 16.0
     dropout: float = 0.0
@@ -98,7 +99,8 @@ def patterns(config: Mapping, frozen: str = "") -> tuple[str, ...]:
     chosen = options(config)
     wanted = [NAMES.get(pattern, pattern) for pattern in chosen.trainable]
     if chosen.method != "full":
-        wanted = [METHODS[chosen.method], *([] if chosen.trainable == ("all",) else wanted)]
+        own = METHODS[chosen.method] + (f"|{NEW_HEAD}" if chosen.new_head else "")
+        wanted = [own, *([] if chosen.trainable == ("all",) else wanted)]
     return tuple(f"^(?!.*(?:{frozen}))(?=.*(?:{pattern}))" if frozen else pattern for pattern in wanted)
 
 

@@ -168,6 +168,19 @@ def save(
 
 # config.json
 
+def end_ids(path: Path, tokenizer: Tokenizer | None) -> tuple[int, ...]:
+    """The tokens that end what a folder's model writes: those of generation_config.json and config.json, and the tokenizer's."""
+    found = {tokenizer.eos_id} if tokenizer else set()
+    for file in (CONFIG, "generation_config.json"):
+        if (path / file).is_file():
+            try:
+                given = json.loads((path / file).read_text(encoding="utf-8")).get("eos_token_id")
+            except (ValueError, AttributeError) as error:
+                raise UserError(f"{path / file} is no JSON object") from error
+            found |= set(given) if isinstance(given, list) else {given}
+    return tuple(sorted(i for i in found if isinstance(i, int)))
+
+
 def read_config(path: Path) -> dict:
     """config.json of a folder.
 
@@ -190,6 +203,13 @@ def maps() -> dict[str, tuple[str, NameMap]]:
     """(name of the model file, its names) by model_type."""
     modules = {name: _module(name) for name in models.known()}
     return {names.model_type: (name, names) for name, module in modules.items() for names in getattr(module, "NAMES", ())}
+
+
+def names_of(fields: dict) -> NameMap:
+    """The names of the architecture that `config.model` with these fields is."""
+    module = _module(fields["name"])
+    kind = module.to_hf(models.build(fields, fields["vocab_size"]).config)["model_type"]
+    return next(names for names in module.NAMES if names.model_type == kind)
 
 
 def has_names(name: str) -> bool:

@@ -5,7 +5,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 from absl import logging
 from ml_collections import ConfigDict
 
@@ -13,20 +15,28 @@ from transformers_jax import config as configuration
 from transformers_jax import models, parameters, tasks
 from transformers_jax.data.text.tokenizer import Tokenizer
 from transformers_jax.errors import UserError
-from transformers_jax.interchange import huggingface, mapping, recipe, stacking, tokenizers, weights
+from transformers_jax.finetuning import lora, trainable
+from transformers_jax.interchange import huggingface, mapping, peft, recipe, stacking, tokenizers, weights
 from transformers_jax.models.protocol import TEXT, Protocol
-from transformers_jax.runs import initialise
+from transformers_jax.runs import initialise, train
+from transformers_jax.runs.experiment import Experiment
 from transformers_jax.training.checkpoint import Checkpoints
 
 
-def convert(source: str, target: str, config_of: Callable[[str], ConfigDict]) -> str:
+def convert(
+    source: str, target: str, config_of: Callable[[str], ConfigDict], *, merge: bool = False, base: str = ""
+) -> str:
     """Writes what the source holds in the other form; returns what was done in a line.
 
     Args:
       source: a folder of `transformers` or its name on the hub: the target becomes a workdir, its checkpoint of step 0.
-        A workdir: the target becomes a folder of `transformers`, of the newest checkpoint.
+        A workdir: the target becomes a folder of `transformers`, of the newest checkpoint; one of PEFT where the workdir was
+        trained by parts of low rank beside a base. A folder of PEFT: the target becomes such a workdir.
       target: a folder that does not exist or is empty.
       config_of: a name of `Protocol.configs` → that config.
+      merge: the parts of low rank become part of their kernels, and quantised kernels plain ones: the target is a plain model,
+        a folder of `transformers`, or a workdir where they have no such architecture.
+      base: the model that a folder of PEFT is beside, if not the one that it names.
 
     Raises:
       UserError: the source cannot be read, something of it has no name on the other side, or the target is not empty.
@@ -34,12 +44,26 @@ def convert(source: str, target: str, config_of: Callable[[str], ConfigDict]) ->
     folder, made = initialise.folder_of(source, key="--from"), Path(target)
     if made.is_file() or (made.is_dir() and any(made.iterdir())):
         raise UserError(f"--to={target} is there already: give a new folder")
-    write = _to_workdir if huggingface.is_folder(folder) else _to_folder
-    return write(folder, made, config_of)
+    if peft.is_adapter(folder):
+        return _from_peft(folder, made, config_of, base)
+    if huggingface.is_folder(folder):
+        return _to_workdir(folder, made, config_of)
+    return _to_folder(folder, made, merge)
 
 
 def _to_workdir(folder: Path, workdir: Path, config_of: Callable[[str], ConfigDict]) -> str:
     fields, leaves, tokenizer = huggingface.opened(folder)
+    config = _config_for(fields, folder, config_of)
+    workdir.mkdir(parents=True, exist_ok=True)
+    configuration.save(config, workdir)
+    _copy_tokenizer(folder, workdir, tokenizer)
+    with Checkpoints(workdir / "checkpoints") as checkpoints:
+        checkpoints.save(0, _whole(leaves), config=config.to_dict())
+    return f"{count(leaves)} parameters in {workdir}, a workdir"
+
+
+def _config_for(fields: dict, folder: Path, config_of: Callable[[str], ConfigDict]) -> ConfigDict:
+    """The config of a run that such a model could be of."""
     about = models.build(fields, fields["vocab_size"]).protocol()
     if about.head not in about.configs:
         raise UserError(f"--from={folder}: there is no config for a {fields['name']} with head {about.head!r}")
@@ -47,8 +71,10 @@ def _to_workdir(folder: Path, workdir: Path, config_of: Callable[[str], ConfigDi
     with config.unlocked():
         config.model = ConfigDict(fields)
         _describe_task(config, folder, about)
-    workdir.mkdir(parents=True, exist_ok=True)
-    configuration.save(config, workdir)
+    return config
+
+
+def _copy_tokenizer(folder: Path, workdir: Path, tokenizer: Tokenizer | None) -> None:
     for name in tokenizers.FILES:
         if (folder / name).is_file():
             shutil.copyfile(folder / name, workdir / name)
@@ -56,9 +82,6 @@ def _to_workdir(folder: Path, workdir: Path, config_of: Callable[[str], ConfigDi
         logging.warning("%s has no tokenizer that can be read: put a tokenizer.json into %s", folder, workdir)
     elif not (workdir / "tokenizer.json").exists():
         tokenizer.save(workdir / "tokenizer.json")
-    with Checkpoints(workdir / "checkpoints") as checkpoints:
-        checkpoints.save(0, _whole(leaves), config=config.to_dict())
-    return f"{count(leaves)} parameters in {workdir}, a workdir"
 
 
 def _whole(leaves: dict[str, weights.Leaf]) -> dict:
@@ -78,6 +101,8 @@ def _describe_task(config: ConfigDict, folder: Path, about: Protocol) -> None:
         task.max_length = config.data.lengths.tokens = longest
     elif longest and task.get("max_length", 0) > longest:  # others read in windows
         task.max_length = longest
+    if longest and config.data.lengths.get("tokens", 0) > longest:
+        config.data.lengths.tokens = longest
     if head not in about.labelled:
         return
     names = huggingface.label_names(described)
@@ -90,11 +115,12 @@ def _describe_task(config: ConfigDict, folder: Path, about: Protocol) -> None:
         task.metrics = ("spearman", "pearson")
 
 
-def _to_folder(workdir: Path, folder: Path, config_of: Callable[[str], ConfigDict]) -> str:
-    del config_of
+def _to_folder(workdir: Path, folder: Path, merge: bool) -> str:
     config = configuration.read(workdir)
     tokenizer = Tokenizer.load(workdir / "tokenizer.json") if (workdir / "tokenizer.json").exists() else None
     fields = initialise.trained_fields(config, tokenizer)
+    if merge and not huggingface.has_names(fields.get("name", "")):
+        return _to_plain_workdir(workdir, folder, config)
     if not huggingface.has_names(name := fields.get("name", "")):
         known = huggingface.supported()
         raise UserError(f"--from={workdir}: transformers has no architecture for config.model.name={name}; {known}")
@@ -103,11 +129,14 @@ def _to_folder(workdir: Path, folder: Path, config_of: Callable[[str], ConfigDic
     about = model.protocol()
     if TEXT in about.reads and not (tokenizer or vocab_size and ("head" in fields or len(about.heads) == 1)):
         raise UserError(f"--from={workdir} has no tokenizer.json")
-    with Checkpoints(workdir / "checkpoints") as checkpoints:
-        state = checkpoints.restore_params()
-    params = parameters.merge(state["params"], state["frozen"])
-    found = stacking.separate(mapping.named({"params": params, **state["model_state"]}))
     wanted = stacking.names(mapping.shapes(model))
+    if not merge and (learned := _low_rank(workdir)):
+        names = huggingface.names_of(fields)
+        options, base = trainable.options(config), config.finetuning.init_from
+        plan = mapping.plan(names, about.head, wanted)
+        peft.write(folder, plan, learned, base=base, head=about.head, rslora=options.rslora, dropout=options.dropout)
+        return f"{count(learned)} parameters beside {base} in {folder}, a folder of PEFT; --merge writes the whole model"
+    found = stacking.separate(mapping.named(initialise.plain(workdir)))
     if own := sorted(set(found) - set(wanted)):
         logging.info("left out, as it is the task's and not the model's: %s", initialise.some(own))
     if missing := sorted(set(wanted) - set(found)):
@@ -118,6 +147,72 @@ def _to_folder(workdir: Path, folder: Path, config_of: Callable[[str], ConfigDic
     if config.get("task", {}).get("name") == "similarity" and tokenizer:
         recipe.write(folder, tasks.build(config.task, tokenizer).recipe, fields["width"])
     return f"{count(params)} parameters in {folder}, a folder of transformers"
+
+
+def _low_rank(workdir: Path) -> dict[str, np.ndarray] | None:
+    """What a workdir learned beside its base, layers apart, with the scales of its parts of low rank; None without such parts.
+
+    Raises:
+      UserError: it has such parts, and no base that they could be apart from.
+    """
+    with Checkpoints(workdir / "checkpoints") as checkpoints:
+        state, base = checkpoints.restore_params(), checkpoints.saved_base()
+    if not lora.has_parts(state["params"]):
+        return None
+    if base is None:
+        raise UserError(f"--from={workdir} holds its base and parts of low rank in one: give --merge")
+    return stacking.separate(parameters.flat(parameters.merge(state["params"], state["frozen"])))
+
+
+def _to_plain_workdir(workdir: Path, made: Path, config: ConfigDict) -> str:
+    """A workdir of the merged model, its checkpoint of step 0."""
+    variables = initialise.plain(workdir)
+    config = config.copy_and_resolve_references()
+    config.finetuning.update(method="full", init_from="", quantization="", trainable=("all",))
+    made.mkdir(parents=True, exist_ok=True)
+    configuration.save(config, made)
+    _copy_tokenizer(workdir, made, Tokenizer.load(workdir / "tokenizer.json"))
+    params = variables.pop("params")
+    with Checkpoints(made / "checkpoints") as checkpoints:
+        whole = {"params": params} | ({"model_state": variables} if variables else {})
+        checkpoints.save(0, whole, config=config.to_dict())
+    return f"{count(params)} parameters in {made}, a workdir"
+
+
+def _from_peft(folder: Path, workdir: Path, config_of: Callable[[str], ConfigDict], base: str) -> str:
+    """A workdir whose checkpoint of step 0 holds an adapter of PEFT, and names the base."""
+    base = base or peft.read_config(folder).get("base_model_name_or_path") or ""
+    if not base:
+        raise UserError(f"--from={folder} does not name the model that it is beside: give --base")
+    source = initialise.folder_of(base, key="--base")
+    fields = initialise.described(source)
+    heads = models.build(fields, fields["vocab_size"]).protocol().heads
+    if "head" in fields:
+        fields["head"] = peft.head_of(folder, heads, fields["head"])
+    if "labels" in fields and (labels := peft.labels_of(folder)):
+        fields["labels"] = labels
+    model = models.build(fields, fields["vocab_size"])
+    plan = mapping.plan(huggingface.names_of(fields), model.protocol().head, mapping.shapes(model))
+    adapter, tokenizer = peft.read(folder, plan), tokenizers.read(source)
+    config = _config_for(fields, source, config_of)
+    with config.unlocked():
+        config.finetuning.update(adapter.options, init_from=str(base))
+        if "labels" in config.task and len(config.task.labels) != fields.get("labels"):
+            config.task.labels = tuple(f"LABEL_{i}" for i in range(fields.get("labels", 0)))
+    workdir.mkdir(parents=True, exist_ok=True)
+    configuration.save(config, workdir)
+    _copy_tokenizer(source, workdir, tokenizer)
+    run = Experiment(config, workdir)
+    state = train.first_state(run, optax.identity())
+    learned = stacking.arranged(adapter.leaves, parameters.flat(state.model_params))
+    pretrained = parameters.flat(initialise.pretrained(run, state))
+    if missing := [name for name in parameters.flat(state.params) if name not in learned and name not in pretrained]:
+        raise UserError(f"--from={folder} and its base both lack {initialise.some(missing)}")
+    params = {name: jnp.asarray(learned.get(name, leaf), leaf.dtype) for name, leaf in parameters.flat(state.params).items()}
+    with run.checkpoints() as checkpoints:
+        saved = {"params": parameters.nest(params), "frozen": state.frozen}
+        checkpoints.save(0, saved | ({"model_state": state.model_state} if state.model_state else {}), config=config.to_dict())
+    return f"{count(adapter.leaves)} parameters beside {base} in {workdir}, a workdir"
 
 
 def count(params: dict) -> str:

@@ -28,6 +28,7 @@ from transformers_jax.finetuning.quantization import quantized_like
 from transformers_jax.finetuning.trainable import HEAD
 from transformers_jax.interchange import huggingface, mapping, recipe, stacking, tokenizers, weights
 from transformers_jax.layers.quantized import is_quantized
+from transformers_jax.runs import label_rows
 from transformers_jax.training.checkpoint import Checkpoints
 
 CHOOSES = r"^(classifier|choice)(/|$)"
@@ -44,6 +45,7 @@ def initial(
     model,
     tokenizer: Tokenizer | None = None,
     *,
+    labels: Sequence[str] = (),
     only: Sequence[int] | None = None,
     complete: bool = False,
 ) -> dict:
@@ -56,6 +58,8 @@ def initial(
       path: a folder of `transformers`, a workdir, or a name on the hub.
       model: a Flax module that takes a batch.
       tokenizer: the model's, to be compared with the pretrained one's.
+      labels: of the model's head, in the order of its rows. A pretrained head's rows are taken by their labels' names, and
+        where one is missing the head begins anew, with a warning.
       only: numbers of the pretrained layers that are taken; they become layers 0, 1, …
       complete: no head may be missing either.
 
@@ -71,6 +75,8 @@ def initial(
         raise UserError(
             f"--init_from={path}: its vocabulary is not that of this run; set config.tokenizer.path={folder} to take it over"
         )
+    if labels:
+        found = label_rows.by_label(found, functools.partial(label_rows.names_of, folder), labels, path)
     wanted = mapping.shapes(model)
     found = found if only is None else stacking.chosen(found, only)
     found = stacking.arranged(found, wanted)
@@ -101,12 +107,13 @@ def pretrained(run, state) -> dict:
       UserError: as `initial` does; or a parameter that does not learn is not there.
     """
     options = run.config.get("finetuning", {})
-    own = run.task.initial(run.model, functools.partial(initial, tokenizer=run.tokenizer))
+    load = functools.partial(initial, tokenizer=run.tokenizer, labels=run.task.label_names)
+    own = run.task.initial(run.model, load)
     if own is not None:
         return own
     if not options.get("init_from") or options.get("fresh"):
         return {}
-    found = initial(options.init_from, run.model, run.tokenizer)
+    found = load(options.init_from, run.model)
     there = parameters.flat(found)
     if new := [name for name in parameters.flat(state.frozen) if name not in there and not lora.LEAF.search(name)]:
         raise UserError(
@@ -206,6 +213,15 @@ def fields_of(folder: Path) -> dict:
     described = huggingface.read_config(folder)
     name, _, _ = huggingface.architecture(described)
     return {"name": name} | importlib.import_module(f"{models.__name__}.{name}").from_hf(described)
+
+
+def described(folder: Path) -> dict:
+    """`fields_of`, with the head and the size of the vocabulary that the model has."""
+    if huggingface.is_folder(folder):
+        return dict(huggingface.opened(folder).fields)
+    tokenizer = tokenizers.read(folder)
+    fields = trained_fields(configuration.read(folder), tokenizer)
+    return fields | {"vocab_size": fields.get("vocab_size") or (tokenizer.vocab_size if tokenizer else 0)}
 
 
 def trained_fields(config: ConfigDict, tokenizer: Tokenizer | None) -> dict:

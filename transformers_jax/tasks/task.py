@@ -18,6 +18,7 @@ from transformers_jax.batch import Streams
 from transformers_jax.data.documents import Document
 from transformers_jax.errors import UserError
 from transformers_jax.files import json_value
+from transformers_jax.tasks.parts.labels import Labels
 
 Generate = Callable[[Sequence[list[int]]], Sequence[list[int]]]
 READS = ("text", "images")
@@ -90,6 +91,12 @@ class Task:
     def name(self) -> str:
         """config.task.name: the name of the file that the class stands in."""
         return type(self).__module__.rpartition(".")[2]
+
+    @property
+    def label_names(self) -> tuple[str, ...]:
+        """The names of the labels of the head's rows, in their order; () where rows have no names."""
+        labels = getattr(self, "labels", None)
+        return labels.names if isinstance(labels, Labels) else ()
 
     # -- Examples: asked when a split is opened, and for each example that a batch is made of ---------------------------------
 

@@ -3,7 +3,8 @@ through the same class. Encoding and decoding run inside the `tokenizers` librar
 
 Our vocabulary: `<pad>` 0, `<s>` 1, `</s>` 2, the 256 bytes `<0x00>` … `<0xFF>`, the alphabet (the three marks of
 `words.py`, then characters by code point), the merged tokens, best first. A character outside the alphabet is written
-as its UTF-8 bytes. A text never becomes a special token: `<pad>` in a text is five characters.
+as its UTF-8 bytes. A text never becomes a token with a role: `<pad>` in a text is five characters. Tokens that were added to a
+pretrained vocabulary are one each, see `added_tokens`.
 """
 
 import hashlib
@@ -19,7 +20,7 @@ import numpy as np
 import tokenizers
 from absl import logging
 
-from transformers_jax.data.text import bpe, moses, token_bytes, tokenizer_files, words
+from transformers_jax.data.text import added_tokens, bpe, moses, token_bytes, tokenizer_files, words
 from transformers_jax.data.text.pairs import Joined, place, truncated
 from transformers_jax.data.text.sentencepiece_model import SPACE
 from transformers_jax.data.text.tokenizer_files import SpecialIds
@@ -50,17 +51,19 @@ class Tokenizer:
         library.no_truncation()  # pretrained files may carry both
         library.no_padding()
         library.encode_special_tokens = True  # `<pad>` in a text is text
-        self._library, self._special, self._words = library, special, words_before
-        self.pad_id, self.bos_id, self.eos_id, self.unk_id, self.mask_id = special
-        self.vocab_size = words_before.size if words_before else max(library.get_vocab().values()) + 1
         added = {i for i, token in library.get_added_tokens_decoder().items() if token.special}
         self._added = frozenset(library.id_to_token(i) for i in added)
         self._dropped = frozenset(added.union(special) - {None})
+        roles = tokenizer_files.USUAL_NAMES.union(library.id_to_token(i) for i in special if i is not None)
+        self._library, self._named = added_tokens.without_role(library, roles)
+        self._special, self._words = special, words_before
+        self.pad_id, self.bos_id, self.eos_id, self.unk_id, self.mask_id = special
+        self.vocab_size = words_before.size if words_before else max(library.get_vocab().values()) + 1
         self.separators = self._separators()
         self._spaced = self._begun_by_spaces()
 
     def __reduce__(self):
-        return _restored, (self.chat_template, self._library.to_str(), self._special, self._words)
+        return _restored, (self.chat_template, added_tokens.content(self._library, self._named), self._special, self._words)
 
     @classmethod
     def from_merges(cls, merges: Iterable[bpe.Pair], alphabet: Iterable[str] = ()) -> "Tokenizer":
@@ -167,6 +170,11 @@ class Tokenizer:
         types = [0] * start + [int(self.separators == 1)] * (len(ids) - start)
         return Joined(ids, types, (1, start))
 
+    def begun(self, ids: Sequence[int]) -> list[int]:
+        """The tokens of a text that is to be continued: behind the beginning, where the tokenizer's file puts one there."""
+        around = self._library.encode("a", add_special_tokens=True).ids
+        return [*([self.bos_id] if around[:1] == [self.bos_id] else []), *ids]
+
     def surrounding(self, pair: bool) -> int:
         """How many tokens `joined` adds."""
         return 2 + self.separators * pair
@@ -228,8 +236,13 @@ class Tokenizer:
         merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in model.get("merges", ())]
         vocabulary = sorted((i, token) for token, i in self._library.get_vocab().items())
         scores = [f"{score:.6g}" for _, score in model["vocab"]] if isinstance(model["vocab"], list) else []
-        content = json.dumps([vocabulary, merges, scores, self._special, self.encode(_PROBE)])
-        return hashlib.sha256(content.encode()).hexdigest()[:16]
+        found = json.dumps([vocabulary, merges, scores, self._special, self.encode(_PROBE), *self._added_names()])
+        return hashlib.sha256(found.encode()).hexdigest()[:16]
+
+    def _added_names(self) -> list[str]:
+        """The names of the added tokens that texts may have, in order."""
+        tokens = self._library.get_added_tokens_decoder().values()
+        return sorted(token.content for token in tokens if not token.special)
 
     def save(self, path: str | os.PathLike) -> None:
         """Writes one `tokenizer.json` that the `tokenizers` library loads; into the folder, if the path is one.
@@ -240,7 +253,7 @@ class Tokenizer:
         path = Path(path)
         path = path / "tokenizer.json" if path.is_dir() else path
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(path, self._library.to_str(pretty=True))
+        write_whole(path, added_tokens.content(self._library, self._named))
         config = tokenizer_files.read_config(path.parent)
         before = dict(config)
         if self._words:
@@ -268,7 +281,7 @@ class Tokenizer:
     def _encoding(self, text: str):
         """Ids, offsets and word_ids of a text, as the library gives them."""
         if self._words:
-            return self._words.encode(self._library, text)
+            return self._words.encode(self._library, text, self._named)
         return self._library.encode(text, add_special_tokens=False)
 
     def _separators(self) -> int:
