@@ -26,9 +26,9 @@ class SegmentationHead(nn.Module):
 
     def setup(self):
         c, numbers = self.config, self.config.numbers()
-        self.norm = [c.norm() for _ in range(self.levels)]
+        self.norm = [c.norm_layer() for _ in range(self.levels)]
         self.project = [Linear(c.decoder_width, ("embed", "mlp"), **numbers) for _ in range(self.levels)]
-        self.fused_norm = c.norm()
+        self.fused_norm = c.norm_layer()
         self.drop = Dropout(c.classifier_dropout)
         self.classifier = Linear(c.labels, ("embed", None), **numbers)
 
