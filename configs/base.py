@@ -79,7 +79,8 @@ def data() -> ConfigDict:
     """Where examples come from, and how they become batches."""
     data = ConfigDict()
     # a kind of transformers_jax/data/sources.py: "text", "bible_text", "tokens"; "files", "bible", "tfds"; "conversations";
-    # of images "image_folders", "image_lists", "image_masks", "tfds_images", "mnist_5k", "digits_8x8"
+    # of images "image_folders", "image_lists", "tfds_images", "mnist_5k", "digits_8x8",
+    # "image_masks", "coco", "voc"
     data.source = "text"  # "tsv", "glue", "conll", "squad", "swag", "jsonl"
     data.tfds_name = ""  # a prepared TFDS data set; of "text", "conll", "squad" and "swag" too, in place of files
     data.data_dir = ""  # the folder that holds it
@@ -380,6 +381,20 @@ def pixel_classes(config: ConfigDict, labels: tuple = (), void: int = 255) -> No
     config.task.void = void
     config.task.first = 0  # the number of the first class in masks
     config.task.overlap = 0.25  # share of a window that the next one sees too, where an image is larger than data.size
+    config.task.lock()
+
+
+def objects(config: ConfigDict, labels: tuple = ()) -> None:
+    """Boxes around the objects of an image.
+
+    Args:
+      labels: their names, in the order of the head's rows; without any those of the training data.
+    """
+    config.task = ConfigDict()
+    config.task.name = "detection"
+    config.task.labels = labels
+    config.task.most_objects = 100  # of an image, which are learned
+    config.task.least = 0.05  # probability below which nothing is found
     config.task.lock()
 
 

@@ -10,7 +10,8 @@ A line is text, by the task of the run:
     tagging                               words with blanks between them
     span_qa                               question TAB passage
     multiple_choice                       beginning TAB choice TAB choice …
-    image_classification, segmentation    the path of an image
+    image_classification, segmentation,
+    detection                             the path of an image
     masked_lm (fill_mask)                 a text with [MASK] for each gap: "Let's stick to [MASK] in this skit"
 
 or a JSON object with the keys of the task's examples. It comes back with labels and their probabilities, a tag for each word,

@@ -34,3 +34,31 @@ def write(folder: Path, counts: dict[str, int], size: tuple[int, int] = (24, 32)
             mask[0], mask[:, 0] = 255, 255
             Image.fromarray(image).save(folder / split / f"{i}.png")
             Image.fromarray(mask).save(folder / f"{split}_masks" / f"{i}.png")
+
+
+def write_voc(folder: Path, counts: dict[str, int], size: tuple[int, int] = (24, 32)) -> None:
+    """ImageSets/Main/{split}.txt, JPEGImages and Annotations of so many scenes; the first of each split has no objects."""
+    from PIL import Image
+
+    random = np.random.default_rng(0)
+    for name in "ImageSets/Main", "JPEGImages", "Annotations":
+        (folder / name).mkdir(parents=True)
+    for split, count in counts.items():
+        names = [f"{split}_{i}" for i in range(count)]
+        (folder / "ImageSets/Main" / f"{split}.txt").write_text("\n".join(names) + "\n")
+        for i, name in enumerate(names):
+            image, _, boxes = scene(random, *size)
+            image, boxes = (image, boxes) if i else (np.full_like(image, 90), [])
+            Image.fromarray(image).save(folder / "JPEGImages" / f"{name}.jpg", quality=95)
+            (folder / "Annotations" / f"{name}.xml").write_text(annotation(f"{name}.jpg", size, boxes))
+
+
+def annotation(name: str, size: tuple[int, int], boxes) -> str:
+    """Pascal VOC's XML, whose pixels count from 1."""
+    objects = "".join(
+        f"<object><name>{label}</name><difficult>0</difficult><bndbox><xmin>{left + 1}</xmin><ymin>{top + 1}</ymin>"
+        f"<xmax>{right}</xmax><ymax>{bottom}</ymax></bndbox></object>"
+        for label, left, top, right, bottom in boxes
+    )
+    sides = f"<size><width>{size[1]}</width><height>{size[0]}</height></size>"
+    return f"<annotation><filename>{name}</filename>{sides}{objects}</annotation>"
