@@ -6,9 +6,9 @@ import shutil
 import jax
 import numpy as np
 import pytest
-from launching import REPOSITORY, call, command, content, fails, finish, start
+from launching import REPOSITORY, call, content, fails
 
-from experiments import convert, evaluate, finetune, launch, predict, pretrain
+from experiments import convert, evaluate, finetune, launch
 from transformers_jax import config as configuration
 from transformers_jax import parameters
 from transformers_jax.finetuning import lora
@@ -103,3 +103,113 @@ def first(run) -> dict:
     from transformers_jax.runs.train import first_state
 
     return parameters.flat(first_state(run, optax.identity()).model_params)
+
+
+@pytest.mark.parametrize("method", ["dora", "qlora", "adapters"])
+def test_a_run_that_was_killed_goes_on_to_the_same_bits(runs, encoder, sentences, tmp_path, capfd, method):
+    """As after kill -9 between two checkpoints: the last one and what was measured since are gone."""
+    flags = flags_of(tmp_path / "w", encoder, sentences, *METHODS[method], "--config.training.keep_checkpoints=2")
+    code, _, err = call(finetune, capfd, *flags)
+    assert code == 0, err
+    whole = content(tmp_path / "w")
+    shutil.rmtree(tmp_path / "w" / "checkpoints" / "10")
+    code, out, err = call(finetune, capfd, *flags)
+    assert code == 0 and json.loads(out.splitlines()[-1])["step"] <= 10, err
+    again = content(tmp_path / "w")
+    assert again[1] == whole[1] and whole[1]["steps"] == [5, 10]
+    jax.tree.map(np.testing.assert_array_equal, again[0], whole[0])
+    assert whole[1]["base"]["path"] == str(encoder) and len(whole[1]["base"]["fingerprint"]) == 64
+
+
+def test_another_base_is_refused(runs, encoder, tmp_path, capfd):
+    """The same command beside a base of other numbers, and of none."""
+    workdir, other = tmp_path / "w", tmp_path / "other"
+    shutil.copytree(runs("lora"), workdir)
+    shutil.copytree(encoder, other)
+    with Checkpoints(other / "checkpoints") as checkpoints:
+        state = checkpoints.restore_params()
+        state["params"]["encoder"]["layer_0"]["block"]["self_norm"]["bias"][0] += 1
+        checkpoints.save(7, {name: value for name, value in state.items() if value})
+    flags = [f"--workdir={workdir}", "--split=validation"]
+    says = ["was trained beside another base", str(encoder), str(other)]
+    fails(evaluate, capfd, *flags, f"--config.finetuning.init_from={other}", says=says)
+    says = [f"{tmp_path}/no", "no such folder"]
+    fails(evaluate, capfd, *flags, f"--config.finetuning.init_from={tmp_path}/no", says=says)
+    code, out, _ = call(evaluate, capfd, *flags)
+    assert code == 0 and json.loads(out.splitlines()[-1])["examples"] == 20
+
+
+@pytest.mark.parametrize("method", ["lora", "dora", "qlora"])
+def test_a_merged_model_is_plain_and_gives_the_same(runs, tmp_path, capfd, method):
+    code, out, err = call(convert, capfd, f"--from={runs(method)}", f"--to={tmp_path / 'merged'}", "--merge")
+    assert code == 0 and "a folder of transformers" in out, err
+    code, out, err = call(convert, capfd, f"--from={tmp_path / 'merged'}", f"--to={tmp_path / 'w'}")
+    assert code == 0, err
+    plain = variables(tmp_path / "w")
+    assert not any("lora" in name or is_quantized(leaf) for name, leaf in plain.items())
+    found = answers(runs(method)), answers(tmp_path / "w")
+    np.testing.assert_allclose(*found, atol=1e-5)
+    head = {n: x for n, x in initialise.plain(runs(method))["params"]["classifier"].items()}
+    jax.tree.map(np.testing.assert_array_equal, head, {n: plain[f"classifier/{n}"] for n in head})
+
+
+def test_an_adapter_goes_to_peft_and_back(runs, encoder, tmp_path, capfd):
+    for method in "lora", "dora":
+        code, out, err = call(convert, capfd, f"--from={runs(method)}", f"--to={tmp_path / method}")
+        assert code == 0 and "a folder of PEFT" in out, err
+        described = json.loads((tmp_path / method / "adapter_config.json").read_text())
+        assert described["use_dora"] == described["use_rslora"] == (method == "dora")
+        assert described["base_model_name_or_path"] == str(encoder) and described["r"] == 2
+        code, out, err = call(convert, capfd, f"--from={tmp_path / method}", f"--to={tmp_path / 'w' / method}")
+        assert code == 0, err
+        np.testing.assert_allclose(answers(tmp_path / "w" / method), answers(runs(method)), atol=1e-6)
+
+
+def test_adapters_are_never_dropped_in_silence(runs, tmp_path, capfd):
+    for flags in [], ["--merge"]:
+        says = ["Houlsby's adapters, which cannot be merged"]
+        fails(convert, capfd, f"--from={runs('adapters')}", f"--to={tmp_path / 'x'}", *flags, says=says)
+    assert not (tmp_path / "x").exists()
+
+
+def test_damaged_and_foreign_adapters_are_refused(runs, tmp_path, capfd):
+    call(convert, capfd, f"--from={runs('lora')}", f"--to={tmp_path / 'good'}")
+
+    def refused(says, change):
+        shutil.rmtree(tmp_path / "bad", ignore_errors=True)
+        shutil.copytree(tmp_path / "good", tmp_path / "bad")
+        change(tmp_path / "bad" / "adapter_config.json", tmp_path / "bad" / "adapter_model.safetensors")
+        fails(convert, capfd, f"--from={tmp_path / 'bad'}", f"--to={tmp_path / 'w'}", says=says)
+        assert not (tmp_path / "w").exists()
+
+    def keys(**changes):
+        return lambda config, _: config.write_text(json.dumps(json.loads(config.read_text()) | changes))
+
+    refused(["peft_type 'IA3' is not supported; LORA is"], keys(peft_type="IA3"))
+    refused(["bias='all' is not supported"], keys(bias="all"))
+    refused(["lora_A has shape"], keys(r=3))
+    refused(["truncated"], lambda _, weights: weights.write_bytes(weights.read_bytes()[:-100]))
+    refused(["adapter_model.safetensors"], lambda _, weights: weights.unlink())
+    refused(["is a pickle"], lambda _, weights: weights.rename(weights.with_name("adapter_model.bin")))
+
+
+def test_a_workdir_beside_a_base_is_a_base_itself(runs, sentences, tmp_path, capfd):
+    """Finetuning goes on from the merged model."""
+    more = ["--config.finetuning.method=bias", "--config.training.steps=1", "--config.finetuning.evaluations=1"]
+    code, _, err = call(finetune, capfd, *flags_of(tmp_path / "w", runs("lora"), sentences, *more))
+    assert code == 0, err
+    merged, after = (parameters.flat(initialise.plain(w)["params"]) for w in (runs("lora"), tmp_path / "w"))
+    assert merged.keys() == after.keys()
+    same = {name for name in merged if np.array_equal(merged[name], after[name])}
+    assert same == set(merged) - parameters.matching(merged, LEARNS["bias"])
+
+
+def answers(workdir) -> np.ndarray:
+    """The probabilities of a trained classifier for a few sentences."""
+    from transformers_jax.inference import answers, predictor
+
+    there = predictor.trained(Experiment(configuration.read(workdir), workdir))
+    answer = answers.answerer(there, "sequence_classification", top=2)
+    lines = ["good fine the", "bad the dull", "the", "fine dull"]
+    examples = [answer.example(line, "text", "here") for line in lines]
+    return np.array([sorted(found["probabilities"].items()) for found in answer(examples, str)])[..., 1].astype(float)

@@ -170,13 +170,16 @@ def test_a_converted_model_is_a_run(workdir, tokenizer):
         np.testing.assert_array_equal(params[name], array)
 
 
-@pytest.mark.parametrize("recipe", [("first", False, 0), ("max", True, 12)])
+@pytest.mark.parametrize(
+    "recipe", [("first", False, 0), ("max", True, 12, True, (("query", "q=: "), ("x", "")), "query", True, "dot")]
+)
 def test_sentence_vectors_stay_what_they_are(tokenizer, tmp_path, recipe):
     fields, _, params = make(tokenizer, "none")
     huggingface.save(tmp_path / "a", fields, params, tokenizer)
     recipes.write(tmp_path / "a", recipes.Recipe(*recipe), fields["width"])
     assert run(tmp_path / "a", tmp_path / "b") == 0 and run(tmp_path / "b", tmp_path / "c") == 0
-    assert recipes.read(tmp_path / "c") == (*recipe[:2], recipe[2] or SIZES["max_length"])
+    longest = recipe[2] or SIZES["max_length"]
+    assert recipes.read(tmp_path / "c") == recipes.Recipe(*recipe)._replace(max_length=longest)
     vectors = [Embedder.of(str(tmp_path / name))(["a few words", "some words " * 30]) for name in "abc"]
     np.testing.assert_array_equal(vectors[0], vectors[1])
     np.testing.assert_array_equal(vectors[0], vectors[2])

@@ -115,8 +115,8 @@ def test_wrapping_is_for_classification_only():
 def test_mistakes_are_named():
     with pytest.raises(UserError, match="config.task.objective='cosine' is not one of regression, classification, multiple"):
         Task(tokenizer(), objective="cosine")
-    with pytest.raises(UserError, match="config.task.pooling='last'"):
-        Task(tokenizer(), pooling="last")
+    with pytest.raises(UserError, match="config.task.pooling='middle'"):
+        Task(tokenizer(), pooling="middle")
     with pytest.raises(UserError, match="config.task.labels"):
         Task(tokenizer(), objective="classification", labels=("a", "a"))
 

@@ -17,6 +17,7 @@ from transformers_jax.data.text.tokenizer import Tokenizer
 from transformers_jax.errors import UserError
 from transformers_jax.finetuning import lora, trainable
 from transformers_jax.interchange import huggingface, mapping, peft, recipe, stacking, tokenizers, weights
+from transformers_jax.layers.pooling import Recipe
 from transformers_jax.models.protocol import TEXT, Protocol
 from transformers_jax.runs import initialise, train
 from transformers_jax.runs.experiment import Experiment
@@ -95,8 +96,9 @@ def _describe_task(config: ConfigDict, folder: Path, about: Protocol) -> None:
     """Sets what a folder of `transformers` says about its task: the length of texts, their vectors, the labels."""
     described, task, head, longest = huggingface.read_config(folder), config.task, about.head, about.longest
     if head == "none" and "pooling" in task:
-        task.pooling, task.normalise, read = recipe.read(folder)
-        task.max_length = config.data.lengths.tokens = about.within(read).longest
+        found = recipe.read(folder)
+        _describe_recipe(task, found, folder)
+        task.max_length = config.data.lengths.tokens = about.within(found.max_length).longest
     elif head in about.labelled and head != "tagging":
         task.max_length = config.data.lengths.tokens = longest
     elif longest and task.get("max_length", 0) > longest:  # others read in windows
@@ -113,6 +115,17 @@ def _describe_task(config: ConfigDict, folder: Path, about: Protocol) -> None:
         task.labels = () if head == "sequence" and len(names) == 1 else tuple(names)
     if task.name == "sequence_classification" and not task.labels:
         task.metrics = ("spearman", "pearson")
+
+
+def _describe_recipe(task: ConfigDict, found: Recipe, folder: Path) -> None:
+    """Sets what becomes of a text; keys that say nothing new are left out."""
+    if not found.pool_prompt and any(text for _, text in found.prompts):
+        raise UserError(f"{folder}: include_prompt is false: a workdir's vectors are of prompts too; embed from it")
+    prompts = tuple(f"{name}={text}" for name, text in found.prompts)
+    given = {"lowercase": found.lowercase, "prompts": prompts, "prompt": found.prompt, "similarity": found.similarity}
+    task.pooling, task.normalise = found.pooling, found.normalise
+    with task.unlocked():
+        task.update({key: value for key, value in given.items() if value != Recipe._field_defaults[key]})
 
 
 def _to_folder(workdir: Path, folder: Path, merge: bool) -> str:
@@ -186,10 +199,10 @@ def _from_peft(folder: Path, workdir: Path, config_of: Callable[[str], ConfigDic
         raise UserError(f"--from={folder} does not name the model that it is beside: give --base")
     source = initialise.folder_of(base, key="--base")
     fields = initialise.described(source)
-    heads = models.build(fields, fields["vocab_size"]).protocol().heads
+    about = models.build(fields, fields["vocab_size"]).protocol()
     if "head" in fields:
-        fields["head"] = peft.head_of(folder, heads, fields["head"])
-    if "labels" in fields and (labels := peft.labels_of(folder)):
+        fields["head"] = peft.head_of(folder, about.heads, fields["head"])
+    if fields.get("head") in about.labelled and (labels := peft.labels_of(folder)):
         fields["labels"] = labels
     model = models.build(fields, fields["vocab_size"])
     plan = mapping.plan(huggingface.names_of(fields), model.protocol().head, mapping.shapes(model))

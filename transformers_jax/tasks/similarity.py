@@ -22,7 +22,7 @@ from transformers_jax.batch import Streams
 from transformers_jax.data.text.pairs import grouped
 from transformers_jax.errors import UserError
 from transformers_jax.layers.losses import label_sums, squared_error
-from transformers_jax.layers.pooling import POOLINGS, Recipe, pool, unit
+from transformers_jax.layers.pooling import POOLINGS, SIMILARITIES, Recipe, pool, unit
 from transformers_jax.layers.projections import Linear
 from transformers_jax.outputs import EncoderOutput
 from transformers_jax.tasks.parts import metrics
@@ -51,6 +51,10 @@ class Task(Base):
       pooling: one of `layers.pooling.POOLINGS`.
       normalise: the vectors that the trained encoder gives have length 1; compared are their directions in any case.
       max_length: tokens of a sentence with what surrounds it.
+      lowercase: sentences are put in lower case first.
+      prompts: what may stand before a sentence, ("query=query: ", "document=") say.  prompt: the name of the one that stands
+        there; "" for none.
+      similarity: one of `layers.pooling.SIMILARITIES`, by which the trained encoder's vectors are compared in use.
     """
 
     one_a_row, groups = True, 2
@@ -60,19 +64,27 @@ class Task(Base):
 
     def __init__(
         self, tokenizer, *, objective: str = "regression", labels: Sequence[str] = (), highest: float = 5.0,
-        scale: float = 20.0, pooling: str = "mean", normalise: bool = True, max_length: int = 128,
+        scale: float = 20.0, pooling: str = "mean", normalise: bool = True, max_length: int = 128, lowercase: bool = False,
+        prompts: Sequence[str] = (), prompt: str = "", similarity: str = "cosine",
     ):  # fmt: skip
         if objective not in OBJECTIVES:
             raise UserError(f"config.task.objective={objective!r} is not one of {', '.join(OBJECTIVES)}")
         if pooling not in POOLINGS:
             raise UserError(f"config.task.pooling={pooling!r} is not one of {', '.join(POOLINGS)}")
-        self.tokenizer, self.objective, self.highest, self.scale = tokenizer, objective, highest, scale
+        if similarity not in SIMILARITIES:
+            raise UserError(f"config.task.similarity={similarity!r} is not one of {', '.join(SIMILARITIES)}")
+        if wrong := [text for text in prompts if "=" not in text]:
+            raise UserError(f"config.task.prompts: {wrong[0]!r} is no name=text")
+        self.tokenizer = tokenizer.lowercased() if lowercase else tokenizer
+        self.objective, self.highest, self.scale = objective, highest, scale
         self.pooling, self.normalise, self.max_length = pooling, normalise, max_length
         self.labels = Labels(labels) if objective == "classification" else None
         self.learned = {"regression": "score", "classification": "label"}.get(objective, "")
         self.row_fields = (self.learned,) if self.learned else ()
         self.contrasts = objective == "multiple_negatives"
-        self.recipe = Recipe(pooling, normalise, max_length)
+        pairs = tuple(tuple(text.split("=", 1)) for text in prompts)
+        self.recipe = Recipe(pooling, normalise, max_length, lowercase, pairs, prompt, True, similarity)
+        self._before = self.recipe.before()
         self.main_metric = "spearman" if objective == "regression" else "accuracy"  # of negatives: that of the loss
 
     def model_fields(self) -> dict:
@@ -89,7 +101,8 @@ class Task(Base):
 
     def encode(self, example: dict) -> dict:
         """→ `tokens`, `token_types`, a list of two arrays, and `label`, -1 where there is none, or `score`, NaN then."""
-        rows = [self.tokenizer.encode_pair(example[name], max_length=self.max_length) for name in ("first", "second")]
+        texts = [self._before + example[name] for name in ("first", "second")]
+        rows = [self.tokenizer.encode_pair(text, max_length=self.max_length) for text in texts]
         value = self.labels.of(example) if self.labels else example.get("score", math.nan)
         return grouped(rows) | ({self.learned: value} if self.learned else {})
 

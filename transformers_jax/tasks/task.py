@@ -63,6 +63,7 @@ class Task:
       line_means: what a line of text to be answered is, "a text, or two with a TAB between them" say; "" for a task that
         answers no lines.
       line_keys: the keys that a line has which is a JSON object.
+      template: a `data.text.chat.ChatTemplate`, how conversations were written that the model was trained on; None for none.
     """
 
     reads: str = "text"
@@ -86,6 +87,7 @@ class Task:
     recipe: Any = None
     line_means: str = ""
     line_keys: tuple[str, ...] = ()
+    template: Any = None
 
     @property
     def name(self) -> str:
@@ -230,7 +232,9 @@ class Task:
           model: {"params": …, "model_state": …}.
         """
         scores, predictions = self._measured(scorer, split, model)
-        return scores, self.samples(scorer.source(split), predictions) if predictions else []
+        if predictions:
+            return scores, self.samples(scorer.source(split), predictions)
+        return scores, self.continuations(scorer.source(split), lambda prompts: scorer.continued(prompts, model))
 
     def validate(self, scorer, model: dict, *, sentences: int | None = None) -> dict[str, Any]:
         """Loss and scores of the validation split, while a model is trained.

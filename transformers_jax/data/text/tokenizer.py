@@ -139,6 +139,18 @@ class Tokenizer:
         library.add_special_tokens([name for name in self.special_names if name not in self._added])
         return library
 
+    def lowercased(self) -> "Tokenizer":
+        """The same of texts that are put in lower case first; names of added tokens are looked for before, as they are."""
+        content, words_before = added_tokens.content(self._library, self._named), self._words
+        if words_before:
+            return _restored(self.chat_template, content, self._special, words_before._replace(lowercase=True))
+        described = json.loads(content)
+        own = json.dumps(described["normalizer"])
+        if '"Lowercase"' not in own and '"lowercase": true' not in own:
+            after = [described["normalizer"]] if described["normalizer"] else []
+            described["normalizer"] = {"type": "Sequence", "normalizers": [{"type": "Lowercase"}, *after]}
+        return _restored(self.chat_template, json.dumps(described, ensure_ascii=False), self._special, None)
+
     def byte_lengths(self) -> np.ndarray:
         """[vocab_size] int32: how many bytes of UTF-8 each token stands for, see `token_bytes`; special tokens for none."""
         lengths = token_bytes.lengths(self._library, self.vocab_size)
