@@ -9,8 +9,9 @@ import scenes
 from launching import REPOSITORY, call, content, fails, metrics
 from real_data import shared_data
 
-from experiments import evaluate, finetune, predict, pretrain, report
+from experiments import convert, evaluate, finetune, predict, pretrain, report
 from transformers_jax import config as configuration
+from transformers_jax.runs import initialise
 from transformers_jax.runs import train as training
 from transformers_jax.runs.experiment import Experiment
 
@@ -119,6 +120,20 @@ def test_a_pretrained_model_gets_a_new_head(trained, photos, tmp_path, capfd):
     code, out, err = call(finetune, capfd, *flags(tmp_path), labels, *more)
     assert code == 0 and json.loads(out.splitlines()[-1])["metric"] == "mean_iou", err
     assert "newly initialised: decode_head/classifier/bias, decode_head/classifier/kernel" in err
+
+
+def test_there_and_back_nothing_is_lost(trained, tmp_path, capfd):
+    """As SegformerForSemanticSegmentation, with running statistics and the names of the classes."""
+    for source, target in (trained, tmp_path / "hf"), (tmp_path / "hf", tmp_path / "back"):
+        code, _, err = call(convert, capfd, f"--from={source}", f"--to={target}")
+        assert code == 0, err
+    described = json.loads((tmp_path / "hf/config.json").read_text())
+    assert described["architectures"] == ["SegformerForSemanticSegmentation"]
+    assert configuration.read(tmp_path / "back").task.labels == scenes.LABELS
+    before, after = (initialise.read(folder)[0] for folder in (trained, tmp_path / "back"))
+    assert before.keys() == after.keys() and "batch_stats:decode_head/norm/mean" in before
+    for name in before:
+        np.testing.assert_array_equal(np.asarray(before[name]), np.asarray(after[name]), err_msg=name)
 
 
 @pytest.mark.parametrize(
