@@ -99,7 +99,7 @@ def _describe_task(config: ConfigDict, folder: Path, about: Protocol) -> None:
         found = recipe.read(folder)
         _describe_recipe(task, found, folder)
         task.max_length = config.data.lengths.tokens = about.within(found.max_length).longest
-    elif head in about.labelled and head != "tagging":
+    elif head in about.labelled and head != "tagging" and "max_length" in task:
         task.max_length = config.data.lengths.tokens = longest
     elif longest and task.get("max_length", 0) > longest:  # others read in windows
         task.max_length = longest
