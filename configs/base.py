@@ -79,7 +79,7 @@ def data() -> ConfigDict:
     """Where examples come from, and how they become batches."""
     data = ConfigDict()
     # a kind of transformers_jax/data/sources.py: "text", "bible_text", "tokens"; "files", "bible", "tfds"; "conversations";
-    # of images "image_folders", "image_lists", "tfds_images", "mnist_5k", "digits_8x8"
+    # of images "image_folders", "image_lists", "image_masks", "tfds_images", "mnist_5k", "digits_8x8"
     data.source = "text"  # "tsv", "glue", "conll", "squad", "swag", "jsonl"
     data.tfds_name = ""  # a prepared TFDS data set; of "text", "conll", "squad" and "swag" too, in place of files
     data.data_dir = ""  # the folder that holds it
@@ -138,6 +138,26 @@ def images(config: ConfigDict, size: int = 224, channels: int = 3) -> None:
         data.erasing = 0.0  # probability that a random box becomes noise
         data.on_error = "fatal"  # "skip" leaves out files of "image_folders" and "image_lists" that are no images
     data.update(source="image_folders", batching="rows", lengths={})
+
+
+def scenes(config: ConfigDict, size: tuple[int, int] = (512, 512), channels: int = 3) -> None:
+    """Examples are images whose pixels or objects are labelled: random parts of them are learned (`data.images.views`).
+
+    Args:
+      size: height and width of what the model gets, in pixels.
+      channels: 3, or 1 for grey images.
+    """
+    data = config.data
+    with data.unlocked():
+        data.size = size  # height and width of what the model gets, in pixels
+        data.channels = channels  # of it: 3, or 1 for grey images; others become such
+        data.scale = (0.5, 2.0)  # training: the least and the largest factor of an image's size; then a part is cut out
+        data.most_of_one = 1.0  # share of a part's pixels that one class has at most, where ten tries find such a part
+        data.flip = 0.5  # probability of a horizontal flip
+        data.colour = 0.0  # jitter: one strength, or brightness, contrast, saturation and hue, (0.4, 0.4, 0.4, 0.1)
+        data.interpolation = "bilinear"  # of images; masks take the nearest pixel
+        data.on_error = "fatal"  # "skip" leaves out what is wrong, with one warning
+    data.update(source="image_masks", batching="rows", lengths={})
 
 
 def optimizer() -> ConfigDict:
@@ -344,6 +364,22 @@ def image_classes(config: ConfigDict, labels: tuple = ()) -> None:
     config.task.label_smoothing = 0.0  # share of the probability that all labels divide among them
     config.task.mixup = 0.0  # alpha of weighted means of two images; 0: none
     config.task.cutmix = 0.0  # alpha of boxes out of another image; with both one of them is drawn for each batch
+    config.task.lock()
+
+
+def pixel_classes(config: ConfigDict, labels: tuple = (), void: int = 255) -> None:
+    """A class for each pixel of an image.
+
+    Args:
+      labels: names of the classes, in the order of their numbers in masks.
+      void: the number of pixels without a class.
+    """
+    config.task = ConfigDict()
+    config.task.name = "segmentation"
+    config.task.labels = labels
+    config.task.void = void
+    config.task.first = 0  # the number of the first class in masks
+    config.task.overlap = 0.25  # share of a window that the next one sees too, where an image is larger than data.size
     config.task.lock()
 
 

@@ -2,7 +2,7 @@
 
     python -m experiments.predict --workdir=DIR [--average=N | --step=N] < lines
     python -m experiments.predict --init_from=FOLDER|WORKDIR|HUB_NAME --task=fill_mask [--top=5] < lines
-    python -m experiments.predict --workdir=DIR IMAGE|FOLDER …
+    python -m experiments.predict --workdir=DIR [--out=FOLDER] IMAGE|FOLDER …
 
 A line is text, by the task of the run:
 
@@ -10,12 +10,13 @@ A line is text, by the task of the run:
     tagging                               words with blanks between them
     span_qa                               question TAB passage
     multiple_choice                       beginning TAB choice TAB choice …
-    image_classification                  the path of an image
+    image_classification, segmentation    the path of an image
     masked_lm (fill_mask)                 a text with [MASK] for each gap: "Let's stick to [MASK] in this skit"
 
 or a JSON object with the keys of the task's examples. It comes back with labels and their probabilities, a tag for each word,
 the answer and where it stands in the passage, or the best words for each gap. --format=text takes lines that begin with { as
-they are. Of a run on images, files and folders of them may also be arguments, instead of lines.
+they are. Of a run on images, files and folders of them may also be arguments, instead of lines. With --out, segmentation
+writes each image's mask as PNG, whose numbers are the classes, and the image with the mask laid over it.
 """
 
 import json
@@ -32,6 +33,7 @@ flags.DEFINE_string("init_from", None, "pretrained weights to fill gaps with, in
 flags.DEFINE_enum("task", None, ("fill_mask",), "what to do; by default that which was trained", flag_values=FLAGS)
 flags.DEFINE_enum("format", "auto", ("auto", "text", "jsonl"), "of the lines; auto looks for {", flag_values=FLAGS)
 flags.DEFINE_integer("top", 5, "words for a gap", 1, flag_values=FLAGS)
+flags.DEFINE_string("out", None, "segmentation: folder for masks, and for images with them", flag_values=FLAGS)
 flags.DEFINE_integer("average", None, "over how many of the newest checkpoints", 1, flag_values=FLAGS)
 flags.DEFINE_integer("step", None, "one checkpoint, by its step", flag_values=FLAGS)
 
@@ -54,6 +56,8 @@ def main(args, config) -> None:
     else:
         there = predictor.trained(Experiment(config, args.workdir), average=args.average, step=args.step)
     answer = answers.answerer(there, args.task or "", top=args.top)
+    if args.out:
+        answer.task.write_to(args.out)
     number, form, what, blocks = 0, args.format, "standard input, line", lines.blocks_of_input()
     if args.arguments:
         if answer.task.reads != "images":

@@ -42,6 +42,7 @@ FIELDS: dict[str, Field] = {
     "label": Field(("B",), np.int32, "class of the example; of a group, which member is right"),
     "score": Field(("B",), np.float32, "number to be predicted of the example"),
     "image": Field(("B", "H", "W", "C"), np.uint8, "pixels of an image: the model normalises them, on the device"),
+    "mask": Field(("B", "H", "W"), np.int32, "class of each pixel of an image; 255 where it has none"),
     "labels": Field(("B", "K"), np.float32, "1 for each class that the example has, else 0; or a share of it"),
     "starts": Field(("B",), np.int32, "position of the first token of the answer"),
     "ends": Field(("B",), np.int32, "position of the last token of the answer"),

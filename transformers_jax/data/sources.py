@@ -13,6 +13,7 @@ A new kind of data is one more function, in `KINDS`. The examples of each:
     jsonl                any of these, one JSON object a line
     image_folders, image_lists, tfds_images, mnist_5k, digits_8x8
                          {"image": path, or uint8 [H, W, C], "label": str} and of lists "labels": [str], see `data.images`
+    image_masks          {"image": path, "mask": path, "size": (height, width)}
 
 Sources of images have `classes`, the names of all labels in the order of their numbers.
 """
@@ -22,7 +23,7 @@ from collections.abc import Sequence
 import numpy as np
 from absl import logging
 
-from transformers_jax.data.images import digits, folders, prepared
+from transformers_jax.data.images import digits, folders, masks, prepared
 from transformers_jax.data.text import bible, conversations, labelled_sources, text_sources, token_files
 from transformers_jax.data.text.lines import Lines
 from transformers_jax.data.tfds import open_prepared
@@ -31,6 +32,7 @@ from transformers_jax.errors import UserError
 SPLITS = ("train", "validation", "test")
 FILES = (
     "files", "text", "tokens", "conversations", "tsv", "jsonl", "conll", "squad", "swag", "image_folders", "image_lists",
+    "image_masks",
 )  # fmt: skip
 """Kinds whose splits are files, or folders of them."""
 
@@ -57,7 +59,7 @@ def open_source(config, split: str) -> Sequence[dict]:
     if split not in SPLITS:
         raise ValueError(f"split {split!r} is not one of {', '.join(SPLITS)}")
     kinds = {"files": _files, "bible": _bible, "tfds": _tfds}
-    for room in text_sources, token_files, conversations, labelled_sources, folders, digits, prepared:
+    for room in text_sources, token_files, conversations, labelled_sources, folders, digits, prepared, masks:
         kinds |= room.KINDS
     if config.source not in kinds:
         raise UserError(f"config.data.source={config.source!r} is not one of {', '.join(kinds)}")

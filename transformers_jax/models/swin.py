@@ -37,6 +37,7 @@ from transformers_jax.models.name_map import (
     norm,
     renamed,
 )
+from transformers_jax.models.pyramid_heads import SegmentationHead
 from transformers_jax.outputs import EncoderOutput, LabelOutput
 
 NORM_EPSILON = 1e-5
@@ -61,6 +62,7 @@ class Config(image_encoder.Config):
     mlp_ratio: how many times wider the feed-forward is inside.
     patch_size: P.
     absolute_positions: learned positions are added to the patches too (table 4's ablation).
+    decoder_width: of head "segmentation".
     """
 
     width: int = 96
@@ -72,6 +74,7 @@ class Config(image_encoder.Config):
     absolute_positions: bool = False
     norm_epsilon: float = 1e-5
     drop_path: float = 0.1
+    decoder_width: int = 256
 
     def __post_init__(self):
         super().__post_init__()
@@ -207,6 +210,8 @@ class PatchMerging(nn.Module):
 class Model(image_encoder.ImageEncoder):
     """Patches and stages with one head; `pyramid` gives what each stage makes of images."""
 
+    heads = ("none", "classification", "segmentation")
+
     def setup(self):
         c = self.config
         self.patches = Conv2d(c.width, c.patch_size, c.patch_size, **c.numbers())
@@ -222,9 +227,13 @@ class Model(image_encoder.ImageEncoder):
         self.merge = [PatchMerging(c) for _ in c.depths[1:]]
         self.final_norm = c.norm_layer()
         self.setup_head()
+        if c.head == "segmentation":
+            self.decode_head = SegmentationHead(c, len(c.depths))
 
     def __call__(self, batch: dict, *, deterministic: bool = True) -> EncoderOutput | LabelOutput:
-        """Logits [B, L]; for head "none" hidden states [B, h · w, D] of the last stage and their mean [B, D]."""
+        """Logits [B, L], for head "segmentation" [B, H / 4, W / 4, L]; for head "none" hidden states [B, h · w, D] of the last stage and their mean [B, D]."""
+        if self.config.head == "segmentation":
+            return LabelOutput(self.decode_head(self.pyramid(batch, deterministic), deterministic))
         hidden = self.encode(batch, deterministic)
         pooled = image_encoder.mean_pool(hidden)  # [B, D]
         if self.config.head == "classification":
