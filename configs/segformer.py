@@ -42,8 +42,8 @@ def tiny(config: ConfigDict) -> None:
     config.model.update(patch_sizes=(7, 3), strides=(4, 2), decoder_width=12, drop_path=0.0, classifier_dropout=0.0)
     config.model.image_size = 32
     config.data.update(size=(24, 32), scale=(0.8, 1.3), batch_size=8)
-    config.optimizer.update(learning_rate=1e-2, warmup_steps=4, weight_decay=0.0)
-    config.training.update(steps=12, log_every=2, eval_every=6, checkpoint_every=6)
+    config.optimizer.update(learning_rate=2e-2, warmup_steps=4, weight_decay=0.0)
+    config.training.update(steps=60, log_every=10, eval_every=30, checkpoint_every=30)
 
 
 VARIANTS = {

@@ -25,6 +25,7 @@ def pictures_of(args, config) -> dict:
     from transformers_jax.data.text.lines import filled
     from transformers_jax.reporting import word_vectors
     from transformers_jax.reporting.attention import attention_example
+    from transformers_jax.reporting.scenes import worst_scenes
     from transformers_jax.runs.experiment import Experiment
 
     texts = filled(args.sentences, "--sentences") if args.sentences else None
@@ -34,7 +35,10 @@ def pictures_of(args, config) -> dict:
         if not run.reads_text:
             if args.word or args.sentences:
                 raise UserError(f"--word and --sentences are for encoders of texts; {args.workdir} reads images")
-            return {"positions": False}
+            found["positions"] = False
+            if run.task.name == "segmentation":
+                found["images"] = worst_scenes(run)
+            return found
         if not word_vectors.is_encoder(run):
             if args.word or args.sentences:
                 raise UserError(f"--word and --sentences are for encoders; {args.workdir} holds none")

@@ -90,6 +90,14 @@ PARAMETERS = {
     "perceptron:digits": 407_050,
     "perceptron:folders": 1_574_402,
     "perceptron:tiny": 6_170,
+    "segformer:b0": 3_752_694,
+    "segformer:b1": 13_715_798,
+    "segformer:b2": 27_461_974,
+    "segformer:b3": 47_337_814,
+    "segformer:b4": 64_108_374,
+    "segformer:b5": 84_708_694,
+    "segformer:camvid": 1_426_907,
+    "segformer:tiny": 5_319,
 }
 FINETUNING = {
     "bert": "mnli qqp qnli sst2 cola stsb mrpc rte wnli glue squad squad2 swag conll2003 ner sentences nli sts",

@@ -269,3 +269,22 @@ def test_mistakes_end_in_one_line(folder, workdir, tmp_path, capfd):
     (tmp_path / "other" / "config.json").write_text(json.dumps(config | {"model_type": "t5", "architectures": ["T5Model"]}))
     assert run(tmp_path / "other", tmp_path / "new") == 2
     assert "'t5' (T5Model) is not supported; supported are" in capfd.readouterr().err and not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("name", ["gpt", "llama"])
+def test_decoders_there_and_back_again(tmp_path, name):
+    """Its workdir has rows no longer than the model reads, and what comes back are the same numbers."""
+    tokenizer = learn("byte_bpe", LINES, 300)
+    sizes = dict(name=name, width=8, num_heads=2, mlp_width=16, layers=2, max_length=40, head="causal_lm")
+    sizes |= {"kv_heads": 1} if name == "llama" else {}
+    fields = sizes | {"vocab_size": tokenizer.vocab_size}
+    model, rng = models.build(fields, 0), np.random.default_rng(0)
+    drawn = {n: rng.standard_normal(s).astype(np.float32) for n, s in mapping.shapes(model).items()}
+    huggingface.save(tmp_path / "folder", fields, parameters.nest(drawn), tokenizer)
+    assert run(tmp_path / "folder", tmp_path / "W") == 0
+    config = configuration.read(tmp_path / "W")
+    assert config.data.lengths.tokens == 40 and config.task.name == "causal_lm" and config.model.name == name
+    assert run(tmp_path / "W", tmp_path / "back") == 0
+    _, leaves, _ = huggingface.opened(tmp_path / "back")
+    there, back = huggingface.opened(tmp_path / "folder")[1], {n: np.asarray(x) for n, x in leaves.items()}
+    assert there.keys() == back.keys() and all(np.array_equal(np.asarray(there[n]), back[n]) for n in back)

@@ -108,7 +108,8 @@ class Model(image_encoder.ImageEncoder):
         return self.config.patch_size * 2 ** (len(self.config.depths) - 1)
 
     def __call__(self, batch: dict, *, deterministic: bool = True) -> EncoderOutput | LabelOutput:
-        """Logits [B, L], for head "segmentation" [B, H / 4, W / 4, L]; for head "none" the last map [B, H / 32, W / 32, D] and its normed mean [B, D]."""
+        """Logits: [B, L], for head "segmentation" [B, H / 4, W / 4, L]; for head "none" the last map [B, H / 32, W / 32, D] and
+        its normed mean [B, D]."""
         if self.config.head == "segmentation":
             return LabelOutput(self.decode_head(self.pyramid(batch, deterministic), deterministic))
         hidden = self.encode(batch, deterministic)

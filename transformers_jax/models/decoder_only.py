@@ -87,6 +87,7 @@ class DecoderOnly(nn.Module):
 
     config: Any
     block: Callable[..., nn.Module] | None = None
+    configs = {}  # by head, the config that a converted model's workdir begins with
     genome_cells = {"block": ("causal", "layers")}
 
     @nn.nowrap
@@ -102,6 +103,7 @@ class DecoderOnly(nn.Module):
             heads=HEADS,
             token_heads=("causal_lm",),
             tied=c.tie_embeddings,
+            configs=self.configs,
         )
 
     def setup_tables(self) -> None:

@@ -14,8 +14,8 @@ from transformers_jax.layers.resize import resize
 
 
 class SegmentationHead(nn.Module):
-    """A label for each position of the finest map: every map, normed and projected to one width, as large as the finest, and all
-    added up, as a feature pyramid does (Lin et al. 2017, section 3; Kirillov et al. 2019, "Panoptic Feature Pyramid Networks").
+    """A label for each position of the finest map: every map, normed and projected to one width, as large as the finest, and
+    all added up, as a feature pyramid does (Lin et al. 2017, section 3; Kirillov et al. 2019, "Panoptic Feature Pyramids").
 
     config: an `image_encoder.Config` that has `decoder_width`, E.
     levels: maps of the pyramid.

@@ -231,7 +231,8 @@ class Model(image_encoder.ImageEncoder):
             self.decode_head = SegmentationHead(c, len(c.depths))
 
     def __call__(self, batch: dict, *, deterministic: bool = True) -> EncoderOutput | LabelOutput:
-        """Logits [B, L], for head "segmentation" [B, H / 4, W / 4, L]; for head "none" hidden states [B, h · w, D] of the last stage and their mean [B, D]."""
+        """Logits: [B, L], for head "segmentation" [B, H / 4, W / 4, L]; for head "none" hidden states [B, h · w, D] of the last
+        stage and their mean [B, D]."""
         if self.config.head == "segmentation":
             return LabelOutput(self.decode_head(self.pyramid(batch, deterministic), deterministic))
         hidden = self.encode(batch, deterministic)

@@ -33,6 +33,7 @@ PLOTS = (
     Plot("top5_accuracy", "Top five", "share among the five likeliest", best="max"),
     Plot("real_accuracy", "ReaL accuracy", "share with one of the right labels", best="max"),
     Plot("mean_average_precision", "Mean average precision", "mean over classes (0–1)", best="max"),
+    Plot("mean_iou", "Mean IoU", "intersection over union, mean over classes", best="max"),
     Plot("next_accuracy", "Sentence pairs", "share of pairs told apart", best="max"),
     Plot("bleu", "BLEU", "BLEU (0–100)", best="max"),
     Plot("f1", "F1", "F1 (0–1)", best="max"),

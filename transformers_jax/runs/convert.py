@@ -101,6 +101,8 @@ def _describe_task(config: ConfigDict, folder: Path, about: Protocol) -> None:
         task.max_length = config.data.lengths.tokens = longest
     elif longest and task.get("max_length", 0) > longest:  # others read in windows
         task.max_length = longest
+    if longest and config.data.lengths.get("tokens", 0) > longest:
+        config.data.lengths.tokens = longest
     if head not in about.labelled:
         return
     names = huggingface.label_names(described)

@@ -215,7 +215,8 @@ class Drawn(Task):
         return [found[i] for i in range(len(found))]
 
     def samples(self, source: Sequence[dict], predictions: dict) -> list[dict]:
-        """{"image": its file, "classes": {class: its share of the pixels}} of each image; where masks are written, their files."""
+        """{"image": its file, "classes": {class: its share of the pixels}} of each image; where they are written, its mask's
+        files."""
         samples = []
         for i, classes in enumerate(self.classes(source, predictions)):
             image, counts = source[i]["image"], np.bincount(classes.ravel(), minlength=len(self.labels))

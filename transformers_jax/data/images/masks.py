@@ -5,7 +5,8 @@ Each example is {"image": path, "mask": path, "size": (height, width)}; they are
 Keys of config.data that are read here:
   train, validation, test: image_masks: two folders, "camvid/train,camvid/trainannot". The mask of a/1.jpg is a/1.png: masks
     are in a format without loss, and a pixel's number, or in a palette that of its entry, is its class.
-  on_error: see `folders`; "skip" also leaves out images without a mask, masks of another size, and classes that the head has not.
+  on_error: see `folders`; "skip" also leaves out images without a mask, and with one of another size or with classes that the
+    head has not.
 """
 
 import os
