@@ -7,9 +7,9 @@
 `digits` learns from 4,000 digits of MNIST (`pip install transformers_jax[images]`); `folders` from class folders of small
 photographs. `finetune` goes on from pretrained weights, lower layers more slowly (appendix A.1, table 6).
 
-`imagenet_tiny` to `imagenet_large` have the paper's sizes and its recipe (appendix A.1, table 5: AdamW at 4e-3, weight decay 0.05,
-300 epochs of batches of 4,096), without its average of weights. The paper's top-1 on ImageNet: 82.1, 83.1, 83.8, 84.3. Not run
-here.
+`imagenet_tiny` to `imagenet_large` have the paper's sizes and its recipe (appendix A.1, table 5: AdamW at 4e-3, weight decay
+0.05, 300 epochs of batches of 4,096), without its average of weights. The paper's top-1 on ImageNet: 82.1, 83.1, 83.8, 84.3.
+Not run here.
 """
 
 from ml_collections import ConfigDict

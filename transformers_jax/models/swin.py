@@ -211,6 +211,7 @@ class Model(image_encoder.ImageEncoder):
     """Patches and stages with one head; `pyramid` gives what each stage makes of images."""
 
     heads = ("none", "classification", "segmentation")
+    configs = {"classification": "swin.py:finetune"}
 
     def setup(self):
         c = self.config

@@ -62,7 +62,7 @@ def scales(shapes: Mapping[str, tuple[int, ...]], decay: float) -> dict[str, Any
 
 
 def _between(name: str, before: Mapping[str, int], total: int) -> int:
-    """The layer of a parameter that is in no layer and not before all of them: of the following stage's first, or the last + 1."""
+    """The layer that counts for a parameter behind some layer: the first of the following stage, or one more than the last."""
     found = _NUMBERED.search(name)
     if found and found[1] in _BETWEEN:
         stage = int(found[2]) + _BETWEEN[found[1]]

@@ -68,7 +68,8 @@ def make_optimizer(
       among: names of the parameters that decay_pattern must match one of; by default those that are updated.
 
     Returns:
-      The Optax transformation (clipping, the rule, weight decay, the rate, its decay by layers), and the schedule: updates so far → rate.
+      The Optax transformation (clipping, the rule, weight decay, the rate, its decay by layers), and the schedule: updates so
+      far → rate.
 
     Raises:
       UserError: an unknown key, optimizer or schedule (the known ones are listed), or a value out of range.
