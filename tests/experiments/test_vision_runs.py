@@ -8,7 +8,7 @@ import pytest
 from launching import REPOSITORY, call, fails, metrics
 from test_images import CLASSES, write
 
-from experiments import convert, finetune, launch, predict
+from experiments import convert, evaluate, finetune, launch, predict, pretrain, report
 from transformers_jax import config as configuration
 from transformers_jax import models, parameters
 from transformers_jax.interchange import huggingface, mapping
@@ -144,3 +144,20 @@ def test_each_method_teaches_a_few_parameters(method, vit, photos, tmp_path, cap
     assert np.isfinite(line["loss"])
     code, out, err = call(predict, capfd, f"--workdir={tmp_path}/run", photos / "test/red/0.png")
     assert code == 0 and json.loads(out)["prediction"] in NAMES, err
+
+
+@pytest.fixture(scope="module")
+def trained(photos, tmp_path_factory):
+    """A tiny ViT that was trained from nothing."""
+    workdir = tmp_path_factory.mktemp("trained") / "run"
+    named = [f"--config.data.{split}={photos}/{split}" for split in ("train", "validation", "test")]
+    flags = [f"--config={REPOSITORY}/configs/vit.py:tiny", *named, f"--workdir={workdir}"]
+    assert launch.call(pretrain.main, pretrain.FLAGS, ["pretrain", *flags]) == 0
+    return workdir
+
+
+def test_features_are_measured(trained, capfd):
+    code, out, err = call(evaluate, capfd, f"--workdir={trained}", "--knn=3", "--few_shot=4")
+    found = json.loads(out.splitlines()[-1])
+    assert code == 0 and found["known"] == 30 and found["examples"] == 9, err
+    assert found["knn_accuracy"] > 0.5 and found["few_shot_accuracy"] > 0.5
