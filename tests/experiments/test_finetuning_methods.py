@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from launching import REPOSITORY, call, content, fails
 
-from experiments import convert, evaluate, finetune, launch
+from experiments import convert, evaluate, finetune, launch, pretrain, translate
 from transformers_jax import config as configuration
 from transformers_jax import parameters
 from transformers_jax.finetuning import lora
@@ -213,3 +213,59 @@ def answers(workdir) -> np.ndarray:
     lines = ["good fine the", "bad the dull", "the", "fine dull"]
     examples = [answer.example(line, "text", "here") for line in lines]
     return np.array([sorted(found["probabilities"].items()) for found in answer(examples, str)])[..., 1].astype(float)
+
+
+QUICK = ["--config.training.steps=2", "--config.training.eval_every=2", "--config.training.bleu_every=2"]
+SMALL = [*QUICK, "--config.training.checkpoint_every=2", "--config.training.average_checkpoints=1"]
+
+
+def check_translation(base, workdir, corpus, capfd, monkeypatch, *more):
+    """Finetunes a translation by LoRA for two steps, translates with it, and merges it into a workdir of its own."""
+    config = f"--config={REPOSITORY}/configs/transformer.py:tiny"
+    flags = [config, f"--workdir={workdir}", f"--init_from={base}", *corpus, *LORA, *SMALL, *more]
+    code, _, err = call(finetune, capfd, *flags)
+    assert code == 0 and "learn" in err, err
+    before, after = variables(base), variables(workdir)
+    assert all(np.array_equal(before[name], after[name]) for name in before)
+    assert {name.rpartition("_")[2] for name in after if name not in before} == {"a", "b", "scale"}
+    code, _, err = call(convert, capfd, f"--from={workdir}", f"--to={workdir}-merged", "--merge")
+    assert code == 0, err
+    lines = b"a house\nthe green tree\n"
+    found = []
+    for there in workdir, f"{workdir}-merged":
+        code, out, err = call(translate, capfd, f"--workdir={there}", "--nbest=2", stdin=lines, monkeypatch=monkeypatch)
+        assert code == 0, err
+        found.append([line.split(" ||| ") for line in out.splitlines()])
+    assert len(found[0]) == 4 and [line[:2] for line in found[0]] == [line[:2] for line in found[1]]
+    np.testing.assert_allclose(*[[float(line[2]) for line in lines] for lines in found], atol=1e-3)
+
+
+def test_a_translation_is_finetuned(run, corpus, tmp_path, capfd, monkeypatch):
+    check_translation(run, tmp_path / "w", corpus, capfd, monkeypatch, "--config.finetuning.targets=('.',)")
+
+
+def test_a_genome_is_finetuned(corpus, tmp_path, capfd, monkeypatch):
+    genome = ["--config.model.genome=evolved_transformer", *SMALL]
+    config = f"--config={REPOSITORY}/configs/transformer.py:tiny"
+    code, _, err = call(pretrain, capfd, config, f"--workdir={tmp_path / 'base'}", *corpus, *genome)
+    assert code == 0, err
+    check_translation(tmp_path / "base", tmp_path / "w", corpus, capfd, monkeypatch)
+
+
+def test_an_encoder_does_not_translate(encoder, corpus, tmp_path, capfd):
+    config = f"--config={REPOSITORY}/configs/transformer.py:tiny"
+    flags = [config, f"--workdir={tmp_path / 'w'}", f"--init_from={encoder}", *corpus]
+    fails(finetune, capfd, *flags, says=["holds a bert, which does not translate", "config.task.name is translation"])
+
+
+def test_mistakes_end_in_one_line_before_anything_is_written(encoder, sentences, tmp_path, capfd):
+    for flag, says in (
+        ("method=lorra", "known: full, head, bias, lora, adapters"),
+        ("rank=400", "give at most"),
+        ("targets=('nothing',)", "matches no parameter"),
+        ("targets=('embeddings/word',)", "which is no kernel of a linear map"),
+        ("quantization=nf3", "known: nf4, int8"),
+    ):
+        flags = flags_of(tmp_path / "w", encoder, sentences, *LORA, f"--config.finetuning.{flag}")
+        fails(finetune, capfd, *flags, says=[f"config.finetuning.{flag.partition('=')[0]}", says])
+    assert not (tmp_path / "w").exists()
