@@ -1,6 +1,6 @@
 """Answers of a trained model: a line in, a JSON object out, in order; an empty line gives {}.
 
-    python -m experiments.predict --workdir=DIR [--average=N | --step=N] < lines
+    python -m experiments.predict --workdir=DIR [--average=N | --step=N] [--adapter=NAME=WORKDIR …] < lines
     python -m experiments.predict --init_from=FOLDER|WORKDIR|HUB_NAME --task=fill_mask [--top=5] < lines
 
 A line is text, by the task of the run:
@@ -14,6 +14,9 @@ A line is text, by the task of the run:
 or a JSON object with the keys of the task's examples. It comes back with labels and their probabilities, a tag for each word,
 the answer and where it stands in the passage, or the best words for each gap. --format=text takes lines that begin with { as
 they are.
+
+A JSON object whose key "adapter" is NAME is answered by the run in that WORKDIR, which was trained beside the same base as the
+one in DIR; the base is read once. Others are answered by the latter.
 """
 
 import json
@@ -23,19 +26,21 @@ from collections.abc import Iterator
 from absl import flags
 
 from experiments import launch, lines
+from transformers_jax import config as configuration
 from transformers_jax.errors import Unreadable, UserError
 
 FLAGS = launch.flags_of(config="workdir")
 flags.DEFINE_string("init_from", None, "pretrained weights to fill gaps with, in place of --workdir", flag_values=FLAGS)
 flags.DEFINE_enum("task", None, ("fill_mask",), "what to do; by default that which was trained", flag_values=FLAGS)
 flags.DEFINE_enum("format", "auto", ("auto", "text", "jsonl"), "of the lines; auto looks for {", flag_values=FLAGS)
+flags.DEFINE_multi_string("adapter", [], "NAME=WORKDIR of another run beside the same base", flag_values=FLAGS)
 flags.DEFINE_integer("top", 5, "words for a gap", 1, flag_values=FLAGS)
 flags.DEFINE_integer("average", None, "over how many of the newest checkpoints", 1, flag_values=FLAGS)
 flags.DEFINE_integer("step", None, "one checkpoint, by its step", flag_values=FLAGS)
 
 
 def main(args, config) -> None:
-    from transformers_jax.inference import answers, predictor
+    from transformers_jax.inference import adapters, answers, predictor
     from transformers_jax.runs.experiment import Experiment
 
     if bool(args.workdir) == bool(args.init_from):
@@ -46,7 +51,14 @@ def main(args, config) -> None:
         there = predictor.loaded(args.init_from)
     else:
         there = predictor.trained(Experiment(config, args.workdir), average=args.average, step=args.step)
-    answer = answers.answerer(there, args.task or config.task.name, top=args.top)
+    def answerer(there, task: str):
+        return answers.answerer(there, task, top=args.top)
+
+    answer = answerer(there, args.task or config.task.name)
+    if args.adapter:
+        others = adapters.named(there, list(dict.fromkeys(args.adapter)))  # arguments are parsed twice
+        tasks = {name: configuration.read(other.folder).task.name for name, other in others.items() if name}
+        answer = answers.ByAdapter({"": answer} | {name: answerer(others[name], task) for name, task in tasks.items()})
     number = 0
     for block in lines.blocks_of_input():
         for found in answered(block, answer, number, args.format):
