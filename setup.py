@@ -11,6 +11,7 @@ CORE = [
     "flax>=0.12.8",
     "grain>=0.2.18",
     "jax>=0.10.2",
+    "jinja2>=3.1.6",
     "ml-collections>=1.1.0",
     "numpy>=2.4",
     "optax>=0.2.8",
@@ -49,7 +50,7 @@ setup(
     long_description=README.read_text(encoding="utf-8") if README.exists() else "",
     long_description_content_type="text/markdown",
     python_requires=">=3.11",
-    packages=find_packages(include=["transformers_jax*", "experiments", "configs"]),
+    packages=find_packages(include=["transformers_jax*"]),
     install_requires=CORE,
     extras_require=EXTRAS,
 )

@@ -23,25 +23,28 @@ flags.DEFINE_integer("rounds", 3, "turns of each side")
 flags.DEFINE_integer("steps", 9, "steps of a turn")
 
 
-class Labels:
+def two_labels():
     """A task of two labels, as far as steps need one."""
+    import jax.numpy as jnp
 
-    one_a_row = True
-    streams = {"": ("tokens", "token_types")}
+    from transformers_jax.layers.losses import label_sums
+    from transformers_jax.tasks.task import Task
 
-    def encode(self, example: dict) -> dict:
-        return example
+    class Labels(Task):
+        one_a_row = True
+        streams = {"": ("tokens", "token_types")}
 
-    def predict(self, output, batch) -> dict:
-        return {"logits": output.logits}
+        def encode(self, example: dict) -> dict:
+            return example
 
-    def loss(self, output, batch, *, train: bool):
-        import jax.numpy as jnp
+        def predict(self, output, batch: dict) -> dict:
+            return {"logits": output.logits}
 
-        from transformers_jax.layers.losses import label_sums
+        def loss(self, output, batch: dict, *, train: bool):
+            sums = label_sums(output.logits, batch["label"], jnp.ones_like(batch["label"]))
+            return sums.loss, sums.weight, {}
 
-        sums = label_sums(output.logits, batch["label"], jnp.ones_like(batch["label"]))
-        return sums.loss, sums.weight, {}
+    return Labels()
 
 
 def main(_):
@@ -92,7 +95,7 @@ class Ours:
         tx, _ = make_optimizer(options, 1000)
         self.batch = self.rows(ROWS) | {"label": np.zeros(ROWS, np.int32)}
         self.state, shardings = create_state(self.model, tx, self.batch, self.mesh, seed=0)
-        step = make_train_step(self.model, Labels(), tx, seed=0)
+        step = make_train_step(self.model, two_labels(), tx, seed=0)
         self.flops = flops.of_jaxpr(jax.make_jaxpr(step)(self.state, self.batch))
         self.step = compile_step(step, self.mesh, shardings)
 
@@ -117,7 +120,7 @@ class Ours:
             self.state, _ = jax.block_until_ready(self.step(self.state, batch))
 
         found = {"train": seconds(train, steps)}
-        infer = Predictor(self.model, Labels(), {"params": self.state.params, "model_state": {}}, self.mesh, longest=LENGTH)
+        infer = Predictor(self.model, two_labels(), {"params": self.state.params, "model_state": {}}, self.mesh, longest=LENGTH)
         for rows in 1, 32:
             fields = self.rows(rows)
             examples = [{name: fields[name][i] for name in ("tokens", "token_types")} for i in range(rows)]

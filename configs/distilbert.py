@@ -32,17 +32,10 @@ def common() -> ConfigDict:
     """Section 3, on Wikipedia."""
     config = base.encoder("distilbert")
     config.model.update(layers=6, token_types=0, classifier_dropout=0.2)
-    base.masked_lm(config, "distillation")
-    with config.task.unlocked():
-        config.task.teacher = ""  # a folder of Hugging Face's, a workdir, or a name on the hub; its vocabulary is taken over
-        config.task.of = "masked_lm"  # what both learn
-        config.task.layers = (0, 2, 4, 7, 9, 11)  # of the teacher, for the student to start with: every second one
-        config.task.temperature = 2.0  # both distributions are softened by
-        config.task.soft = 5.0  # weights of the losses: of the teacher's distribution,
-        config.task.hard = 2.0  # of the tokens themselves,
-        config.task.cosine = 1.0  # and of the last states' directions
+    base.masked_lm(config)
+    masked = {key: value for key, value in config.task.items() if key != "name"}
+    base.distillation(config, "masked_lm", (0, 2, 4, 7, 9, 11), **masked)  # every second layer
     config.tokenizer.lowercase = True
-    config.tokenizer.path = config.task.get_ref("teacher")
     config.data.update(languages=("en",), unit="paragraph", chunk_words=350, batch_size=4096, max_length=512)
     config.optimizer.update(learning_rate=5e-4, warmup_steps=0, warmup_share=0.05, clip_norm=5.0)
     config.training.steps = 60_000

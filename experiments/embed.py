@@ -6,7 +6,9 @@
     … --summary=3 < text            its most central sentences
 
 Vectors are means of the last hidden states, of length 1; where the folder says otherwise, as those of sentence-transformers
-do in modules.json, or the run has learned otherwise, it is done so. --pooling and --normalise change that.
+do in modules.json and the files beside it, or the run has learned otherwise, it is done so. --pooling and --normalise change
+that; --prompt names another of the folder's prompts. Where there are prompts "query" and "document" (or "passage"), the lines
+of --nearest are read with the one, and those of --corpus with the other.
 """
 
 import json
@@ -23,7 +25,8 @@ flags.DEFINE_integer("nearest", 0, "how many of the lines of --corpus", 0, flag_
 flags.DEFINE_string("corpus", None, "file that is searched, a text a line", flag_values=FLAGS)
 flags.DEFINE_string("similarity_file", None, "TSV of score, sentence and sentence", flag_values=FLAGS)
 flags.DEFINE_integer("summary", 0, "sentences of an extractive summary", 0, flag_values=FLAGS)
-flags.DEFINE_string("pooling", None, "mean, first, max or mean_sqrt_len", flag_values=FLAGS)
+flags.DEFINE_string("pooling", None, "mean, first, max, mean_sqrt_len, weighted_mean or last", flag_values=FLAGS)
+flags.DEFINE_string("prompt", None, "the name of a prompt of the folder; an empty one for none", flag_values=FLAGS)
 flags.DEFINE_bool("normalise", None, "make vectors of length 1", flag_values=FLAGS)
 flags.DEFINE_integer("max_length", None, "tokens of a text that are read", 3, flag_values=FLAGS)
 
@@ -37,7 +40,7 @@ def main(args, config) -> None:
         raise UserError("--nearest and --corpus go together: how many, and of which file's lines")
     if sum(map(bool, (args.nearest, args.similarity_file, args.summary))) > 1:
         raise UserError("--nearest, --similarity_file and --summary are three things: give one")
-    changes = {n: args[n].value for n in ("pooling", "normalise", "max_length") if args[n].value is not None}
+    changes = {n: args[n].value for n in ("pooling", "normalise", "max_length", "prompt") if args[n].value is not None}
     embed = embeddings.Embedder.of(args.init_from, **changes)
     if args.similarity_file:
         print(json.dumps(similarity(embed, args.similarity_file)))
@@ -71,10 +74,10 @@ def search(embed, corpus: str, count: int):
     there = filled(corpus, "--corpus")
     numbers = [i for i in range(len(there)) if there[i].strip()]
     texts = [there[i] for i in numbers]
-    vectors = embed(texts)
+    vectors = embed(texts, embed.named("document", "passage", "corpus"))
 
     def answer(block: list[str]) -> list[dict]:
-        found = embeddings.nearest(embed(block), vectors, count)
+        found = embeddings.nearest(embed(block, embed.named("query")), vectors, count, embed.recipe.similarity)
         shown = [
             [{"line": numbers[i] + 1, "text": texts[i], "similarity": round(s, 4)} for i, s in best] if text.strip() else []
             for text, best in zip(block, found, strict=True)
@@ -85,7 +88,7 @@ def search(embed, corpus: str, count: int):
 
 
 def similarity(embed, path: str) -> dict:
-    """How the cosine of two sentences follows the scores of a file."""
+    """How the similarity of two sentences follows the scores of a file."""
     from ml_collections import ConfigDict
 
     from transformers_jax.data import sources
@@ -95,7 +98,7 @@ def similarity(embed, path: str) -> dict:
     columns = ("score", "first", "second")
     pairs = sources.open_source(ConfigDict({"source": "tsv", "test": path, "columns": columns}), "test")
     scores, first, second = ([pair[name] for pair in pairs] for name in columns)
-    found = embeddings.paired_cosine(embed(first), embed(second))
+    found = embeddings.paired(embed(first), embed(second), embed.recipe.similarity)
     return {"spearman": spearman(scores, found), "pearson": pearson(scores, found), "pairs": len(scores)}
 
 

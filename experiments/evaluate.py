@@ -2,29 +2,67 @@
 
 python -m experiments.evaluate --workdir=DIR [--split=test] [--samples=N] [--average=N | --step=N]
     [--config.decoding.beam_size=8 …]
+python -m experiments.evaluate --workdir=DIR|--init_from=FOLDER|WORKDIR|HUB_NAME|FILE.gguf --tasks=FILE,… [--tasks_dir=DIR]
+    [--shots=K] [--seed=N] [--limit=N]
+
+--tasks measures a language model with files of questions, JSON lines, plain or gzip: choices, pairs of sentences and last words
+by their likelihood, worked answers and answers out of passages by writing them (see `transformers_jax.inference.questions`).
+Names below --tasks_dir need no ending. --shots puts K other questions of the file, with their answers, before each.
 """
 
 import json
+import time
 
 from absl import flags
 
 from experiments import launch
+from transformers_jax.errors import UserError
 
 FLAGS = launch.flags_of(config="workdir")
+flags.DEFINE_string("init_from", None, "--tasks: the model, in place of --workdir", flag_values=FLAGS)
 flags.DEFINE_enum("split", "test", ("train", "validation", "test"), "which examples", flag_values=FLAGS)
 flags.DEFINE_integer("average", None, "over how many of the newest checkpoints", 1, flag_values=FLAGS)
 flags.DEFINE_integer("samples", 0, "examples to print with what the model made of them", 0, flag_values=FLAGS)
 flags.DEFINE_integer("step", None, "one checkpoint, by its step", flag_values=FLAGS)
+flags.DEFINE_list("tasks", [], "files of questions", flag_values=FLAGS)
+flags.DEFINE_string("tasks_dir", None, "folder of these files", flag_values=FLAGS)
+flags.DEFINE_integer("shots", 0, "--tasks: examples before each question", 0, flag_values=FLAGS)
+flags.DEFINE_integer("seed", 0, "--tasks: of the choice of these examples", 0, flag_values=FLAGS)
+flags.DEFINE_integer("limit", 0, "--tasks: only so many questions of each file, the first; 0: all", 0, flag_values=FLAGS)
 
 
 def main(args, config) -> None:
+    if args.tasks:
+        return measure(args)
+    if args.init_from:
+        raise UserError("--init_from is for --tasks=FILE,…; a split is scored with --workdir of a run")
+    from transformers_jax.files import json_value
     from transformers_jax.runs.evaluate import evaluate
     from transformers_jax.runs.experiment import Experiment
 
     scores, samples = evaluate(Experiment(config, args.workdir), args.split, average=args.average, step=args.step)
     for sample in samples[:: max(1, len(samples) // max(1, args.samples))][: args.samples]:
         launch.show(*(f"{name:<12} {text}" for name, text in sample.items()), "")
-    launch.show(json.dumps(scores))
+    launch.show(json.dumps(json_value(scores), allow_nan=False))
+
+
+def measure(args) -> None:
+    """Scores of a model on each file of --tasks, a line each, and all of them as one JSON object."""
+    from transformers_jax.inference import likelihood, predictor, questions, written
+
+    if bool(args.workdir) == bool(args.init_from):
+        raise UserError("give one of --workdir and --init_from")
+    began, found = time.monotonic(), {}
+    asked = [questions.read(path) for path in questions.paths_of(args.tasks, args.tasks_dir)]
+    there = predictor.loaded(args.init_from or args.workdir, average=args.average, step=args.step)
+    scorer = likelihood.Likelihood(there)
+    how = {"shots": args.shots, "seed": args.seed, "limit": args.limit}
+    for one in asked:
+        is_written = one.kind in questions.WRITTEN
+        scores = written.measure(there, one, **how) if is_written else likelihood.measure(scorer, one, **how)
+        found[one.name] = {name: round(value, 4) for name, value in scores.items()}
+        launch.show(f"{one.name:<20} " + "  ".join(f"{name} {value}" for name, value in found[one.name].items()))
+    launch.show(json.dumps(found | {"shots": args.shots, "seconds": round(time.monotonic() - began, 2)}))
 
 
 if __name__ == "__main__":

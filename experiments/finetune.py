@@ -58,7 +58,8 @@ def main(args, config) -> None:
     else:
         config = adoption.adopted(config, args.init_from, given)
         finetune(config, args.workdir)
-        launch.show(json.dumps(sweeps.best(args.workdir, Experiment(config, args.workdir).task.main_metric)))
+        task = Experiment(configuration.read(args.workdir), args.workdir).task
+        launch.show(json.dumps(sweeps.best(args.workdir, task.main_metric, bigger=task.bigger_is_better)))
 
 
 def part_of(file: str, part: str, given: dict):

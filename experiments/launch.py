@@ -45,10 +45,11 @@ ADVICE = {
 """Errors of XLA that a user can mend, by a part of their message."""
 
 
-def flags_of(*, config: str) -> flags.FlagValues:
+def flags_of(*, config: str, arguments: str = "") -> flags.FlagValues:
     """The flags that launchers share. They are the launcher's own, so that several launchers can live in one process.
 
     Args:
+      arguments: what arguments that are no flags mean; they are the value of `args.arguments`. "" for a launcher without.
       config: "file" for a launcher that is given --config=FILE:VARIANT, "workdir" for one that reads the config of a
         run from its workdir; either way `--config.a.b=value` changes a key. "none" for one without.
     """
@@ -58,6 +59,8 @@ def flags_of(*, config: str) -> flags.FlagValues:
         flags.DEFINE_string("workdir", None, "folder of the run", flag_values=values)
     if config == "file":
         flags.DEFINE_string("config", None, "FILE or FILE:VARIANT, as configs/transformer.py:base", flag_values=values)
+    if arguments:
+        flags.DEFINE_multi_string("arguments", [], f"{arguments}; also without this name", flag_values=values)
     flags.DEFINE_bool("help", False, "print this and exit", flag_values=values)
     flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0, for a run of many processes", flag_values=values)
     flags.DEFINE_integer("num_processes", None, "how many processes there are", flag_values=values)
@@ -142,7 +145,9 @@ def parse(values: flags.FlagValues, argv: list[str], help_text: str = "") -> tup
     for name in fields:
         args[name] = fields[name]
     rest = args(argv)[1:]
-    if rest:
+    if rest and "arguments" in args:
+        args.arguments = args.arguments + rest
+    elif rest:
         raise UserError(f"unexpected argument {rest[0]!r}: flags are written --name=value")
     configuration.check(config)
     return args, config

@@ -2,6 +2,7 @@
 
     python -m experiments.predict --workdir=DIR [--average=N | --step=N] [--adapter=NAME=WORKDIR …] < lines
     python -m experiments.predict --init_from=FOLDER|WORKDIR|HUB_NAME --task=fill_mask [--top=5] < lines
+    python -m experiments.predict --workdir=DIR IMAGE|FOLDER …
 
 A line is text, by the task of the run:
 
@@ -9,11 +10,12 @@ A line is text, by the task of the run:
     tagging                               words with blanks between them
     span_qa                               question TAB passage
     multiple_choice                       beginning TAB choice TAB choice …
+    image_classification                  the path of an image
     masked_lm (fill_mask)                 a text with [MASK] for each gap: "Let's stick to [MASK] in this skit"
 
 or a JSON object with the keys of the task's examples. It comes back with labels and their probabilities, a tag for each word,
 the answer and where it stands in the passage, or the best words for each gap. --format=text takes lines that begin with { as
-they are.
+they are. Of a run on images, files and folders of them may also be arguments, instead of lines.
 
 A JSON object whose key "adapter" is NAME is answered by the run in that WORKDIR, which was trained beside the same base as the
 one in DIR; the base is read once. Others are answered by the latter.
@@ -26,10 +28,9 @@ from collections.abc import Iterator
 from absl import flags
 
 from experiments import launch, lines
-from transformers_jax import config as configuration
 from transformers_jax.errors import Unreadable, UserError
 
-FLAGS = launch.flags_of(config="workdir")
+FLAGS = launch.flags_of(config="workdir", arguments="an image, or a folder of images, in place of lines")
 flags.DEFINE_string("init_from", None, "pretrained weights to fill gaps with, in place of --workdir", flag_values=FLAGS)
 flags.DEFINE_enum("task", None, ("fill_mask",), "what to do; by default that which was trained", flag_values=FLAGS)
 flags.DEFINE_enum("format", "auto", ("auto", "text", "jsonl"), "of the lines; auto looks for {", flag_values=FLAGS)
@@ -39,7 +40,12 @@ flags.DEFINE_integer("average", None, "over how many of the newest checkpoints",
 flags.DEFINE_integer("step", None, "one checkpoint, by its step", flag_values=FLAGS)
 
 
+IMAGES = 256
+"""Images that are read and answered together."""
+
+
 def main(args, config) -> None:
+    from transformers_jax.data.images.folders import images_in
     from transformers_jax.inference import adapters, answers, predictor
     from transformers_jax.runs.experiment import Experiment
 
@@ -51,38 +57,41 @@ def main(args, config) -> None:
         there = predictor.loaded(args.init_from)
     else:
         there = predictor.trained(Experiment(config, args.workdir), average=args.average, step=args.step)
-    def answerer(there, task: str):
-        return answers.answerer(there, task, top=args.top)
-
-    answer = answerer(there, args.task or config.task.name)
+    answer = answers.answerer(there, args.task or "", top=args.top)
     if args.adapter:
         others = adapters.named(there, list(dict.fromkeys(args.adapter)))  # arguments are parsed twice
-        tasks = {name: configuration.read(other.folder).task.name for name, other in others.items() if name}
-        answer = answers.ByAdapter({"": answer} | {name: answerer(others[name], task) for name, task in tasks.items()})
-    number = 0
-    for block in lines.blocks_of_input():
-        for found in answered(block, answer, number, args.format):
+        own = {name: answers.answerer(other, top=args.top) for name, other in others.items() if name}
+        answer = answers.ByAdapter({"": answer} | own)
+    number, form, what, blocks = 0, args.format, "standard input, line", lines.blocks_of_input()
+    if args.arguments:
+        if answer.task.reads != "images":
+            raise UserError(f"unexpected argument {args.arguments[0]!r}: the run reads text, a line of standard input each")
+        paths = [path for given in args.arguments for path in images_in(given, "--arguments")]
+        form, what, blocks = "text", "image", lines.blocks(paths, IMAGES)
+    for block in blocks:
+        for found in answered(block, answer, number, form, what):
             print(json.dumps(found, ensure_ascii=False))
         number += len(block)
         sys.stdout.flush()
 
 
-def answered(block: list[str], answer, before: int, form: str) -> Iterator[dict]:
+def answered(block: list[str], answer, before: int, form: str, what: str = "standard input, line") -> Iterator[dict]:
     """The answer to each line; those before a line that cannot be read or encoded come first, then its error.
 
     Args:
       before: lines of the input before these.
+      what: what a line is, for messages.
     """
     places, examples, failure = [], [], None
     for i, line in enumerate(block):
         if line.strip():
             try:
-                examples.append(answer.example(line, form, f"standard input, line {before + i + 1}"))
+                examples.append(answer.example(line, form, f"{what} {before + i + 1}"))
             except UserError as error:
                 block, failure = block[:i], error
                 break
             places.append(i)
-    where = [f"standard input, line {before + i + 1}" for i in places]
+    where = [f"{what} {before + i + 1}" for i in places]
 
     def answers_to(count: int) -> dict[int, dict]:
         there = examples[:count]

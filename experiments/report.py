@@ -31,6 +31,10 @@ def pictures_of(args, config) -> dict:
     found = {}
     try:
         run = Experiment(config, args.workdir)
+        if not run.reads_text:
+            if args.word or args.sentences:
+                raise UserError(f"--word and --sentences are for encoders of texts; {args.workdir} reads images")
+            return {"positions": False}
         if not word_vectors.is_encoder(run):
             if args.word or args.sentences:
                 raise UserError(f"--word and --sentences are for encoders; {args.workdir} holds none")

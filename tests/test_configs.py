@@ -70,6 +70,26 @@ PARAMETERS = {
     "flaubert:large": 373_282_937,
     "flaubert:quickstart": 6_860_608,
     "flaubert:tiny": 32_400,
+    "gpt:small": 124_439_808,
+    "gpt:medium": 354_823_168,
+    "gpt:large": 774_030_080,
+    "gpt:xl": 1_557_611_200,
+    "gpt:gpt": 116_534_784,
+    "gpt:distilgpt2": 81_912_576,
+    "gpt:quickstart": 10_040_320,
+    "gpt:books": 5_273_088,
+    "gpt:tiny": 32_000,
+    "llama:llama3_8b": 8_030_261_248,
+    "llama:llama3_70b": 70_553_706_496,
+    "llama:mistral_7b": 7_241_732_096,
+    "llama:qwen2_7b": 7_615_616_512,
+    "llama:qwen3_8b": 8_190_735_360,
+    "llama:smollm2_135m": 134_515_008,
+    "llama:instruct": 134_515_008,
+    "llama:tiny": 44_192,
+    "perceptron:digits": 407_050,
+    "perceptron:folders": 1_574_402,
+    "perceptron:tiny": 6_170,
 }
 FINETUNING = {
     "bert": "mnli qqp qnli sst2 cola stsb mrpc rte wnli glue squad squad2 swag conll2003 ner sentences nli sts",
@@ -87,10 +107,14 @@ FINETUNING = {
 class Tokens:
     """Stands in for a tokenizer: what tasks ask one for when they are made."""
 
-    mask_id, eos_id, unk_id = 4, 2, 3
+    bos_id, eos_id, unk_id, mask_id = 1, 2, 3, 4
+    chat_template = None
 
     def textual_ids(self):
         return np.arange(5, 9)
+
+    def token(self, i: int) -> str:
+        return f"<{i}>"
 
     def surrounding(self, pair: bool) -> int:
         return 2 + pair
@@ -101,9 +125,11 @@ class Tokens:
 
 def model_of(config):
     """The model of a config, with the head that its task asks for."""
-    teacher = {"teacher": "given"} if config.task.name == "distillation" else {}
-    task = tasks.build(dict(config.task) | teacher, Tokens())
-    return models.build(dict(config.model) | getattr(task, "model_fields", dict)(), config.tokenizer.vocab_size)
+    given = {"teacher": "given"} if config.task.name == "distillation" else {}
+    if tasks.named(config.task.name).reads == "images" and not config.task.labels:
+        given = {"labels": ("a", "b")}
+    task = tasks.build(dict(config.task) | given, Tokens(), config.data)
+    return models.build(dict(config.model) | task.model_fields(), config.tokenizer.vocab_size)
 
 
 @pytest.mark.parametrize("name", PARAMETERS)
@@ -112,6 +138,8 @@ def test_parameter_counts(name):
     config = configuration.load(f"{CONFIGS / file}.py:{variant}")
     model = model_of(config)
     batch = {name: np.zeros((1, 2)[: len(field.axes)], field.dtype) for name, field in FIELDS.items()}
+    if "images" in model.protocol().reads:
+        batch = model.protocol().example()
     assert counts.count(counts.shapes(model, batch)["params"]) == PARAMETERS[name]
 
 
@@ -255,7 +283,7 @@ def test_a_config_file_adds_a_key_on_purpose(tmp_path):
 def test_configs_are_found_wherever_the_launcher_runs_from(tmp_path):
     """With the package alone on the path, and another `configs` in the folder it runs from."""
     (tmp_path / "configs").mkdir()
-    code = f"from transformers_jax import configuration; print(configuration.load('{CONFIGS}/roberta.py:tiny').model.variant)"
+    code = f"from transformers_jax import config; print(config.load('{CONFIGS}/roberta.py:tiny').model.variant)"
     (tmp_path / "place").mkdir()
     (tmp_path / "place" / "transformers_jax").symlink_to(CONFIGS.parent / "transformers_jax")
     ran = subprocess.run(

@@ -3,10 +3,11 @@
 A batch is a plain dict of numpy (or jax) arrays. Data rooms fill it, models and tasks read it, and nothing else passes
 between them.
 
-Axes: B batch rows, S source length, T target length (of a text that is only read, its length), C members of a group.
+Axes: B batch rows, S source length, T target length (of a text that is only read, its length), H height, W width, C channels
+of an image, K classes.
 
 A task whose examples are groups, the choices of a question or two sentences to compare, has one more axis: its fields of
-[B, T] are [B, C, T].
+[B, T] are [B, C, T], C being the members of a group there.
 
 Segments say which example of a packed row a position belongs to: 1, 2, … and 0 for padding. Positions count from 0 within
 each segment. A position carries loss where its target segment is not 0.
@@ -40,6 +41,8 @@ FIELDS: dict[str, Field] = {
     "segments": Field(("B", "T"), np.int32, "packed example each token belongs to; 0 is padding"),
     "label": Field(("B",), np.int32, "class of the example; of a group, which member is right"),
     "score": Field(("B",), np.float32, "number to be predicted of the example"),
+    "image": Field(("B", "H", "W", "C"), np.uint8, "pixels of an image: the model normalises them, on the device"),
+    "labels": Field(("B", "K"), np.float32, "1 for each class that the example has, else 0; or a share of it"),
     "starts": Field(("B",), np.int32, "position of the first token of the answer"),
     "ends": Field(("B",), np.int32, "position of the last token of the answer"),
     "row_weights": Field(("B",), np.int32, "1 in a row that holds an example, 0 in an empty one"),

@@ -25,7 +25,7 @@ def is_boxed(leaf: Any) -> bool:
 
 
 def is_packed(leaf: Any) -> bool:
-    """Whether several arrays make up one parameter, as those of a quantised kernel do; its class says `one_parameter = True`."""
+    """Whether several arrays make up one parameter, as a quantised kernel's do; its class says `one_parameter = True`."""
     return getattr(type(leaf), "one_parameter", False)
 
 

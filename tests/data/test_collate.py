@@ -3,10 +3,11 @@
 import itertools
 import json
 from collections import Counter
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from given_task import Given
+from ml_collections import ConfigDict
 from test_pipeline import PACKING, TASK, assert_equal, config, make_source
 
 from transformers_jax import batch as contract
@@ -15,12 +16,12 @@ from transformers_jax.errors import UserError
 
 
 class TestOneARow:
-    OWN = SimpleNamespace(
+    OWN = Given(
         streams={"": ("tokens",)},
         row_fields=("label", "score"),
         encode=lambda e: {"tokens": np.arange(e["length"]) + 1, "label": e["number"], "score": e["number"] / 2},
     )
-    GROUPS = SimpleNamespace(
+    GROUPS = Given(
         streams={"": ("tokens",)},
         row_fields=("label",),
         groups=2,
@@ -67,7 +68,7 @@ class TestOneARow:
         assert batch["segments"][3].sum(axis=1).tolist() == [4, 2]
         assert batch["label"].tolist() == [1] * 8
         with pytest.raises(UserError, match="an example has 2 members where the task reads 3"):
-            eval_batches(self.SOURCE, SimpleNamespace(**{**vars(self.GROUPS), "groups": 3}), self.keys())
+            eval_batches(self.SOURCE, Given(**{**vars(self.GROUPS), "groups": 3}), self.keys())
 
     @pytest.mark.parametrize("task", [OWN, GROUPS, TASK], ids=["values", "groups", "translation"])
     def test_shapes_are_told_in_advance(self, task):
@@ -82,13 +83,13 @@ class TestOneARow:
             train_iterator(self.SOURCE, self.OWN, self.keys(batching="packing"), seed=0)
 
     def test_a_task_without_values_may_have_rows_too(self):
-        task = SimpleNamespace(streams={"": ("tokens",)}, encode=lambda e: {"tokens": np.arange(e["length"])})
+        task = Given(streams={"": ("tokens",)}, encode=lambda e: {"tokens": np.arange(e["length"])})
         batch = next(train_iterator(self.SOURCE, task, self.keys(), seed=0))
         assert set(batch) == {"tokens", "positions", "segments"} and batch["segments"].max() == 1
 
 
 class TestAugmentation:
-    TASK = SimpleNamespace(
+    TASK = Given(
         streams={"": ("tokens",)},
         encode=lambda e: {"tokens": np.full(4, e["number"]), "only for this": e["number"]},
         augment=lambda fields, rng: {"tokens": fields["tokens"] * 1000 + rng.integers(1, 999, 4)},
@@ -116,3 +117,101 @@ class TestAugmentation:
     def test_evaluation_is_as_encoded(self):
         batch = next(iter(eval_batches(self.SOURCE, self.TASK, self.KEYS)))
         assert batch["tokens"][:2].tolist() == [[0] * 4 + [1] * 4, [2] * 4 + [3] * 4]
+
+
+class TestImages:
+    """Examples without streams: their fields are arrays of one shape, and batches are made of them by number alone."""
+
+    SOURCE = [{"number": i} for i in range(37)]
+
+    @staticmethod
+    def task(calls: Counter | None = None, **hooks) -> Given:
+        def encode(example):
+            if calls is not None:
+                calls[example["number"]] += 1
+            return {"image": np.full([6, 6, 3], example["number"], np.uint8), "labels": np.eye(37)[example["number"]]}
+
+        def augment(fields, rng):
+            return {**fields, "image": fields["image"][1:5, 1:5] + rng.integers(100, 200, [4, 4, 3], np.uint8)}
+
+        def middle(fields):
+            return {**fields, "image": fields["image"][1:5, 1:5]}
+
+        shapes = {"image": (4, 4, 3), "labels": (37,)}
+        own = dict(encode=encode, augment=augment, unaugmented=middle, row_fields=("image", "labels"), row_shapes=shapes)
+        return Given(**own | hooks)
+
+    KEYS = config(batching="rows", batch_size=8, lengths={}, cache=False)
+
+    def batches(self, count: int, seed: int = 3, task=None, **keys):
+        process = {name: keys.pop(name) for name in ("process_index", "process_count") if name in keys}
+        config = {**self.KEYS, **keys}
+        iterator = train_iterator(self.SOURCE, task or self.task(), ConfigDict(config), seed=seed, **process)
+        found = list(itertools.islice(iterator, count))
+        iterator.close()
+        return found
+
+    def test_fields_have_the_shapes_of_the_task(self):
+        for batch in self.batches(3):
+            contract.check(batch)
+            assert {name: (value.shape, value.dtype) for name, value in batch.items()} == batch_shapes(self.KEYS, self.task())
+            assert set(batch) == {"image", "labels", "row_weights"} and batch["row_weights"].all()
+        with pytest.raises(ValueError, match="'image' of an example has the shape .*, and the task says"):
+            self.batches(1, task=self.task(augment=lambda fields, rng: {**fields, "image": fields["image"][:1]}))
+
+    def test_an_epoch_has_every_example_once_in_an_order_of_its_own(self):
+        numbers = np.concatenate([batch["labels"].argmax(axis=1) for batch in self.batches(20)])
+        first, second = numbers[:37].tolist(), numbers[37:74].tolist()
+        assert sorted(first) == sorted(second) == list(range(37)) and first != second
+
+    def test_examples_are_encoded_when_their_batch_is_made(self):
+        calls = Counter()
+        self.batches(1, task=self.task(calls))
+        assert calls.total() == 8
+        evaluated = eval_batches(self.SOURCE, self.task(calls), self.KEYS)
+        assert calls.total() == 8 and len(evaluated) == 5
+        for _ in range(2):
+            next(iter(evaluated))
+        assert calls.total() == 8 + 2 * 8
+        calls.clear()
+        self.batches(20, task=self.task(calls), cache=True)
+        assert set(calls.values()) == {1}
+
+    @pytest.mark.parametrize("prefetch", [0, 3])
+    def test_a_fresh_iterator_goes_on_from_any_state(self, prefetch):
+        keys, wanted = ConfigDict({**self.KEYS, "prefetch": prefetch}), self.batches(20)
+        iterator, states = train_iterator(self.SOURCE, self.task(), keys, seed=3), []
+        for batch in wanted:
+            states.append(json.dumps(iterator.get_state()))
+            assert_equal([next(iterator)], [batch])
+        iterator.close()
+        for step in 0, 1, 4, 13:
+            calls = Counter()
+            fresh = train_iterator(self.SOURCE, self.task(calls), keys, seed=3)
+            fresh.set_state(json.loads(states[step]))
+            assert_equal(list(itertools.islice(fresh, 5)), wanted[step : step + 5])
+            fresh.close()
+            assert prefetch or calls.total() == 5 * 8  # those before are not encoded
+
+    def test_an_example_differs_each_time_and_processes_and_seeds_differ(self):
+        seen = {}
+        for batch in self.batches(20):
+            for image, labels in zip(batch["image"], batch["labels"], strict=True):
+                seen.setdefault(labels.argmax(), set()).add(image.tobytes())
+        assert {len(images) for images in seen.values()} <= {4, 5}
+        shares = [self.batches(4, process_index=i, process_count=2) for i in range(2)]
+        assert not np.intersect1d(*(np.concatenate([b["labels"].argmax(axis=1) for b in share]) for share in shares)).size
+        assert not np.array_equal(self.batches(1)[0]["labels"], self.batches(1, seed=4)[0]["labels"])
+
+    @pytest.mark.parametrize("count", [1, 2])
+    def test_evaluation_is_unaugmented_in_order_and_marks_what_is_empty(self, count):
+        shares = [eval_batches(self.SOURCE, self.task(), self.KEYS, process_index=i, process_count=count) for i in range(count)]
+        rows = {k: np.concatenate([b[k] for parts in zip(*shares, strict=True) for b in parts]) for k in self.batches(1)[0]}
+        assert rows["row_weights"].tolist() == [1] * 37 + [0] * 3
+        assert rows["image"][:, 0, 0, 0].tolist() == [*range(37), 0, 0, 0] and rows["image"].shape == (40, 4, 4, 3)
+        assert (rows["labels"][:37] == np.eye(37)).all() and not rows["labels"][37:].any()
+
+    @pytest.mark.parametrize("batching", ["packing", "buckets"])
+    def test_only_rows_will_do(self, batching):
+        with pytest.raises(UserError, match=f"config.data.batching={batching}: .*give rows"):
+            self.batches(1, batching=batching)

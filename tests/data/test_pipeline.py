@@ -6,10 +6,10 @@ import re
 import subprocess
 import sys
 from collections import Counter
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from given_task import Given
 from ml_collections import ConfigDict
 from real_data import REPOSITORY, shared_data
 
@@ -40,7 +40,7 @@ def config(**keys) -> ConfigDict:
     return ConfigDict({**packing, **buckets, "cache": True, "workers": 0, "prefetch": 0, **keys})
 
 
-TASK = SimpleNamespace(encode=encode, streams=STREAMS)
+TASK = Given(encode=encode, streams=STREAMS)
 PACKING, BUCKETS = config(), config(batching="buckets")
 both = pytest.mark.parametrize("batching", ["packing", "buckets"])
 
@@ -143,7 +143,7 @@ class TestTraining:
         for cache in True, False:
             calls.clear()
             keys = config(batching=batching, cache=cache)
-            list(itertools.islice(train_iterator(source, SimpleNamespace(encode=counted, streams=STREAMS), keys, seed=0), 30))
+            list(itertools.islice(train_iterator(source, Given(encode=counted, streams=STREAMS), keys, seed=0), 30))
             assert len(calls) == 20
             assert (max(calls.values()) == 1) == cache
 
@@ -300,7 +300,7 @@ def test_no_examples_are_an_error():
 
 
 def test_the_unnamed_stream_has_plain_names():
-    task = SimpleNamespace(encode=lambda e: e, streams={"": ("ids",)})
+    task = Given(encode=lambda e: e, streams={"": ("ids",)})
     examples = EncodedExamples([{"ids": [7, 8]}], task, cache=False)
     batch = assemble([[examples[0], examples[0]], []], streams={"": ("ids",)}, shape=BatchShape(3, (5,)))
     assert {name: value.tolist() for name, value in batch.items()} == {
@@ -327,7 +327,7 @@ class TestMulti30k:
 
     def test_nineteen_of_twenty_positions_are_real(self, source):
         keys = config(batch_size=64, lengths={"source": 64, "target": 64})
-        iterator = train_iterator(source, SimpleNamespace(encode=self.encode, streams=STREAMS), keys, seed=0)
+        iterator = train_iterator(source, Given(encode=self.encode, streams=STREAMS), keys, seed=0)
         batches = [contract.check(next(iterator)) for _ in range(40)]
         assert {batch["source"].shape for batch in batches} == {(64, 64)}
         assert np.mean([fill(batch) for batch in batches]) > 0.95

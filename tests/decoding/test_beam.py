@@ -59,23 +59,20 @@ def test_the_widest_beam_finds_what_enumeration_finds(alpha):
 def test_a_beam_of_one_is_greedy():
     model, params = toy.make(vocab_size=9)
     sources = jnp.array(toy.sentences(1, 1, 9) + [[4], [5], [8], [3], [6], [7]])
-    one = jnp.ones_like(sources)
 
-    def start(rows):
-        arguments = (rows, 0 * rows, one, 6)
-        return model.apply({"params": params}, *arguments, method="start", mutable=["cache"])[1]["cache"]
-
-    cache, structure = jax.tree.flatten(start(sources))
+    _, changed = model.apply({"params": params}, toy.batch_of(sources, 0 * sources), 6, method="start", mutable=["cache"])
+    cache, structure = jax.tree.flatten(changed["cache"])
 
     def step(leaves, tokens):
         variables = {"params": params, "cache": structure.unflatten(leaves)}
         logits, changed = model.apply(variables, tokens, method="step", mutable=["cache"])
         return logits, jax.tree.leaves(changed["cache"])
 
-    common = {"limits": jnp.full(len(sources), 6), "bos_id": toy.BOS, "eos_id": toy.EOS, "steps": beam.Steps(6)}
-    greedy, _ = beam.one_by_one(step, cache, beam.greedy, **common)
+    common = {"limits": jnp.full(len(sources), 6), "ends": (toy.EOS,), "steps": beam.Steps(6)}
+    first = jnp.full(len(sources), toy.BOS)
+    greedy = beam.one_by_one(step, beam.begun(first, first < 0, cache, 6), beam.greedy, **common).outputs()
     best, _ = beam.beam_search(
-        step, cache, lambda leaves, *_: leaves, beam_size=1, n_best=1, alpha=0.0, **common
+        step, cache, lambda leaves, *_: leaves, beam_size=1, n_best=1, alpha=0.0, first=first, **common
     )  # fmt: skip
     assert len(set(np.asarray(greedy.lengths).ravel())) > 1
     np.testing.assert_array_equal(greedy.lengths, best.lengths)
@@ -135,7 +132,7 @@ def run_table(table, alpha, limit, beam_size=2, n_best=1):
 
     outputs, [done] = beam.beam_search(
         counted, leaves, take, limits=jnp.array([limit]), beam_size=beam_size, n_best=n_best, alpha=alpha,
-        bos_id=1, eos_id=2, steps=beam.Steps(limit),
+        first=jnp.array([1]), ends=(2,), steps=beam.Steps(limit),
     )  # fmt: skip
     assert done
     tokens = np.asarray(outputs.tokens[0, 0, : outputs.lengths[0, 0]]).tolist()

@@ -9,8 +9,8 @@ from transformers_jax.decoding import cache as caches
 
 def functions(model, params):
     def start(rows, length):
-        one = jnp.ones((rows, 3), jnp.int32)
-        return model.apply({"params": params}, one, one, one, length, method="start", mutable=["cache"])[1]["cache"]
+        batch = toy.batch_of(jnp.ones((rows, 3), jnp.int32))
+        return model.apply({"params": params}, batch, length, method="start", mutable=["cache"])[1]["cache"]
 
     def step(cache, tokens):
         logits, changed = model.apply({"params": params, "cache": cache}, tokens, method="step", mutable=["cache"])

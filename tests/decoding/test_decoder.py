@@ -158,8 +158,8 @@ T, S = 16, 8
 @functools.cache
 def small(name):
     """(model, params, (source, output) → log-probabilities [T, V] of all next tokens, by one full pass)."""
-    sizes = {"width": 16, "mlp_width": 32, "encoder_layers": 1, "decoder_layers": 2}
-    sizes |= {"num_heads": 2, "relative_distance": 2} if name == "transformer" else {}
+    sizes = {"width": 16, "encoder_layers": 1, "decoder_layers": 2}
+    sizes |= {"num_heads": 2, "relative_distance": 2, "mlp_width": 32} if name == "transformer" else {"lstm_width": 32}
     model = models.build({"name": name, **sizes}, vocab_size=12)
     names = "source source_positions source_segments target_inputs target_positions target_segments".split()
     shapes = jax.eval_shape(model.init, jax.random.key(0), dict.fromkeys(names, jnp.ones((1, 2), jnp.int32)))["params"]

@@ -29,12 +29,13 @@ class Toy(nn.Module):
         weights = (segments > 0) / (1.0 + positions)
         return jnp.einsum("bs,bsd->bd", weights, self.embedding[source])
 
-    def start(self, source, source_positions, source_segments, max_length):
-        rows = source.shape[0]
-        self.put_variable("cache", "code", self.code(source, source_positions, source_segments))
+    def start(self, batch, length):
+        rows = batch["source"].shape[0]
+        self.put_variable("cache", "code", self.code(batch["source"], batch["source_positions"], batch["source_segments"]))
         self.put_variable("cache", "running", jnp.zeros((rows, self.width)))
-        self.put_variable("cache", "written", jnp.zeros((1, rows, max_length, self.width)))
+        self.put_variable("cache", "written", jnp.zeros((1, rows, length, self.width)))
         self.put_variable("cache", "index", jnp.zeros((), jnp.int32))
+        return batch["first"]
 
     def step(self, tokens):
         index = self.get_variable("cache", "index")
@@ -52,8 +53,15 @@ class Toy(nn.Module):
 def make(seed: int = 0, vocab_size: int = 5):
     """(model, params)."""
     model = Toy(vocab_size)
-    one = jnp.ones((1, 1), jnp.int32)
-    return model, model.init(jax.random.key(seed), one, one, one, 1, method="start")["params"]
+    return model, model.init(jax.random.key(seed), batch_of(jnp.ones((1, 1), jnp.int32)), 1, method="start")["params"]
+
+
+def batch_of(source, positions=None) -> dict:
+    """What `start` reads, of sources [B, S] without padding; positions count from 0 where not given."""
+    one = jnp.ones_like(source)
+    positions = jnp.broadcast_to(jnp.arange(source.shape[1]), source.shape) if positions is None else positions
+    first = jnp.full(source.shape[:1], BOS, jnp.int32)
+    return {"source": source, "source_positions": positions, "source_segments": one, "first": first}
 
 
 def log_probabilities(params, source, inputs) -> np.ndarray:

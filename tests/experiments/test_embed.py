@@ -132,11 +132,11 @@ def write_recipe(folder, pooling: dict, *, normalise: bool = True, window: int =
 
 
 def test_recipe_of_sentence_transformers(tmp_path):
-    assert recipe.read(tmp_path) == ("mean", True, 0)
+    assert recipe.read(tmp_path) == recipe.Recipe("mean", True, 0)
     write_recipe(tmp_path, {"pooling_mode_cls_token": True, "pooling_mode_mean_tokens": False}, normalise=False)
-    assert recipe.read(tmp_path) == ("first", False, 12)
+    assert recipe.read(tmp_path) == recipe.Recipe("first", False, 12)
     write_recipe(tmp_path, {"pooling_mode_mean_tokens": True, "pooling_mode_max_tokens": True})
-    with pytest.raises(UserError, match="pooling_mode_mean_tokens and pooling_mode_max_tokens is not supported"):
+    with pytest.raises(UserError, match="the pooling max and mean is not supported|the pooling mean and max is not supported"):
         recipe.read(tmp_path)
     (tmp_path / "1_Pooling" / "config.json").unlink()
     with pytest.raises(UserError, match="config.json is missing"):
@@ -146,9 +146,118 @@ def test_recipe_of_sentence_transformers(tmp_path):
         recipe.read(tmp_path)
 
 
-@pytest.mark.parametrize("wanted", [("mean", True, 12), ("first", False, 40), ("max", True, 0)])
+def write(folder, **files) -> None:
+    """JSON files, "pooling" in the folder of the pooling."""
+    names = {"pooling": "1_Pooling/config.json", "normalize": "2_Normalize/config.json", "window": "sentence_bert_config.json"}
+    names |= {"prompts": "config_sentence_transformers.json", "tokenizer": "tokenizer_config.json", "modules": "modules.json"}
+    for name, content in files.items():
+        (folder / names[name]).parent.mkdir(exist_ok=True)
+        (folder / names[name]).write_text(json.dumps(content))
+
+
+TODAY = {
+    "modules": [
+        {"idx": 0, "path": "", "type": "sentence_transformers.base.modules.transformer.Transformer"},
+        {"idx": 1, "path": "1_Pooling", "type": "sentence_transformers.sentence_transformer.modules.pooling.Pooling"},
+        {"idx": 2, "path": "2_Normalize", "type": "sentence_transformers.base.modules.normalize.Normalize"},
+    ],
+    "pooling": {"embedding_dimension": 16, "pooling_mode": "mean", "include_prompt": True},
+    "normalize": {"module_input_name": "sentence_embedding", "module_output_name": "sentence_embedding"},
+    "window": {
+        "transformer_task": "feature-extraction",
+        "modality_config": {"text": {"method": "forward", "method_output_name": "last_hidden_state"}},
+        "module_output_name": "token_embeddings",
+    },
+    "prompts": {"model_type": "SentenceTransformer", "prompts": {"query": "query: ", "document": ""},
+                "default_prompt_name": "query", "similarity_fn_name": "dot", "__version__": {"transformers": "5"}},
+    "tokenizer": {"model_max_length": 8},
+}  # fmt: skip
+
+
+def test_the_files_of_today(tmp_path):
+    write(tmp_path, **TODAY)
+    prompts = (("query", "query: "), ("document", ""))
+    wanted = recipe.Recipe("mean", True, 8, prompts=prompts, prompt="query", similarity="dot")
+    assert recipe.read(tmp_path) == wanted and wanted.before() == "query: " and wanted.before("document") == ""
+    write(tmp_path, window={"max_seq_length": 32, "do_lower_case": True}, tokenizer={"model_max_length": 10**30})
+    assert recipe.read(tmp_path) == wanted._replace(max_length=32, lowercase=True)
+    write(tmp_path, window={"max_seq_length": None})
+    assert recipe.read(tmp_path).max_length == 0
+    for mode, name in {"cls": "first", "lasttoken": "last", "weightedmean": "weighted_mean"}.items():
+        write(tmp_path, pooling={"embedding_dimension": 16, "pooling_mode": mode})
+        assert recipe.read(tmp_path).pooling == name
+
+
+@pytest.mark.parametrize(
+    "files, says",
+    [
+        ({"pooling": {"pooling_mode": ["mean", "max"]}}, "the pooling mean and max is not supported; one of cls, mean"),
+        ({"pooling": {"pooling_mode": "median"}}, "the pooling median is not supported"),
+        ({"pooling": {"pooling_mode": "mean", "temperature": 2}}, "1_Pooling/config.json: temperature is 2, which is not comp"),
+        ({"window": {"max_seq_length": "long"}}, "sentence_bert_config.json: max_seq_length is 'long', no number of tokens"),
+        ({"window": {"do_lower_case": "yes"}}, "do_lower_case is 'yes', neither true nor false"),
+        ({"window": {"transformer_task": "fill-mask"}}, "transformer_task is 'fill-mask'; only 'feature-extraction'"),
+        ({"prompts": {"similarity_fn_name": "jaccard"}}, "similarity_fn_name 'jaccard' is not one of cosine, dot"),
+        ({"prompts": {"default_prompt_name": "query"}}, "default_prompt_name 'query' is not one of its prompts: none"),
+        ({"prompts": {"model_type": "SparseEncoder"}}, "model_type is 'SparseEncoder'; only SentenceTransformer is"),
+        ({"normalize": {"module_input_name": "token_embeddings"}}, "module_input_name is 'token_embeddings'; only sentence"),
+        ({"modules": TODAY["modules"][::-1]}, "the modules are Normalize, Pooling, Transformer; supported are"),
+        ({"modules": [{**TODAY["modules"][0], "path": "0_T"}, TODAY["modules"][1]]}, "the weights are in 0_T"),
+        ({"modules": {}}, "modules.json: a JSON list was expected"),
+    ],
+)  # fmt: skip
+def test_what_is_not_computed_is_refused(tmp_path, files, says):
+    write(tmp_path, **(TODAY | files))
+    with pytest.raises(UserError, match=says):
+        recipe.read(tmp_path)
+
+
+def test_case_and_prompts_change_the_vectors(folder, tmp_path):
+    tokenizer = huggingface.load(folder).tokenizer
+    upper, lower = (embeddings.Sentences(tokenizer, recipe.Recipe(lowercase=x)) for x in (False, True))
+    text = "The Value of ENGLISH"
+    assert lower.encode({"text": text})["tokens"].tolist() == upper.encode({"text": text.lower()})["tokens"].tolist()
+    assert lower.tokenizer.lowercased().encode(text) == lower.tokenizer.encode(text)
+    prompts = (("query", "a name: "), ("document", ""))
+    embedder = embeddings.Embedder.of(str(folder), prompts=prompts, prompt="query")
+    plain = embeddings.Embedder.of(str(folder))
+    wanted = plain(["a name: The value.", "", "The value."])
+    np.testing.assert_allclose(embedder(["The value.", ""]), wanted[:2], atol=1e-5)
+    np.testing.assert_allclose(embedder(["The value."], "document"), wanted[2:], atol=1e-5)
+    assert embedder.named("passage", "document") == "document" and plain.named("query") is None
+    with pytest.raises(UserError, match="there is no prompt 'other'; the recipe has query, document"):
+        embedder(["x"], "other")
+
+
+def test_a_vector_without_its_prompt(encoder, folder):
+    fields = {"prompts": (("query", "a name: "),), "prompt": "query", "pool_prompt": False, "normalise": False}
+    tokenizer = huggingface.load(folder).tokenizer
+    hidden, skip = hidden_of(encoder, "a name: The value."), 1 + len(tokenizer.encode("a name: "))
+    for pooling, wanted in {"mean": hidden[skip:].mean(axis=0), "first": hidden[skip], "last": hidden[-1]}.items():
+        found = embeddings.Embedder.of(str(encoder), pooling=pooling, **fields)(["The value."])[0]
+        np.testing.assert_allclose(found, wanted, atol=1e-5)
+
+
+def test_similarities_of_vectors():
+    a, b = np.array([[1.0, 2.0], [0.0, 1.0]]), np.array([[3.0, 4.0], [0.0, 2.0], [1.0, 2.0]])
+    assert embeddings.similarities(a, b, "dot").tolist() == [[11, 4, 5], [4, 2, 2]]
+    np.testing.assert_allclose(embeddings.similarities(a, b, "euclidean")[0], [-(8**0.5), -1, 0])
+    assert embeddings.similarities(a, b, "manhattan")[0].tolist() == [-4, -1, 0]
+    np.testing.assert_allclose(embeddings.paired(a, b[:2]), [11 / 5 / 5**0.5, 1])
+    assert [i for i, _ in embeddings.nearest(a, b, 3, "dot")[0]] == [0, 2, 1]
+    assert [i for i, _ in embeddings.nearest(a, b, 3, "euclidean")[0]] == [2, 1, 0]
+
+
+RECIPES = [
+    recipe.Recipe("mean", True, 12),
+    recipe.Recipe("first", False, 40),
+    recipe.Recipe("last", True, 0, True, (("query", "q: "),), "query", False, "dot"),
+]
+
+
+@pytest.mark.parametrize("wanted", RECIPES)
 def test_what_is_written_is_read_back(tmp_path, wanted):
-    recipe.write(tmp_path, recipe.Recipe(*wanted), 16)
+    recipe.write(tmp_path, wanted, 16)
     assert recipe.read(tmp_path) == wanted
 
 

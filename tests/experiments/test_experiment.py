@@ -37,8 +37,9 @@ def variants():
 def test_every_config_goes_together(variant):
     config, tokenizer = configuration.load(f"{CONFIGS}/{variant}"), placeholder(1000)
     teacher = {"teacher": "given"} if config.task.name == "distillation" else {}
-    task = tasks.build(dict(config.task) | teacher, tokenizer)
-    model = models.build(dict(config.model) | getattr(task, "model_fields", dict)(), 1000)
+    read = {"labels": ("a", "b")} if config.task.get("labels") == () and "image" in config.task.name else {}  # from the data
+    task = tasks.build(dict(config.task) | teacher | read, tokenizer, config.data)
+    model = models.build(dict(config.model) | task.model_fields(), 1000)
     configuration.check(config)
     checks.lengths(config, task, model)
     checks.shares(task, model)
@@ -80,7 +81,7 @@ def test_more_masks_than_are_predicted(name, monkeypatch):
     run = experiment(name, task__mask_rate=0.5)
     if "distil" in name:
         run.task = tasks.build(dict(run.config.task) | {"teacher": "given"}, run.tokenizer)
-        monkeypatch.setattr("transformers_jax.tasks.distillation.teacher_model", lambda path, fields: models.build(
+        monkeypatch.setattr("transformers_jax.runs.initialise.module_of", lambda path, fields: models.build(
             dict(run.config.model) | fields, run.tokenizer.vocab_size
         ))  # fmt: skip
     with pytest.raises(UserError, match="config.task.mask_rate=0.5 masks more than config.model.max_mask_rate=0.[24]"):
@@ -108,8 +109,10 @@ def test_sources_are_read_as_far_as_they_were_trained(variant, keys, longest):
 
 @pytest.mark.parametrize("asked", [None, 20, 100])
 def test_no_output_is_longer_than_the_model_writes(asked):
-    changes = {"model__positions": "learned", "model__max_length": 40, "decoding__max_length": asked}
-    run = experiment("transformer.py:tiny", **changes)
+    run = experiment("transformer.py:tiny", model__positions="learned", model__max_length=40)
+    run.training = False
+    with run.config.unlocked():
+        run.config.decoding.max_length = asked
     decoder = run.decoder()
     assert decoder.lengths[-1] == 40 and decoder.limit(40) == min(asked or 40, 40)
     assert run.decoder(max_length=64).limit(40) == 40 and experiment("transformer.py:tiny").decoder().limit(40) > 40

@@ -114,6 +114,29 @@ def test_only_the_head_learns(encoder, sentences, tmp_path, capfd):
     assert code == 0 and json.loads(out.splitlines()[-1])["examples"] == 20
 
 
+def test_a_head_whose_labels_stand_in_another_order_is_as_good(encoder, sentences, tmp_path, capfd):
+    code, _, err = call(finetune, capfd, *flags_of("sentences", tmp_path / "w", encoder, *sentences))
+    assert code == 0, err
+    still = ["--config.optimizer.learning_rate=1e-12", "--config.optimizer.weight_decay=0.0", "--config.task.labels=('1', '0')"]
+    code, _, err = call(finetune, capfd, *flags_of("sentences", tmp_path / "again", tmp_path / "w", *sentences, *still))
+    assert code == 0, err
+    before, after = ([x for x in metrics(tmp_path / w) if x["split"] == "validation"][-1] for w in ("w", "again"))
+    assert after["accuracy"] == before["accuracy"] and after["loss"] == pytest.approx(before["loss"], rel=1e-5)
+
+
+def test_without_labels_nothing_is_scored_and_the_last_line_is_json(encoder, sentences, tmp_path, capfd):
+    assert call(finetune, capfd, *flags_of("sentences", tmp_path / "w", encoder, *sentences))[0] == 0
+    (tmp_path / "unlabelled.jsonl").write_text('{"first": "a good film"}\n{"first": "a bad film"}\n')
+    saved = configuration.read(tmp_path / "w")
+    saved.data.update(source="jsonl", columns=(), test=str(tmp_path / "unlabelled.jsonl"))
+    configuration.save(saved, tmp_path / "w")
+    code, out, err = call(evaluate, capfd, f"--workdir={tmp_path / 'w'}")
+    assert code == 0 and "NaN" not in out, err
+    last = json.loads(out.splitlines()[-1])
+    assert last["note"] == "no example of the test split has a label" and last["examples"] == 2
+    assert not {"loss", "accuracy"} & last.keys()
+
+
 def test_epochs_make_steps_and_a_finished_run_does_nothing(encoder, sentences, tmp_path, capfd):
     more = ["--config.training.steps=0", "--config.finetuning.epochs=2"]
     flags = flags_of("sentences", tmp_path / "w", encoder, *sentences, *more)

@@ -209,7 +209,7 @@ def answers(workdir, lines=("good fine the", "bad the dull", "the", "fine dull")
     from transformers_jax.inference import answers, predictor
 
     there = predictor.trained(Experiment(configuration.read(workdir), workdir))
-    answer = answers.answerer(there, "sequence_classification", top=2)
+    answer = answers.answerer(there, top=2)
     examples = [answer.example(line, "text", "here") for line in lines]
     return np.array([sorted(found["probabilities"].items()) for found in answer(examples, str)])[..., 1].astype(float)
 

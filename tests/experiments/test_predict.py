@@ -7,12 +7,13 @@ import numpy as np
 import pytest
 from launching import REPOSITORY, call, fails
 
-from experiments import finetune, launch, predict
+from experiments import finetune, launch, predict, pretrain
 from transformers_jax import config as configuration
 from transformers_jax.errors import UserError
 from transformers_jax.inference.answers import example_of
 from transformers_jax.interchange import huggingface
 from transformers_jax.runs.experiment import Experiment
+from transformers_jax.tasks import similarity
 
 PASSAGE = "The  “module” object, it's said, has a name — naïve as it is; the name is bound in line 12 of the file. 🙂 Thus."
 
@@ -157,10 +158,11 @@ def test_lines_with_a_mistake(variant, line, says, made, capfd, monkeypatch):
 
 
 def test_two_texts_are_two():
-    assert example_of("a\tb", "similarity", "auto", "line 1") == {"first": "a", "second": "b"}
+    task = similarity.Task(None)
+    assert example_of("a\tb", task, "auto", "line 1") == {"first": "a", "second": "b"}
     for line in "a", "a\tb\tc":
         with pytest.raises(UserError, match="line 1 is not what similarity reads: two texts with a TAB between them"):
-            example_of(line, "similarity", "auto", "line 1")
+            example_of(line, task, "auto", "line 1")
 
 
 def test_other_mistakes(made, encoder, run, capfd, monkeypatch):
@@ -174,3 +176,17 @@ def test_other_mistakes(made, encoder, run, capfd, monkeypatch):
     fails(predict, capfd, *flags, stdin=b"a [MASK]\n", monkeypatch=monkeypatch, says=["fills no gaps", "sequence"])
     text = f"--workdir={made('sentences')}", "--format=text"
     assert answers(capfd, monkeypatch, ['{"not json'], *text)[0]["first"] == '{"not json'
+
+
+def test_a_student_learns_from_its_teacher_and_fills_gaps(encoder, prose, tmp_path, capfd, monkeypatch):
+    flags = [f"--config={REPOSITORY}/configs/distilbert.py:tiny", f"--workdir={tmp_path}/w", *prose]
+    flags += ["--config.model.width=16", "--config.model.mlp_width=32", "--config.training.steps=2"]
+    code, _, err = call(pretrain, capfd, *flags, f"--config.task.teacher={encoder}")
+    assert code == 0, err
+    student = Experiment(configuration.read(tmp_path / "w"), tmp_path / "w").trained()["params"]
+    theirs = Experiment(configuration.read(encoder), encoder)
+    table = student["teacher"]["embeddings"]["word"]
+    assert np.array_equal(table, theirs.checkpoints().restore_params()["params"]["embeddings"]["word"])
+    assert not np.array_equal(table, student["embeddings"]["word"])  # it began so, and has learned
+    (row,) = answers(capfd, monkeypatch, ["the value of an [MASK] is bound"], f"--workdir={tmp_path}/w", "--top=2")
+    assert [len(gap) for gap in row["gaps"]] == [2]

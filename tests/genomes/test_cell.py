@@ -116,8 +116,8 @@ def test_cached_decoding_equals_the_full_forward(built):
     model, params = built
     batch = make_batch(ROWS, LENGTH, [8, 7, 6, 5, 4, 3, 2, 1])
     wanted = logits_of(built, batch)
-    fields = [batch[k] for k in ("source", "source_positions", "source_segments")]
-    start = compiled(lambda fields: model.apply({"params": params}, *fields, LENGTH, method="start", mutable=["cache"])[1])
+    fields = {k: batch[k] for k in ("source", "source_positions", "source_segments")} | {"first": batch["target_inputs"][:, 0]}
+    start = compiled(lambda fields: model.apply({"params": params}, fields, LENGTH, method="start", mutable=["cache"])[1])
     step = compiled(lambda state, tokens: model.apply({"params": params, **state}, tokens, method="step", mutable=["cache"]))
     state = start(fields)
     for t in range(LENGTH):

@@ -108,6 +108,8 @@ def test_a_llama_comes_back(tmp_path, changes):
     assert sorted(weights.names()) == sorted(expected)
     for name, array in expected.items():
         np.testing.assert_array_equal(weights.array(name), array)
+        assert weights.shape(name) == array.shape
+        np.testing.assert_array_equal(weights.part(name, array.ndim - 1, 1, 3), array[..., 1:3])
 
 
 def test_the_file_has_llama_cpps_names_and_order(tmp_path):

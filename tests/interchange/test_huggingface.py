@@ -15,6 +15,7 @@ from transformers_jax import models, parameters
 from transformers_jax.data.text.tokenizer import learn_bpe
 from transformers_jax.errors import UserError
 from transformers_jax.interchange import huggingface, mapping, stacking, weights
+from transformers_jax.interchange import tokenizers as files
 
 SIZES = dict(vocab_size=31, width=8, num_heads=2, mlp_width=32, layers=2, max_length=9)
 KINDS = {
@@ -328,8 +329,17 @@ def test_tokenizers_come_and_go(tmp_path):
         huggingface.save(tmp_path, fields, params, tokenizer)
 
 
+def test_no_end_stands_behind_a_prompt(tmp_path):
+    import tokenizers
+
+    tokenizer = learn_bpe(["a few words"], merges=9)
+    files.write(tmp_path, tokenizer, longest=9, pair_types=False, prompts=True)
+    library = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    assert library.encode("a few").ids == tokenizer.encode_pair("a few").ids[:-1]
+
+
 def test_all_supported_architectures_have_a_model():
     for name, names in huggingface.maps().values():
         for head in names.heads:
-            fields = SIZES | {"name": name, "head": head} | ({"variant": names.model_type} if name == "bert" else {})
+            fields = {"name": name, "head": head} | ({"variant": names.model_type} if name == "bert" else {})
             assert isinstance(models.build(fields, 31), nn.Module)

@@ -8,7 +8,8 @@ import pytest
 
 from transformers_jax.errors import UserError
 from transformers_jax.layers.attention import MultiHeadAttention, dot_product_attention
-from transformers_jax.layers.masks import Mask, cross_mask, self_mask
+from transformers_jax.layers.masks import Mask, Place, cross_mask, self_mask
+from transformers_jax.layers.positions import Rotary
 
 B, T, S, N, H, D = 2, 6, 5, 2, 4, 12
 TARGET = np.array([[1, 1, 1, 2, 2, 0], [1, 1, 1, 1, 0, 0]], np.int32)
@@ -304,3 +305,96 @@ def test_compute_and_parameter_dtypes_are_separate():
     assert jax.eval_shape(lambda: module.apply(variables, x, mask=None)).dtype == jnp.bfloat16
     _, cache = jax.eval_shape(lambda: module.apply(variables, B, T, method="start", mutable=["cache"]))
     assert {c.dtype for c in jax.tree.leaves(cache)} == {jnp.dtype("bfloat16")}
+
+
+GROUPED = dict(num_heads=4, kv_heads=2, head_width=H)
+
+
+def test_grouped_heads_equal_repeated_ones():
+    """Head n of the queries reads head n // 2 of the keys (Ainslie et al. 2023); nothing is repeated in memory."""
+    q, k, v = normal(B, T, 4, H), normal(B, S, 2, H, seed=1), normal(B, S, 2, H, seed=2)
+    mask = cross_mask(TARGET, SOURCE)
+    wanted, wanted_weights = loops(q, np.repeat(k, 2, 2), np.repeat(v, 2, 2), np.asarray(mask.dense()))
+    out, weights = dot_product_attention(q, k, v, mask, return_weights=True)
+    np.testing.assert_allclose(out, wanted, atol=1e-5)
+    np.testing.assert_allclose(weights, wanted_weights, atol=1e-5)
+    jaxpr = str(jax.make_jaxpr(dot_product_attention)(q, k, v))
+    assert f"f32[{B},4,{S},{H}]" not in jaxpr and f"f32[{B},{S},4,{H}]" not in jaxpr
+    own = dict(module_and_params(normal(B, T, D), **GROUPED)[1]["params"])
+    assert own["key"]["kernel"].shape == own["value"]["kernel"].shape == (D, 2, H)
+    assert own["query"]["kernel"].shape == (D, 4, H) and own["out"]["kernel"].shape == (4, H, D)
+
+
+def test_biases_of_the_projections_into_heads_alone():
+    params = module_and_params(normal(B, T, D), num_heads=N, use_bias=True, out_bias=False)[1]["params"]
+    assert {name: "bias" in p for name, p in params.items()} == dict(query=True, key=True, value=True, out=False)
+
+
+def test_rotated_and_normed_heads_equal_plain_loops():
+    """In packed rows: positions count within segments; the norm comes before the rotation."""
+    x, rotary = normal(B, T, D), Rotary(theta=50.0)
+    positions = np.array([[0, 1, 2, 0, 1, 0], [0, 1, 2, 3, 0, 0]], np.int32)
+    mask = self_mask(TARGET, causal=True).replace(positions=positions, window=2)
+    module = MultiHeadAttention(num_heads=N, head_norm=1e-5, rotary=rotary)
+    params = nn.meta.unbox(module.init(jax.random.key(0), x, mask=mask))["params"]
+    params = jax.tree.map(lambda p: p + 0.2 * normal(*p.shape), params)
+    assert params["query_norm"]["scale"].shape == (D // N,)
+    q, k, v = (np.einsum("btd,dnh->btnh", x, params[name]["kernel"]) for name in ("query", "key", "value"))
+
+    def turned(heads, scale):
+        normed = heads / np.sqrt(np.mean(heads**2, axis=-1, keepdims=True) + 1e-5) * np.asarray(scale)
+        return rotary.rotate(jnp.asarray(normed, jnp.float32), jnp.asarray(positions))
+
+    q, k = turned(q, params["query_norm"]["scale"]), turned(k, params["key_norm"]["scale"])
+    heads, _ = loops(q, k, v, np.asarray(mask.dense()))
+    wanted = np.einsum("btnh,nhd->btd", heads, params["out"]["kernel"])
+    np.testing.assert_allclose(run(module, {"params": params}, x, mask=mask), wanted, atol=1e-5)
+
+
+@pytest.mark.parametrize("options", [{}, dict(rotary=Rotary(theta=50.0), head_norm=1e-6)], ids=["plain", "rotary"])
+@pytest.mark.parametrize("window", [0, 3])
+def test_steps_after_prompts_equal_the_whole_row(options, window):
+    """Prompts of 4, 1 and 2 tokens, then 4 steps a row; keys of the prompts stay apart, and as they are."""
+    prompts, steps = np.array([4, 1, 2]), 4
+    lengths = prompts - 1 + steps
+    x, rows = normal(3, lengths.max(), D), np.arange(3)
+    positions = np.tile(np.arange(lengths.max(), dtype=np.int32), (3, 1))
+
+    def mask_of(lengths, width):
+        segments = (positions[:, :width] < lengths[:, None]).astype(np.int32)
+        return Mask(segments, segments, True, window, positions[:, :width])
+
+    module = MultiHeadAttention(**GROUPED, **options)
+    variables = nn.meta.unbox(module.init(jax.random.key(0), x, mask=mask_of(lengths, x.shape[1])))
+    wanted = run(module, variables, x, mask=mask_of(lengths, x.shape[1]))
+    start = jax.jit(lambda x, mask: module.apply(variables, x, mask, 6, method="start_prompt", mutable=["cache"]))
+    out, cache = start(x[:, :5], mask_of(prompts, 5))
+    for b, n in enumerate(prompts):
+        np.testing.assert_allclose(out[b, :n], wanted[b, :n], atol=1e-5)
+    own, prompt = ("self_key", "self_value"), ("prompt_key", "prompt_value")
+    shapes = dict.fromkeys(own, (3, 2, 6, H)) | dict.fromkeys(prompt, (3, 2, 5, H))
+    assert jax.tree.map(jnp.shape, cache["cache"]) == shapes
+    step = jax.jit(lambda cache, x, p: module.apply({**variables, **cache}, x, p, method="step_prompt", mutable=["cache"]))
+    before, first = jnp.asarray(prompts - 1), cache["cache"]["prompt_key"]
+    for i in range(steps):
+        out, cache = step(cache, x[rows, prompts - 1 + i][:, None], Place(jnp.int32(i), before, window))
+        np.testing.assert_allclose(out[:, 0], wanted[rows, prompts - 1 + i], atol=1e-5)
+    np.testing.assert_array_equal(cache["cache"]["prompt_key"], first)
+
+
+def test_what_does_not_go_together_is_named():
+    x, mask = normal(B, T, D), self_mask(TARGET)
+    with pytest.raises(UserError, match="kv_heads 3 does not divide num_heads 4"):
+        module_and_params(x, num_heads=4, kv_heads=3, head_width=H)
+    with pytest.raises(UserError, match="2 heads of keys for 4 of queries: give head_width"):
+        module_and_params(x, num_heads=4, kv_heads=2)
+    with pytest.raises(ValueError, match="rotary positions need a Mask with positions"):
+        module_and_params(x, num_heads=N, rotary=Rotary())
+    with pytest.raises(ValueError, match="relative positions are offsets within one sequence"):
+        module_and_params(x, normal(B, S, D), num_heads=N, rotary=Rotary())
+    module, variables = module_and_params(x, num_heads=N, relative_distance=2)
+    with pytest.raises(ValueError, match="relative positions do not go on from prompts"):
+        module.apply(variables, x, mask, 3, method="start_prompt", mutable=["cache"])
+    module, variables = module_and_params(x, num_heads=N)
+    with pytest.raises(ValueError, match="call start_prompt"):
+        module.apply(variables, x[:, :1], Place(jnp.int32(0), jnp.zeros(B, int)), method="step_prompt", mutable=["cache"])

@@ -17,6 +17,7 @@ from transformers_jax.layers.attention import choose, dot_product_attention
 from transformers_jax.layers.masks import Mask
 
 HALF, FULL = jnp.bfloat16, jnp.float32
+GROUPED = (8, 256, 2, 64)
 LONG, WIDE, ODD, ONE = (8, 256, 4, 64), (8, 256, 4, 256), (8, 255, 4, 64), (8, 1, 4, 64)
 
 
@@ -54,6 +55,9 @@ LONG, WIDE, ODD, ONE = (8, 256, 4, 64), (8, 256, 4, 256), (8, 255, 4, 64), (8, 1
         ("tpu", LONG, LONG, HALF, {"shares": None}, "xla", "jax.set_mesh"),
         ("tpu", LONG, LONG, HALF, {"shares": (3, 1)}, "xla", "8 rows and 4 heads into 3 and 1 shares"),
         ("tpu", LONG, LONG, HALF, {"shares": (1, 8)}, "xla", "into 1 and 8 shares"),
+        ("gpu", LONG, GROUPED, HALF, {}, "cudnn", "supports"),
+        ("tpu", LONG, GROUPED, HALF, {"shares": (4, 2)}, "splash", "supports"),
+        ("tpu", LONG, GROUPED, HALF, {"shares": (4, 4)}, "xla", "8 rows and 2 heads of keys into 4 and 4 shares"),
     ],
 )
 def test_choice(backend, q, k, dtype, options, name, reason):
@@ -125,15 +129,37 @@ def test_splash_interpreted_equals_xla(causal):
         np.testing.assert_array_equal(np.asarray(a)[np.asarray(segments) == 0], 0)
 
 
+@pytest.mark.parametrize("causal, window", [(True, 0), (True, 40), (False, 40)])
+def test_splash_of_grouped_heads_and_windows_interpreted_equals_xla(causal, window):
+    """Half as many heads of keys, and keys at a distance of `window` and more unseen: values and gradients."""
+    q, k, v, segments = rows(128, heads=4)
+    k, v = k[:, :, ::2], v[:, :, ::2]
+    assert q.shape[2] == 2 * k.shape[2]
+
+    def found(kernel):
+        def windowed(q, k, v, mask):
+            return kernel(q, k, v, mask.replace(window=window))
+
+        return jax.jit(functools.partial(values_and_gradients, windowed, causal))(q, k, v, segments)
+
+    for a, b in zip(found(functools.partial(kernels.splash, interpret=True)), found(plain), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5)
+
+
 def test_splash_without_a_mask_interpreted_equals_xla():
     q, k, v, _ = rows(128)
     np.testing.assert_allclose(kernels.splash(q, k, v, interpret=True), plain(q, k, v, None), atol=1e-5)
 
 
-def lowered(platform, causal, length=256):
+def lowered(platform, causal, length=256, group=1, window=0):
     """The program of values and gradients as it is handed to `platform`'s compiler, dispatched for its backend."""
     q, k, v, segments = rows(length, HALF, 64, 4)
-    kernel = functools.partial(dot_product_attention, backend={"cuda": "gpu"}.get(platform, platform))
+    k, v = k[:, :, ::group], v[:, :, ::group]
+
+    def kernel(q, k, v, mask):
+        backend = {"cuda": "gpu"}.get(platform, platform)
+        return dot_product_attention(q, k, v, mask.replace(window=window), backend=backend)
+
     program = jax.jit(functools.partial(values_and_gradients, kernel, causal))
     return program.trace(q, k, v, segments).lower(lowering_platforms=(platform,)).as_text()
 
@@ -177,8 +203,8 @@ def test_inside_a_region_that_is_only_partly_manual_there_is_no_kernel(tensor, w
     assert found == [wanted]
 
 
-@pytest.mark.parametrize("causal", [False, True])
-def test_lowers_to_cudnn_for_cuda(causal, monkeypatch):
+@pytest.mark.parametrize("causal, group, window", [(False, 1, 0), (True, 1, 0), (True, 2, 100)])
+def test_lowers_to_cudnn_for_cuda(causal, group, window, monkeypatch):
     """JAX asks the installed cuDNN for its version while tracing; without a GPU a recent one is put in its place."""
     try:
         private = importlib.import_module("jax._src.cudnn.fused_attention_stablehlo")
@@ -187,7 +213,7 @@ def test_lowers_to_cudnn_for_cuda(causal, monkeypatch):
         pytest.skip(
             "this version of JAX asks for cuDNN's version elsewhere; without a GPU it cannot be lowered for one"
         )
-    text = lowered("cuda", causal)
+    text = lowered("cuda", causal, group=group, window=window)
     assert len(re.findall(r"__cudnn\$fmhaScaleBiasSoftmax\b", text)) == 1
     assert len(re.findall(r"__cudnn\$fmhaScaleBiasSoftmaxBackward\b", text)) == 1
     assert ("CAUSAL" in text) == causal

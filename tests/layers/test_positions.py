@@ -12,6 +12,7 @@ from transformers_jax.layers.positions import (
     STYLES,
     LearnedPositions,
     RelativePositions,
+    Rotary,
     relative_index,
     sinusoidal,
     sinusoidal_at,
@@ -128,3 +129,62 @@ def test_relative_positions_pick_vectors_by_offset():
     assert found.shape == (4, 4, 3)
     for t, s in np.ndindex(4, 4):
         np.testing.assert_array_equal(found[t, s], table[min(max(s - t, -2), 2) + 2])
+
+
+def rotated(x, position, theta=100.0):
+    """One head x [H] turned as Su et al. 2021, equation 34, in the layout whose pairs are (i, i + H/2)."""
+    half = len(x) // 2
+    turned = np.zeros(len(x))
+    for i in range(half):
+        angle = position * theta ** (-2 * i / len(x))
+        turned[i] = x[i] * np.cos(angle) - x[i + half] * np.sin(angle)
+        turned[i + half] = x[i + half] * np.cos(angle) + x[i] * np.sin(angle)
+    return turned
+
+
+def test_rotations_follow_their_definition_at_any_position():
+    """Positions are read from the array: rows may be packed."""
+    x = np.random.default_rng(0).normal(size=(2, 4, 3, 6)).astype(np.float32)
+    at = np.array([[0, 1, 2, 0], [7, 0, 1, 30]], np.int32)
+    found = Rotary(theta=100.0).rotate(jnp.asarray(x), jnp.asarray(at))
+    wanted = [[[rotated(x[b, t, n], at[b, t]) for n in range(3)] for t in range(4)] for b in range(2)]
+    np.testing.assert_allclose(found, wanted, atol=1e-5)
+    assert Rotary().rotate(jnp.asarray(x, jnp.bfloat16), jnp.asarray(at)).dtype == jnp.bfloat16
+
+
+def test_products_of_rotated_vectors_depend_on_the_distance_alone():
+    q, k = (jnp.asarray(np.random.default_rng(s).normal(size=(1, 1, 1, 8)), jnp.float32) for s in (0, 1))
+
+    def product(a, b):
+        turn = Rotary(theta=100.0).rotate
+        return float(jnp.sum(turn(q, jnp.array([[a]])) * turn(k, jnp.array([[b]]))))
+
+    assert abs(product(9, 4) - product(25, 20)) < 1e-5 < abs(product(9, 4) - product(9, 5))
+
+
+def test_scaled_frequencies():
+    """linear divides all; llama3 divides those of long waves, keeps those of short ones, and blends between."""
+    plain = Rotary(theta=1000.0).frequencies(16)
+    np.testing.assert_allclose(plain, 1000.0 ** (-np.arange(8) / 8))
+    np.testing.assert_allclose(Rotary(theta=1000.0, scaling="linear", factor=4.0).frequencies(16), plain / 4)
+    found = Rotary(theta=1000.0, scaling="llama3", factor=8.0, original_length=64).frequencies(16)
+    kinds = set()
+    for frequency, scaled in zip(plain, found, strict=True):
+        wave = 2 * np.pi / frequency
+        if wave < 64 / 4:
+            kind, wanted = "short", frequency
+        elif wave > 64 / 1:
+            kind, wanted = "long", frequency / 8
+        else:
+            smooth = (64 / wave - 1) / (4 - 1)
+            kind, wanted = "between", (1 - smooth) * frequency / 8 + smooth * frequency
+        kinds.add(kind)
+        np.testing.assert_allclose(scaled, wanted)
+    assert kinds == {"short", "between", "long"}
+
+
+def test_rotations_that_cannot_be():
+    with pytest.raises(UserError, match="rotary scaling 'yarn' is none of '', 'linear', 'llama3'"):
+        Rotary(scaling="yarn")
+    with pytest.raises(UserError, match="the head width 5 is odd"):
+        Rotary().frequencies(5)

@@ -149,10 +149,10 @@ def test_cached_decoding_equals_the_full_forward(variant):
     model, params = build(variant)
     batch = full_batch()
     wanted = logits(model, params, batch)
-    fields = [batch[k] for k in ("source", "source_positions", "source_segments")]
+    fields = {k: batch[k] for k in ("source", "source_positions", "source_segments")} | {"first": batch["target_inputs"][:, 0]}
     @functools.partial(jax.jit, compiler_options=QUICK)
     def start(params):
-        return model.apply({"params": params}, *fields, 24, method="start", mutable=["cache"])[1]
+        return model.apply({"params": params}, fields, 24, method="start", mutable=["cache"])[1]
 
     @functools.partial(jax.jit, compiler_options=QUICK)
     def step(params, state, tokens):

@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import safetensors.numpy as safetensors
 from causal import (
     VOCAB,
     build,
@@ -16,7 +17,8 @@ from causal import (
     stacked,
 )
 
-from transformers_jax import models
+from transformers_jax import models, parameters
+from transformers_jax.decoding import cache as caches
 from transformers_jax.errors import UserError
 from transformers_jax.interchange import huggingface
 from transformers_jax.layers.blocks import CausalBlock
@@ -75,6 +77,34 @@ def test_prompts_stay_as_they_are():
     after = after["cache"]["decoder"]["layer_0"]["block"]["self_attention"]
     np.testing.assert_array_equal(after["prompt_key"], own["prompt_key"])
     assert np.abs(after["self_key"][:, :, 0]).min() > 0 and not np.any(after["self_key"][:, :, 1:])
+
+
+@pytest.mark.parametrize("scan", [False, True])
+def test_decoding_finds_the_prompts_in_the_cache(scan):
+    """Rows and steps have their axes; what belongs to the prompt alone is moved by no step."""
+    model, _ = build(TINY | dict(scan_layers=scan))
+    shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), make_batch([3])))
+    params = jax.tree.map(lambda x: jnp.zeros(x.shape), nn.unbox(shapes))["params"]
+
+    def start(rows, length):
+        return model.apply({"params": params}, make_batch([4] * rows), length, method="start", mutable=["cache"])[1]["cache"]
+
+    def step(cache, tokens):
+        logits, changed = model.apply({"params": params, "cache": cache}, tokens, method="step", mutable=["cache"])
+        return logits, changed["cache"]
+
+    layout = caches.layout(start, step)
+    names = [name.split("/")[-1] for name in parameters.flat(jax.eval_shape(lambda: start(2, 4)))]
+    found = dict(zip(names, zip(layout.rows, layout.positions, layout.moving, strict=True), strict=True))
+    rows = int(scan)  # scanned layers come first
+    assert found == {
+        "before": (0, None, False),
+        "index": (None, None, True),
+        "prompt_key": (rows, None, False),
+        "prompt_value": (rows, None, False),
+        "self_key": (rows, rows + 2, True),
+        "self_value": (rows, rows + 2, True),
+    }
 
 
 def test_layers_without_a_head_give_hidden_states():
@@ -177,3 +207,20 @@ def test_configs_of_transformers():
         assert gpt.Config(**gpt.from_hf(gpt.to_hf(ours))) == ours
     with pytest.raises(UserError, match="openai-gpt has mlp_width 4"):
         gpt.to_hf(gpt.Config(40_478, variant="openai-gpt", mlp_width=100))
+
+
+def test_files_as_the_hubs_gpt2_are(tmp_path):
+    """Without the prefix, with masks among the leaves: the same parameters as of today's files."""
+    model, params = build(TINY)
+    fields = dict(model.config.__dict__) | {"name": "gpt"}
+    huggingface.save(tmp_path, fields, params)
+    (file,) = tmp_path.glob("*.safetensors")
+    leaves = {name.removeprefix("transformer."): x for name, x in safetensors.load_file(file).items()}
+    assert leaves["h.1.attn.c_attn.weight"].shape == (16, 48) and leaves["h.1.mlp.c_fc.weight"].shape == (16, 32)
+    leaves |= {"h.0.attn.bias": np.ones((1, 1, 24, 24), np.float32), "h.1.attn.masked_bias": np.float32([-1e4])}
+    safetensors.save_file(leaves, file)
+    read = huggingface.load(tmp_path)
+    assert {key: read.fields[key] for key in ("variant", "head", "tie_embeddings", "mlp_width")} == dict(
+        variant="gpt2", head="causal_lm", tie_embeddings=True, mlp_width=32
+    )
+    jax.tree.map(np.testing.assert_array_equal, read.params, jax.tree.map(np.asarray, params))

@@ -1,5 +1,7 @@
 """Llama, Mistral, Qwen: grouped heads, rotations, windows, norms of heads; cached decoding after prompts; configs."""
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from causal import (
@@ -59,6 +61,23 @@ def test_a_window_hides_what_is_as_far_away_or_farther():
     changed = batch | {"tokens": batch["tokens"] + (batch["positions"] == 0)}
     difference = np.abs(forward(model, params, changed) - forward(model, params, batch))[0].max(-1)
     assert np.all(difference[:3] > 1e-4) and not np.any(difference[3:])
+
+
+def test_bfloat16_computes_near_float32():
+    """Parameters stay float32, and so are a step's logits; cached keys are bfloat16."""
+    (plain, params), batch = build(TINY | LLAMA3), make_batch([5, 3])
+    half = models.build(TINY | LLAMA3 | dict(dtype="bfloat16"), VOCAB)
+    shapes = jax.eval_shape(lambda: half.init(jax.random.key(0), batch))["params"]
+    assert {x.dtype for x in jax.tree.leaves(shapes)} == {jnp.dtype("float32")}
+    wanted = np.asarray(forward(plain, params, batch))
+    found = np.asarray(forward(half, params, batch), np.float32)
+    assert np.abs(found - wanted)[batch["segments"] > 0].max() < 0.05 * np.abs(wanted).max()
+    first, cache = half.apply({"params": params}, batch, 4, method="start", mutable=["cache"])
+    own = cache["cache"]["decoder"]["layer_0"]["block"]["self_attention"]
+    assert {x.dtype for x in own.values()} == {jnp.dtype("bfloat16")}
+    logits, _ = half.apply({"params": params, **cache}, first, method="step", mutable=["cache"])
+    assert logits.dtype == jnp.float32
+    np.testing.assert_allclose(logits, found[[0, 1], [4, 2]], atol=0.05 * np.abs(wanted).max())
 
 
 def test_parameters():

@@ -179,9 +179,10 @@ def test_cached_decoding_equals_the_full_forward(built):
     batch = pack([draw_examples(draw, [(7, TARGET)]), draw_examples(draw, [(2, TARGET)])])
     hidden, _ = built.run(batch)
     want = hidden @ np.asarray(built.params["embedding"]).T
-    fields = [batch[name] for name in ("source", "source_positions", "source_segments")]
-    none, state = built.model.apply({"params": built.params}, *fields, TARGET, method="start", mutable=["cache"])
-    assert none is None and all(leaf.shape[0] == 2 for leaf in jax.tree.leaves(state))
+    fields = {name: batch[name] for name in ("source", "source_positions", "source_segments")}
+    fields["first"] = batch["target_inputs"][:, 0]
+    first, state = built.model.apply({"params": built.params}, fields, TARGET, method="start", mutable=["cache"])
+    assert first is fields["first"] and all(leaf.shape[0] == 2 for leaf in jax.tree.leaves(state))
     step = jax.jit(lambda p, s, t: built.model.apply({"params": p, **s}, t, method="step", mutable=["cache"]))
     for time in range(TARGET):
         logits, state = step(built.params, state, batch["target_inputs"][:, time])
@@ -197,8 +198,9 @@ def test_a_step_leaves_what_was_read_of_the_source_untouched(fields, moving):
 
     def start(rows, length):
         source = jnp.ones((rows, 4), jnp.int32)
-        arguments = (source, jnp.broadcast_to(jnp.arange(4), source.shape), source, length)
-        return model.apply({"params": params}, *arguments, method="start", mutable=["cache"])[1]["cache"]
+        positions = jnp.broadcast_to(jnp.arange(4), source.shape)
+        batch = {"source": source, "source_positions": positions, "source_segments": source, "first": source[:, 0]}
+        return model.apply({"params": params}, batch, length, method="start", mutable=["cache"])[1]["cache"]
 
     def step(state, tokens):
         variables = {"params": params, "cache": state}

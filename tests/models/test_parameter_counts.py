@@ -1,19 +1,17 @@
 """Exact parameter counts, pinned: those that So, Liang, Le 2019 publish, with 33,288 embedding rows."""
 
+import importlib
+
 import jax
 import numpy as np
 import pytest
 
 from transformers_jax import models
 
-STREAMS = ("", "source_", "target_")
-FIELDS = [f"{stream}{field}" for stream in STREAMS for field in ("positions", "segments")]
-BATCH = {name: np.zeros((1, 2), np.int32) for name in ("tokens", "source", "target_inputs", "targets", *FIELDS)}
-
 
 def count(fields: dict, vocab_size: int) -> int:
     model = models.build(fields, vocab_size)
-    shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), BATCH))
+    shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), model.protocol().example()))
     return sum(int(np.prod(x.shape)) for x in jax.tree.leaves(shapes))
 
 
@@ -87,3 +85,26 @@ QWEN3 = LLAMA3 | dict(variant="qwen3", width=1024, num_heads=16, kv_heads=8, mlp
 def test_decoders(fields, vocab_size, wanted):
     """Of the published models; `transformers` counts the same (tests/parity/test_decoder_parity.py)."""
     assert count(fields, vocab_size) == wanted
+
+
+IMAGES = {
+    "vit": dict(
+        tiny=5_717_416, small=22_050_664, base=86_567_656, large=304_326_632, huge=632_045_800, hybrid_base=98_659_112
+    ),
+    "convnext": dict(tiny=28_589_128, small=50_223_688, base=88_591_464, large=197_767_336, xlarge=350_196_968),
+    "swin": dict(tiny=28_288_354, small=49_606_258, base=87_768_224, large=196_532_476),
+    "segformer": dict(b0=3_576_392, b1=13_664_424, b2=24_709_288, b3=44_585_128, b4=61_355_688, b5=81_956_008),
+}  # fmt: skip
+SEGMENTATION = dict(b0=3_971_144, b1=13_934_248, b2=28_115_624, b3=47_991_464, b4=64_762_024, b5=85_362_344)
+COUNTS = [(name, "classification", sizes) for name, sizes in IMAGES.items()] + [("segformer", "segmentation", SEGMENTATION)]
+
+
+@pytest.mark.parametrize("name, head, counts", COUNTS)
+def test_models_of_images(name, head, counts):
+    """With 1,000 labels; `transformers` counts the same (tests/parity/test_vision_parity.py). It has no hybrid."""
+    sizes = importlib.import_module(f"{models.__name__}.{name}").SIZES
+    assert set(sizes) == set(counts)
+    for size, wanted in counts.items():
+        model = models.build({"name": name, "head": head, "scan_layers": True} | sizes[size], 0)
+        shapes = jax.eval_shape(lambda model=model: model.init(jax.random.key(0), model.protocol().example(B=1)))["params"]
+        assert sum(int(np.prod(x.shape)) for x in jax.tree.leaves(shapes)) == wanted, size

@@ -67,9 +67,10 @@ def test_cached_decoding_equals_the_full_forward(built):
     model, params = built
     batch = make_batch([5, 5, 5], [6, 3, 1])
     wanted = logits(model, params, batch)
-    fields = [batch[k] for k in ("source", "source_positions", "source_segments")]
-    start = jax.jit(lambda fields: model.apply({"params": params}, *fields, 8, method="start", mutable=["cache"])[1])
-    state = start(fields)
+    fields = {k: batch[k] for k in ("source", "source_positions", "source_segments")} | {"first": batch["target_inputs"][:, 0]}
+    start = jax.jit(lambda fields: model.apply({"params": params}, fields, 8, method="start", mutable=["cache"]))
+    first, state = start(fields)
+    np.testing.assert_array_equal(first, fields["first"])
     step = jax.jit(lambda state, tokens: model.apply({"params": params, **state}, tokens, method="step", mutable=["cache"]))
     for t in range(5):
         got, state = step(state, batch["target_inputs"][:, t])

@@ -32,9 +32,10 @@ class Chain(nn.Module):
         zeros = nn.initializers.zeros
         self.last, self.past, self.asked = (self.param(name, zeros, (V, V)) for name in TABLES)
 
-    def start(self, source, source_positions, source_segments, max_length):
-        self.put_variable("cache", "asked", self.asked[source[:, 0]])
-        self.put_variable("cache", "sum", jnp.zeros((source.shape[0], V)))
+    def start(self, batch, length):
+        self.put_variable("cache", "asked", self.asked[batch["source"][:, 0]])
+        self.put_variable("cache", "sum", jnp.zeros((batch["source"].shape[0], V)))
+        return batch["first"]
 
     def step(self, tokens):
         total = self.get_variable("cache", "sum")

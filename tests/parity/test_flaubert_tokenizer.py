@@ -20,7 +20,7 @@ HARD = [
     "Aujourd'hui, l'«Évangile» — dit-il… coûte 3,50 € (ou 1 000,5 %) !", "M. Dupont, p. ex., n'est pas là.  Qu'y a-t-il ?",
     "“Oui”, ``non''; 'peut-être' : a@b.fr http://x.fr/y?z=1&w=2", "E\u0301tat\u00a0: 10\u00a0000 ´ab´ ‘c’ „d” <b>e</b> [f] {g}",
     "...", ".", "a.b.c. 1.2.3 U.S.A. etc... fin.", "日本語。１２３，ｆｉｎ 🙂 İstanbul ß ŒUVRE œuf",
-    "\ttab\x07cloche\u200bzéro\r\nligne",
+    "\ttab\x07cloche\u200bzéro\r\nligne", "Un <special5> homme<special0>.",
 ]  # fmt: skip
 
 

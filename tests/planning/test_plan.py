@@ -68,5 +68,5 @@ def test_the_first_process_says_it(made, capsys, monkeypatch):
 
 
 def test_attention_kernel_is_read_from_the_program():
-    assert plan._attention({"dot_general", "dot_product_attention_fwd_wrapper"}) == "cudnn"
-    assert plan._attention({"dot_general", "pallas_call"}) == "splash"
+    assert plan.attention_kernel({"dot_general", "dot_product_attention_fwd_wrapper"}) == "cudnn"
+    assert plan.attention_kernel({"dot_general", "pallas_call"}) == "splash"

@@ -10,6 +10,7 @@ import re
 
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 
 from transformers_jax.errors import UserError
 from transformers_jax.layers.positions import STYLES, sinusoidal
@@ -19,6 +20,7 @@ from transformers_jax.reporting.attention import Attention, attention_of, attent
 from transformers_jax.reporting.curves import running_mean
 from transformers_jax.reporting.pictures import draw_attention, panels_beside, shift_matrix, shorten
 from transformers_jax.reporting.report import make_report
+from transformers_jax.runs.experiment import Experiment
 from transformers_jax.runs.record import read_lines, read_record
 
 pytest.importorskip("matplotlib")
@@ -300,3 +302,13 @@ def test_layers_are_told_apart_and_sorted_by_number():
     ]
     with pytest.raises(UserError, match="no layer attends"):
         encoder_decoder_layers({"encoder/layer_0/self_attention": stacked[0]})
+
+
+def test_a_run_without_texts_is_reported(tmp_path):
+    answered = {"image": "uint8 [28, 28, 1]", "prediction": "7", "probabilities": [0.1, 0.9]}
+    samples = [answered, {"text": "a source of five words", "gaps": []}]
+    run = Experiment(ConfigDict(), write(tmp_path / "run", metrics(30), samples=samples))
+    with pytest.raises(UserError, match="no short sentence"):
+        attention_module.attention_example(run)
+    page = make_report(run.workdir, positions=False).read_text()
+    assert "uint8 [28, 28, 1]" in page and "<th>prediction</th>" in page

@@ -172,13 +172,16 @@ def test_a_converted_model_is_a_run(workdir, tokenizer):
         np.testing.assert_array_equal(params[name], array)
 
 
-@pytest.mark.parametrize("recipe", [("first", False, 0), ("max", True, 12)])
+@pytest.mark.parametrize(
+    "recipe", [("first", False, 0), ("max", True, 12, True, (("query", "q=: "), ("x", "")), "query", True, "dot")]
+)
 def test_sentence_vectors_stay_what_they_are(tokenizer, tmp_path, recipe):
     fields, _, params = make(tokenizer, "none")
     huggingface.save(tmp_path / "a", fields, params, tokenizer)
     recipes.write(tmp_path / "a", recipes.Recipe(*recipe), fields["width"])
     assert run(tmp_path / "a", tmp_path / "b") == 0 and run(tmp_path / "b", tmp_path / "c") == 0
-    assert recipes.read(tmp_path / "c") == (*recipe[:2], recipe[2] or SIZES["max_length"])
+    longest = recipe[2] or SIZES["max_length"]
+    assert recipes.read(tmp_path / "c") == recipes.Recipe(*recipe)._replace(max_length=longest)
     vectors = [Embedder.of(str(tmp_path / name))(["a few words", "some words " * 30]) for name in "abc"]
     np.testing.assert_array_equal(vectors[0], vectors[1])
     np.testing.assert_array_equal(vectors[0], vectors[2])
@@ -201,6 +204,34 @@ def test_another_task_s_classifier_is_not_taken(tokenizer, tmp_path):
         assert "classifier" in initialise.initial(str(tmp_path / source), span)
         found = initialise.initial(str(tmp_path / source), make(tokenizer, "sequence", labels=2)[1])
         assert "encoder" in found and "classifier" not in found
+
+
+def test_rows_of_a_head_are_taken_by_the_names_of_their_labels(tokenizer, tmp_path):
+    fields, model, params = make(tokenizer, "sequence", labels=3)
+    huggingface.save(tmp_path / "a", fields, params, tokenizer, labels=("neg", "pos", "neutral"))
+    assert run(tmp_path / "a", tmp_path / "b") == 0
+    kernel, bias = np.asarray(params["classifier"]["kernel"]), np.asarray(params["classifier"]["bias"])
+    for source in "ab":
+        for labels, order in {("pos", "neutral", "neg"): [1, 2, 0], ("Neg", "POS", "neutral"): [0, 1, 2]}.items():
+            taken = initialise.initial(str(tmp_path / source), model, tokenizer, labels=labels)["classifier"]
+            np.testing.assert_array_equal(np.asarray(taken["kernel"]), kernel[:, order])
+            np.testing.assert_array_equal(np.asarray(taken["bias"]), bias[order])
+        two = make(tokenizer, "sequence", labels=2)[1]
+        taken = initialise.initial(str(tmp_path / source), two, labels=("neutral", "neg"))["classifier"]
+        np.testing.assert_array_equal(np.asarray(taken["bias"]), bias[[2, 0]])
+        assert "classifier" not in initialise.initial(str(tmp_path / source), model, labels=("good", "bad", "neutral"))
+
+
+def test_a_head_of_other_labels_begins_anew_and_one_without_names_goes_by_numbers(tokenizer, tmp_path, caplog):
+    fields, model, params = make(tokenizer, "sequence", labels=3)
+    bias = np.asarray(params["classifier"]["bias"])
+    huggingface.save(tmp_path / "a", fields, params, tokenizer, labels=("neg", "pos", "neutral"))
+    assert "classifier" not in initialise.initial(str(tmp_path / "a"), model, labels=("good", "bad", "neutral"))
+    assert "head's labels are neg, pos, neutral, those of this run good, bad, neutral: the head begins anew" in caplog.text
+    huggingface.save(tmp_path / "c", fields, params, tokenizer)  # LABEL_0, LABEL_1, LABEL_2
+    taken = initialise.initial(str(tmp_path / "c"), model, labels=("2", "0", "1"))["classifier"]
+    np.testing.assert_array_equal(np.asarray(taken["bias"]), bias[[2, 0, 1]])
+    assert "classifier" not in initialise.initial(str(tmp_path / "c"), model, labels=("neg", "pos", "neutral"))
 
 
 def test_labels_that_do_not_exclude_each_other_are_refused(tokenizer, tmp_path, capfd):
@@ -243,3 +274,22 @@ def test_mistakes_end_in_one_line(folder, workdir, tmp_path, capfd):
     (tmp_path / "other" / "config.json").write_text(json.dumps(config | {"model_type": "t5", "architectures": ["T5Model"]}))
     assert run(tmp_path / "other", tmp_path / "new") == 2
     assert "'t5' (T5Model) is not supported; supported are" in capfd.readouterr().err and not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("name", ["gpt", "llama"])
+def test_decoders_there_and_back_again(tmp_path, name):
+    """Its workdir has rows no longer than the model reads, and what comes back are the same numbers."""
+    tokenizer = learn("byte_bpe", LINES, 300)
+    sizes = dict(name=name, width=8, num_heads=2, mlp_width=16, layers=2, max_length=40, head="causal_lm")
+    sizes |= {"kv_heads": 1} if name == "llama" else {}
+    fields = sizes | {"vocab_size": tokenizer.vocab_size}
+    model, rng = models.build(fields, 0), np.random.default_rng(0)
+    drawn = {n: rng.standard_normal(s).astype(np.float32) for n, s in mapping.shapes(model).items()}
+    huggingface.save(tmp_path / "folder", fields, parameters.nest(drawn), tokenizer)
+    assert run(tmp_path / "folder", tmp_path / "W") == 0
+    config = configuration.read(tmp_path / "W")
+    assert config.data.lengths.tokens == 40 and config.task.name == "causal_lm" and config.model.name == name
+    assert run(tmp_path / "W", tmp_path / "back") == 0
+    _, leaves, _ = huggingface.opened(tmp_path / "back")
+    there, back = huggingface.opened(tmp_path / "folder")[1], {n: np.asarray(x) for n, x in leaves.items()}
+    assert there.keys() == back.keys() and all(np.array_equal(np.asarray(there[n]), back[n]) for n in back)

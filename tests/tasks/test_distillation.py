@@ -14,6 +14,7 @@ from transformers_jax.interchange import huggingface
 from transformers_jax.layers import losses
 from transformers_jax.mesh import make_mesh
 from transformers_jax.outputs import LanguageModelOutput
+from transformers_jax.runs.initialise import initial, module_of
 from transformers_jax.tasks.distillation import FROZEN, Distilled, Pupil, Task, cosine, soft_cross_entropy
 from transformers_jax.training.state import create_state
 from transformers_jax.training.step import make_train_step
@@ -21,6 +22,10 @@ from transformers_jax.training.step import make_train_step
 LINES = [{"text": line} for line in TEXT]
 BERT = dict(name="bert", width=16, num_heads=2, mlp_width=32, max_length=64, head="masked_lm")
 BERT |= dict(dropout=0.0, attention_dropout=0.0)
+
+
+def load(path: str, model, **options) -> dict:
+    return initial(path, model, tokenizer(), **options)
 
 
 def build(layers: int, **fields):
@@ -98,8 +103,8 @@ def test_loss_is_the_weighted_sum_of_three_means():
 
 def test_a_student_as_large_as_its_teacher_starts_with_its_numbers(teacher):
     task = Task(tokenizer(), teacher=teacher[0], layers=(0, 1), masking="static")
-    model = task.wrap(build(2))
-    start = task.initial(model)
+    model = task.wrap(build(2), module_of)
+    start = jax.tree.map(np.asarray, task.initial(model, load))
     assert jax.tree.all(jax.tree.map(np.allclose, start["teacher"], jax.device_get(teacher[1])))
     batch = batch_of(task, LINES, length=48)
     output = model.apply({"params": start}, batch, deterministic=True)
@@ -110,10 +115,10 @@ def test_a_student_as_large_as_its_teacher_starts_with_its_numbers(teacher):
 
 def test_a_student_of_some_layers_learns_and_the_teacher_does_not(teacher):
     task = Task(tokenizer(), teacher=teacher[0], layers=(1,), masking="static")
-    model, mesh = task.wrap(build(1)), make_mesh({})
+    model, mesh = task.wrap(build(1), module_of), make_mesh({})
     assert isinstance(model, Pupil) and model.config.layers == 1
     batch = batch_of(task, LINES, length=48)
-    start = task.initial(model)
+    start = jax.tree.map(np.asarray, task.initial(model, load))
     theirs = parameters.flat(start["teacher"])
     for name, value in parameters.flat(start).items():
         if not name.startswith("teacher/"):
@@ -157,7 +162,7 @@ def test_models_that_predict_the_next_token_are_distilled_alike():
 
 def test_the_teacher_predicts_as_many_positions_as_the_student(teacher):
     task, student = Task(tokenizer(), teacher=teacher[0]), build(2, max_mask_rate=0.4)
-    found = task.wrap(student).init_with_output(jax.random.key(0), batch_of_lines(), deterministic=False)[0]
+    found = task.wrap(student, module_of).init_with_output(jax.random.key(0), batch_of_lines(), deterministic=False)[0]
     assert found.student.hidden.shape == found.teacher.hidden.shape
 
 
@@ -168,7 +173,7 @@ def test_mistakes_are_named(teacher, tmp_path):
     huggingface.save(tmp_path, fields, jax.device_get(params), tokenizer())
     task = Task(tokenizer(), teacher=str(tmp_path))
     with pytest.raises(UserError, match="lacks parameters of config.model: lm/"):
-        task.initial(task.wrap(build(1)))
+        task.initial(task.wrap(build(1), module_of), load)
 
     with pytest.raises(UserError, match="config.task.teacher is empty"):
         Task(tokenizer(), teacher="")
@@ -178,8 +183,8 @@ def test_mistakes_are_named(teacher, tmp_path):
         with pytest.raises(UserError, match=f"config.task.of='{name}' is not one of masked_lm"):
             Task(tokenizer(), teacher="x", of=name)
     with pytest.raises(UserError, match="its positions begin at row 0, the student's at 2"):
-        Task(tokenizer(), teacher=teacher[0], layers=(0,)).wrap(build(1, position_offset=2))
+        Task(tokenizer(), teacher=teacher[0], layers=(0,)).wrap(build(1, position_offset=2), module_of)
     with pytest.raises(UserError, match="its width is 16, the student's 8"):
-        Task(tokenizer(), teacher=teacher[0]).wrap(build(2, width=8))
+        Task(tokenizer(), teacher=teacher[0]).wrap(build(2, width=8), module_of)
     with pytest.raises(UserError, match="no such folder"):
-        Task(tokenizer(), teacher="/nowhere/at/all").wrap(build(2))
+        Task(tokenizer(), teacher="/nowhere/at/all").wrap(build(2), module_of)

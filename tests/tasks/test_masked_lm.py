@@ -12,8 +12,8 @@ from transformers_jax import batch as contract
 from transformers_jax.data.pipeline import train_iterator
 from transformers_jax.data.text.tokenizer import learn_bpe
 from transformers_jax.errors import UserError
-from transformers_jax.outputs import LanguageModelOutput
-from transformers_jax.tasks.masked_lm import Task
+from transformers_jax.outputs import LabelOutput, LanguageModelOutput, PretrainingOutput
+from transformers_jax.tasks.masked_lm import FillMask, Task
 from transformers_jax.tasks.parts.masking import Masking
 
 LINES = [{"text": line} for line in TEXT]
@@ -131,19 +131,44 @@ class TestLoss:
     def test_it_is_evaluated_by_its_loss_alone(self):
         task = Task(tokenizer())
         scorer = Scorer((), {})
-        assert task.evaluate(scorer, "test", {}) == ({"loss": 0.5}, []) and task.validate(scorer, {}, 0) == {"loss": 0.5}
+        assert task.evaluate(scorer, "test", {}) == ({"loss": 0.5}, []) and task.validate(scorer, {}) == {"loss": 0.5}
+        assert task.main_metric == "loss" and not task.bigger_is_better
         assert task.model_fields() == {"head": "masked_lm"}
 
 
 @pytest.mark.parametrize("kind", ["wordpiece", "byte_bpe", "unigram"])
 def test_gaps_are_written_out(kind):
     t = tokenizer(kind)
-    fields = Task(t).gaps("it was the [MASK] of times, it was the <mask>.")
-    gaps = np.flatnonzero(fields["weights"])
+    task, text = FillMask(t), "it was the [MASK] of times, it was the <mask>."
+    (example,) = task.examples([{"text": text}])
+    fields = task.encode(example)
+    gaps = np.flatnonzero(fields["targets"])
     assert fields["tokens"][gaps].tolist() == [t.mask_id] * 2 and len(gaps) == 2
     whole = t.joined(t.encode("it was the best of times, it was the age.")).ids
     word = len(t.encode(" best"))
     assert fields["tokens"][: gaps[0]].tolist() == whole[: gaps[0]]
     assert fields["tokens"][gaps[0] + 1 : gaps[1]].tolist() == whole[gaps[0] + word :][: gaps[1] - gaps[0] - 1]
     with pytest.raises(UserError, match="nothing to fill in"):
-        Task(t).gaps("it was the best of times")
+        task.encode(task.examples([{"text": "it was the best of times"}])[0])
+
+
+def test_a_text_of_many_gaps_has_several_rows_and_each_gap_its_words():
+    t = tokenizer()
+    task, texts = FillMask(t, top=2), [{"text": "the " + "[MASK] " * 9}, {"text": "a [MASK]"}]
+    rows = task.examples(texts)
+    assert [row["example"] for row in rows] == [0, 0, 0, 1]
+    fields = [task.encode(row) for row in rows]
+    assert [int(f["targets"].sum()) for f in fields] == [4, 4, 1, 1]
+    assert np.array_equal(sum(f["targets"] for f in fields[:3]), fields[0]["tokens"] == t.mask_id)
+    batch = batch_of(task, rows, length=32)
+    rng = np.random.default_rng(0)
+    hidden, table = rng.normal(size=[4, 32, 8]).astype(np.float32), rng.normal(size=[t.vocab_size, 8]).astype(np.float32)
+    hidden[1:3] = hidden[0]  # the same text
+    for output in LanguageModelOutput(hidden, table), PretrainingOutput(LanguageModelOutput(hidden, table), None):
+        found = task.answers(texts, {k: np.asarray(v) for k, v in task.predict(output, batch).items()})
+        assert [len(answer["gaps"]) for answer in found] == [9, 1] and all(len(gap) == 2 for gap in found[0]["gaps"])
+        logits = hidden[0][fields[0]["tokens"].tolist().index(t.mask_id) + 6] @ table.T
+        best = float((np.exp(logits) / np.exp(logits).sum()).max())
+        assert found[0]["gaps"][6][0]["probability"] == pytest.approx(best, abs=1e-4)
+    with pytest.raises(UserError, match="this model fills no gaps: it gives no tokens but LabelOutput"):
+        task.predict(LabelOutput(hidden), batch)

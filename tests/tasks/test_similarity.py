@@ -73,7 +73,7 @@ def test_classification_has_a_classifier_beside_the_encoders_parameters():
     task = Task(tokenizer(), objective="classification", labels=LABELS)
     fields = dict(name="bert", width=16, num_heads=2, mlp_width=32, layers=1, max_length=64, dropout=0.0, **task.model_fields())
     encoder = models.build(fields, tokenizer().vocab_size)
-    model = task.wrap(encoder)
+    model = task.wrap(encoder, None)
     batch = batch_of(task, PAIRS, rows=4)
     params = nn.meta.unbox(model.init(jax.random.key(0), batch))["params"]
     alone = nn.meta.unbox(encoder.init(jax.random.key(0), batch))["params"]
@@ -109,14 +109,14 @@ def test_scores_and_samples():
 
 
 def test_wrapping_is_for_classification_only():
-    assert Task(tokenizer()).wrap("model") == "model"
+    assert Task(tokenizer()).wrap("model", None) == "model"
 
 
 def test_mistakes_are_named():
     with pytest.raises(UserError, match="config.task.objective='cosine' is not one of regression, classification, multiple"):
         Task(tokenizer(), objective="cosine")
-    with pytest.raises(UserError, match="config.task.pooling='last'"):
-        Task(tokenizer(), pooling="last")
+    with pytest.raises(UserError, match="config.task.pooling='middle'"):
+        Task(tokenizer(), pooling="middle")
     with pytest.raises(UserError, match="config.task.labels"):
         Task(tokenizer(), objective="classification", labels=("a", "a"))
 

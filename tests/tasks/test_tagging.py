@@ -121,6 +121,7 @@ def test_scores_and_samples():
     assert scores["tag_accuracy"] == pytest.approx(6 / 7) and scores["f1_PER"] == 0 and scores["entities"] == 3
     assert task.score([{"words": ["x"]}], {k: v[:1] for k, v in found.items()}) == {}
     assert task.model_fields() == {"head": "tagging", "labels": 5}
+    assert task.of_line(["a \u00a0  b", "c"]) == {"words": ["a", "\u00a0", "b", "c"]}
 
 
 class TestEntities:
@@ -136,6 +137,13 @@ class TestEntities:
             ("B-creative-work I-creative-work", {(0, 2, "creative-work")}),
             ("B I O I", {(0, 2, "entity"), (3, 4, "entity")}),
             ("NOUN VERB VERB O", {(0, 1, "NOUN"), (1, 3, "VERB")}),
+            ("PRON-poss PRON-pers", {(0, 1, "PRON-poss"), (1, 2, "PRON-pers")}),
+            ("I-PER B-PER O I-LOC", {(0, 1, "PER"), (1, 2, "PER"), (3, 4, "LOC")}),  # IOB1
+            ("S-PER S-PER B-LOC I-LOC E-LOC", {(0, 1, "PER"), (1, 2, "PER"), (2, 5, "LOC")}),  # BIOES
+            ("U-PER U-PER B-LOC I-LOC L-LOC", {(0, 1, "PER"), (1, 2, "PER"), (2, 5, "LOC")}),  # BILOU
+            ("B-PER E-PER B-PER E-PER", {(0, 2, "PER"), (2, 4, "PER")}),
+            ("B-PER L-PER I-PER", {(0, 2, "PER"), (2, 3, "PER")}),
+            ("E-PER E-PER", {(0, 1, "PER"), (1, 2, "PER")}),
         ],
     )
     def test_spans(self, tags, wanted):
@@ -149,6 +157,29 @@ class TestEntities:
         assert scores["f1_LOC"] == pytest.approx(2 / 3) and scores["f1_PER"] == pytest.approx(2 / 3)
         assert scores["tag_accuracy"] == pytest.approx(5 / 7)
         assert entities.score([["O"]], [["O"]])["f1"] == 0
+
+    @pytest.mark.parametrize(
+        "truth, found",
+        [
+            ("S-PER S-PER O B-LOC E-LOC", "S-PER S-PER O S-LOC S-LOC"),
+            ("U-PER U-PER O B-LOC L-LOC", "U-PER U-PER O U-LOC U-LOC"),
+            ("B-PER B-PER O B-LOC I-LOC", "B-PER B-PER O B-LOC B-LOC"),
+            ("I-PER B-PER O I-LOC I-LOC", "I-PER B-PER O I-LOC B-LOC"),
+        ],
+    )
+    def test_schemes_count_the_same_entities(self, truth, found):
+        scores = entities.score([truth.split()], [found.split()])  # of three entities two are right, of four found
+        assert scores["entities"] == 3 and scores["recall"] == pytest.approx(2 / 3) and scores["precision"] == 0.5
+        assert scores["f1"] == pytest.approx(4 / 7) and scores["f1_PER"] == 1 and scores["f1_LOC"] == 0
+
+    def test_two_neighbours_are_not_one(self):
+        for alone in "SU":
+            scores = entities.score([f"{alone}-PER {alone}-PER".split()], [f"{alone}-PER O".split()])
+            assert scores["f1"] == pytest.approx(2 / 3) and scores["precision"] == 1 and scores["recall"] == 0.5
+
+    def test_marks_without_a_type(self):
+        assert entities.score(["B E S".split()], ["B E S".split()])["entities"] == 2
+        assert entities.score(["S S".split()], ["S O".split()])["f1_S"] == 0  # a tag by itself: one run of two words
 
 
 @pytest.mark.parametrize("name, scheme", [("wnut17_dev", "BIO"), ("wikigold", "IO")])

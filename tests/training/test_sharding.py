@@ -18,6 +18,7 @@ from transformers_jax.data import pipeline
 from transformers_jax.data.collate import layout_of
 from transformers_jax.errors import UserError
 from transformers_jax.mesh import AXES, check_rows, data_shard, global_batch, make_mesh, row_sharding
+from transformers_jax.tasks import translation
 from transformers_jax.training import sharding
 from transformers_jax.training.optimizers import make_optimizer
 from transformers_jax.training.state import TrainState, abstract_state, create_state
@@ -297,7 +298,7 @@ def test_processes_that_would_not_share_out_the_rows_are_an_error(shape, process
 @pytest.mark.parametrize("parts", [1, 2, 4, 8, 3, 16, 48])
 def test_rows_of_every_bucket_divide_over_devices_and_microbatches(parts):
     keys = ConfigDict(dict(batching="buckets", tokens_per_batch=25_000, boundaries=(16, 24, 32, 48, 64, 96, 128)))
-    layout = layout_of(types.SimpleNamespace(streams={"source": ("source",), "target": ("target_inputs", "targets")}))
+    layout = layout_of(translation.Task)
     rows = [shape.rows for shape in pipeline.shapes_of(keys, layout, 2, parts)[0]]
     assert all(count % parts == 0 and count % 8 == 0 for count in rows)
     if 8 % parts == 0:  # nothing changes

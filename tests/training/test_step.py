@@ -28,6 +28,7 @@ from tiny_training import (
 from transformers_jax import parameters
 from transformers_jax.errors import UserError
 from transformers_jax.mesh import AXES
+from transformers_jax.tasks.task import Task
 from transformers_jax.training import step as steps
 from transformers_jax.training.optimizers import make_optimizer
 from transformers_jax.training.state import create_state
@@ -159,7 +160,7 @@ def test_half_precision_gradients_are_summed_in_float32():
         def __call__(self, batch, *, deterministic):
             return batch["x"] * self.param("w", nn.initializers.zeros, (), jnp.bfloat16)
 
-    class Sum:
+    class Sum(Task):
         def loss(self, output, batch, *, train):
             return output.astype(jnp.float32).sum(), jnp.float32(1), {}
 

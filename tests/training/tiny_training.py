@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from transformers_jax.mesh import data_shard, global_batch, make_mesh
+from transformers_jax.tasks.task import Task
 from transformers_jax.training.optimizers import make_optimizer
 from transformers_jax.training.state import abstract_state, create_state
 from transformers_jax.training.step import compile_eval_step, compile_step, make_eval_step, make_train_step
@@ -67,7 +68,7 @@ class TinyModel(nn.Module):
         return x @ embedding.T
 
 
-class TinyTask:
+class TinyTask(Task):
     """Cross entropy of the tokens that are not padding."""
 
     def loss(self, output, batch, *, train):

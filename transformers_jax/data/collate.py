@@ -1,16 +1,10 @@
 """Encoded examples, and how their tokens lie in a batch.
 
-A task says so by its attributes:
-  streams: fields that run in step, see batch.Streams.
-  row_fields: fields of one value an example: `label`, say. Default none.
-  one_a_row: whether each example has a row to itself, which `row_weights` then tells from empty ones. Default: whether
-    there are row_fields.
-  groups: members of an example that is a group; its fields gain the axis C. `encode` gives a list of so many arrays a
-    field. Default 0, no groups.
-  augment: (fields, generator) → fields, drawn anew each time a training example is used. Default none.
+A task says so by its attributes streams, row_fields, row_shapes, one_a_row, groups, augment and unaugmented, see
+`tasks.task.Task`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -43,12 +37,12 @@ class BatchLayout(NamedTuple):
     row_fields: tuple[str, ...]
     one_a_row: bool
     groups: int
+    row_shapes: Mapping[str, tuple[int, ...]] = {}
 
 
 def layout_of(task: Any) -> BatchLayout:
-    row_fields, groups = tuple(getattr(task, "row_fields", ())), getattr(task, "groups", 0)
-    one_a_row = getattr(task, "one_a_row", False) or bool(row_fields) or groups > 0
-    return BatchLayout(task.streams, row_fields, one_a_row, groups)
+    one_a_row = task.one_a_row or bool(task.row_fields) or task.groups > 0
+    return BatchLayout(task.streams, tuple(task.row_fields), one_a_row, task.groups, task.row_shapes)
 
 
 class EncodedExamples:
@@ -56,7 +50,7 @@ class EncodedExamples:
 
     def __init__(self, source: Sequence, task: Any, cache: bool):
         self.source, self.task, self.layout = source, task, layout_of(task)
-        self.augment = getattr(task, "augment", None)
+        self.augment, self.unaugmented = task.augment, task.unaugmented
         self.kept: dict[int, Any] | None = {} if cache else None  # what `draw` starts from
 
     def __len__(self) -> int:
@@ -64,7 +58,9 @@ class EncodedExamples:
 
     def __getitem__(self, i: int) -> Example | Single:
         kept = self._kept(i)
-        return self._arranged(kept) if self.augment else kept
+        if not self.augment:
+            return kept
+        return self._arranged(self.unaugmented(kept) if self.unaugmented else kept)
 
     def draw(self, i: int, rng: np.random.Generator) -> Example | Single:
         """Example i for training, augmented with the generator if the task does that."""
@@ -82,7 +78,7 @@ class EncodedExamples:
         return kept
 
     def _arranged(self, fields: dict) -> Example | Single:
-        streams, row_fields, one_a_row, groups = self.layout
+        streams, row_fields, one_a_row, groups, _ = self.layout
         if not groups:
             members = (tuple(np.array([fields[name] for name in names], np.int32) for names in streams.values()),)
         else:
@@ -111,7 +107,7 @@ def cut(example: Example | Single, limits: Sequence[int]) -> Example | Single:
 
 
 def collate(rows: Sequence[Sequence[Example | Single]], *, layout: BatchLayout, shape: BatchShape) -> dict[str, np.ndarray]:
-    """The batch of these rows: what `assemble` gives; one_a_row adds the row fields and row_weights, [shape.rows].
+    """The batch of these rows: what `assemble` gives; one_a_row adds the row fields, [shape.rows, …], and row_weights.
 
     Args:
       rows: examples of each row, at most shape.rows; the rest of the batch is empty.
@@ -124,8 +120,9 @@ def collate(rows: Sequence[Sequence[Example | Single]], *, layout: BatchLayout, 
     if layout.groups:
         batch = {name: value.reshape(shape.rows, members, -1) for name, value in batch.items()}
     for i, name in enumerate(layout.row_fields):
-        batch[name] = np.zeros(shape.rows, FIELDS[name].dtype)
-        batch[name][: len(examples)] = [example.values[i] for example in examples]
+        batch[name] = np.zeros((shape.rows, *layout.row_shapes.get(name, ())), FIELDS[name].dtype)
+        for row, example in enumerate(examples):
+            batch[name][row] = _fitting(name, example.values[i], batch[name].shape[1:])
     batch["row_weights"] = (np.arange(shape.rows) < len(examples)).astype(FIELDS["row_weights"].dtype)
     return batch
 
@@ -137,8 +134,16 @@ def shapes_of_fields(layout: BatchLayout, shape: BatchShape) -> dict[str, tuple[
         axes = (shape.rows, layout.groups, length) if layout.groups else (shape.rows, length)
         shapes |= {n: (axes, FIELDS[n].dtype) for n in (*names, positions_name(stream), segments_name(stream))}
     if layout.one_a_row:
-        shapes |= {name: ((shape.rows,), FIELDS[name].dtype) for name in (*layout.row_fields, "row_weights")}
+        for name in (*layout.row_fields, "row_weights"):
+            shapes[name] = ((shape.rows, *layout.row_shapes.get(name, ())), FIELDS[name].dtype)
     return shapes
+
+
+def _fitting(name: str, value: Any, shape: tuple[int, ...]) -> Any:
+    """The value of a row field, which has the shape that the task says: NumPy would spread out a smaller one."""
+    if np.shape(value) != shape:
+        raise ValueError(f"row field {name!r} of an example has the shape {np.shape(value)}, and the task says {shape}")
+    return value
 
 
 def assemble(rows: Sequence[Sequence[Example]], *, streams: Streams, shape: BatchShape) -> dict[str, np.ndarray]:

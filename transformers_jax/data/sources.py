@@ -4,11 +4,17 @@ A new kind of data is one more function, in `KINDS`. The examples of each:
 
     files, bible, tfds   {"source": str, "target": str}, two languages
     text, bible_text     {"text": str}, see `text_sources`
-    tsv, glue            {"first": str, "second": str, "label": str} or "score": float, see `structured_sources`
+    conversations        {"messages": [{"role": str, "content": str}]}, or of two other forms, see `conversations`
+    tokens               {"ids": array}, documents that are encoded already, see `token_files`
+    tsv, glue            {"first": str, "second": str, "label": str} or "score": float, see `labelled_sources`
     conll                {"words": [str], "tags": [str]}
     squad                {"id": str, "question": str, "context": str, "answers": [{"text": str, "start": int}]}
     swag                 {"context": str, "choices": [str], "label": str}
     jsonl                any of these, one JSON object a line
+    image_folders, image_lists, tfds_images, mnist_5k, digits_8x8
+                         {"image": path, or uint8 [H, W, C], "label": str} and of lists "labels": [str], see `data.images`
+
+Sources of images have `classes`, the names of all labels in the order of their numbers.
 """
 
 from collections.abc import Sequence
@@ -16,14 +22,17 @@ from collections.abc import Sequence
 import numpy as np
 from absl import logging
 
-from transformers_jax.data.text import bible, labelled_sources, text_sources
+from transformers_jax.data.images import digits, folders, prepared
+from transformers_jax.data.text import bible, conversations, labelled_sources, text_sources, token_files
 from transformers_jax.data.text.lines import Lines
 from transformers_jax.data.tfds import open_prepared
 from transformers_jax.errors import UserError
 
 SPLITS = ("train", "validation", "test")
-FILES = ("files", "text", "tsv", "jsonl", "conll", "squad", "swag")
-"""Kinds whose splits are files."""
+FILES = (
+    "files", "text", "tokens", "conversations", "tsv", "jsonl", "conll", "squad", "swag", "image_folders", "image_lists",
+)  # fmt: skip
+"""Kinds whose splits are files, or folders of them."""
 
 
 
@@ -32,7 +41,7 @@ def open_source(config, split: str) -> Sequence[dict]:
 
     Args:
       config: config.data, of which these keys are read:
-        source: one of the kinds above.
+        source: one of the kinds above; those of images read more keys, see their modules in `data.images`.
         languages: (source, target), ("en", "de") say.
         train, validation, test: for files, "corpus.en,corpus.de", plain or gzip; for tfds, the name of the split there,
           slices such as "train[:90%]" too, where it is not the key's own name.
@@ -47,7 +56,9 @@ def open_source(config, split: str) -> Sequence[dict]:
     """
     if split not in SPLITS:
         raise ValueError(f"split {split!r} is not one of {', '.join(SPLITS)}")
-    kinds = {"files": _files, "bible": _bible, "tfds": _tfds} | text_sources.KINDS | labelled_sources.KINDS
+    kinds = {"files": _files, "bible": _bible, "tfds": _tfds}
+    for room in text_sources, token_files, conversations, labelled_sources, folders, digits, prepared:
+        kinds |= room.KINDS
     if config.source not in kinds:
         raise UserError(f"config.data.source={config.source!r} is not one of {', '.join(kinds)}")
     if config.source in ("files", "bible", "tfds") and len(config.languages) != 2:
@@ -59,7 +70,9 @@ def open_source(config, split: str) -> Sequence[dict]:
 
 
 def has(config, split: str) -> bool:
-    """Whether config.data names such a split: files are given one by one, other sources have all."""
+    """Whether config.data names such a split: files are given one by one, digits say which they have, others have all."""
+    if config.source in digits.KINDS:
+        return digits.has(config, split)
     of_files = config.source in FILES and not (config.source != "files" and config.get("tfds_name"))
     return not of_files or bool(config.get(split))
 

@@ -36,12 +36,15 @@ class Steps(NamedTuple):
     usual: [] int32, steps after which sentences are left as they are once no more than half of them are not done; None
       for L.
     first, grow: if `first` is not 0, the model's state grows to room for L tokens after so many steps: leaves → leaves.
+    together: mesh axes whose devices each hold other sentences and all make the same number of steps; () where none is
+      to wait for another.
     """
 
     length: int
     usual: jax.Array | int | None = None
     first: int = 0
     grow: Callable[[list], list] | None = None
+    together: tuple[str, ...] = ()
 
 
 def length_penalty(length: jax.Array, alpha: float) -> jax.Array:
@@ -68,63 +71,100 @@ def top_k(x: jax.Array, k: int, chunk: int = 64) -> tuple[jax.Array, jax.Array]:
     return values, jnp.take_along_axis(best, places // chunk, axis=-1) * chunk + places % chunk
 
 
-class _Rows(NamedTuple):
-    index: jax.Array  # [] int32: tokens written so far
-    last: jax.Array  # [B] int32: the token written last
-    tokens: jax.Array  # [B, L]
-    lengths: jax.Array  # [B]
-    scores: jax.Array  # [B]
-    done: jax.Array  # [B] bool
+class Rows(NamedTuple):
+    """Outputs that are being written, one a row.
+
+    index: [] int32, tokens written so far.
+    last: [B] int32, the token that the next step reads.
+    tokens: [B, L] int32, what was written; 0 behind an output's end.
+    gains: [B, L] float32, log-probability of each token under the model.
+    lengths: [B] int32.
+    scores: [B] float32, log-probability of all tokens.
+    done: [B] bool.
+    leaves: the model's state.
+    seen: [B, V] bool, tokens that stand in the prompt or in what was written; None where nobody asks.
+    """
+
+    index: jax.Array
+    last: jax.Array
+    tokens: jax.Array
+    gains: jax.Array
+    lengths: jax.Array
+    scores: jax.Array
+    done: jax.Array
     leaves: list
+    seen: jax.Array | None = None
+
+    def outputs(self) -> Outputs:
+        """The outputs, one for each row."""
+        return Outputs(self.tokens[:, None], self.lengths[:, None], self.scores[:, None])
+
+
+def begun(first: jax.Array, done: jax.Array, leaves: list, length: int, seen: jax.Array | None = None) -> Rows:
+    """Rows with nothing written yet and room for `length` tokens; first [B] is read first, done [B] are padding."""
+    zeros, empty = jnp.zeros(first.shape, jnp.int32), (*first.shape, length)
+    written = jnp.zeros(empty, jnp.int32), jnp.zeros(empty)
+    return Rows(jnp.int32(0), first, *written, zeros, jnp.zeros(first.shape), done, leaves, seen)
 
 
 def one_by_one(
     step: Step,
-    leaves: list,
-    choose: Callable[[jax.Array, jax.Array], jax.Array],
+    rows: Rows,
+    choose: Callable[[jax.Array, Rows], jax.Array],
     *,
     limits: jax.Array,
-    bos_id: int,
-    eos_id: int,
+    ends: tuple[int, ...],
     steps: Steps,
-) -> tuple[Outputs, jax.Array]:
-    """Writes one output a sentence, each token chosen from the logits of the step, until its end token or limit.
+) -> Rows:
+    """Writes one output a row, each token chosen from the logits of the step, until an end token or its limit.
 
     Args:
-      step: the model, and `leaves` its state, with room for `steps.first` tokens, or L.
-      choose: (logits [B, V], index []) → tokens [B] int32: `greedy`, or a draw.
-      limits: [B] int32, most tokens a sentence may get, the end token included; 0 for rows that are padding.
+      step: the model.
+      rows: as `begun` makes them; the model's state has room for `steps.first` tokens, or L.
+      choose: (logits [B, V], rows) → tokens [B] int32: `greedy`, or a draw.
+      limits: [B] int32, most tokens a row may get, the end token included; 0 for rows that are padding.
+      ends: the end tokens.
       steps: how long the search goes on.
 
     Returns:
-      The outputs, and [B] bool, whether they are what they would be with more steps.
+      The rows; those that are done are what they would be with more steps.
     """
-    rows = limits.shape[0]
 
-    def advance(s: _Rows) -> _Rows:
+    def advance(s: Rows) -> Rows:
         logits, leaves = step(s.leaves, s.last)
-        chosen = choose(logits, s.index)
+        chosen = choose(logits, s)
         gained = jnp.take_along_axis(logits, chosen[:, None], axis=1)[:, 0] - jax.nn.logsumexp(logits, axis=-1)
+        gained = jnp.where(s.done, 0.0, gained)
         tokens = s.tokens.at[:, s.index].set(jnp.where(s.done, 0, chosen))
         lengths = s.lengths + ~s.done
-        scores = s.scores + jnp.where(s.done, 0.0, gained)
-        done = s.done | (chosen == eos_id) | (lengths >= limits)
-        return _Rows(s.index + 1, chosen, tokens, lengths, scores, done, leaves)
+        done = s.done | is_end(chosen, ends) | (lengths >= limits)
+        seen = None if s.seen is None else s.seen.at[jnp.arange(chosen.shape[0]), chosen].set(True)
+        gains = s.gains.at[:, s.index].set(gained)
+        return Rows(s.index + 1, chosen, tokens, gains, lengths, s.scores + gained, done, leaves, seen)
 
-    zeros, tokens = jnp.zeros(rows, jnp.int32), jnp.zeros((rows, steps.length), jnp.int32)
-    state = _Rows(jnp.int32(0), zeros + bos_id, tokens, zeros, jnp.zeros(rows), limits < 1, leaves)
-    state = _advanced(advance, state, limits, steps)
-    return Outputs(state.tokens[:, None], state.lengths[:, None], state.scores[:, None]), state.done
+    return _advanced(advance, rows, limits, steps)
+
+
+def is_end(tokens: jax.Array, ends: tuple[int, ...]) -> jax.Array:
+    """Whether each token is one of the end tokens: bool of the shape of `tokens`."""
+    found = jnp.zeros(tokens.shape, bool)
+    for end in ends:
+        found |= tokens == end
+    return found
 
 
 def _advanced(advance: Callable, state, limits, steps: Steps):
     """The state at the end of the search."""
     usual = steps.length if steps.usual is None else steps.usual
-    few = jnp.sum(limits > 0) // 2
+
+    def count(sentences: jax.Array) -> jax.Array:
+        return jax.lax.psum(jnp.sum(sentences), steps.together) if steps.together else jnp.sum(sentences)
+
+    few = count(limits > 0) // 2
 
     def until(end: int, state):
         def goes_on(s):
-            waiting = jnp.sum(~s.done)
+            waiting = count(~s.done)
             return (s.index < end) & (waiting > jnp.where(s.index < usual, 0, few))
 
         return jax.lax.while_loop(goes_on, advance, state)
@@ -135,7 +175,7 @@ def _advanced(advance: Callable, state, limits, steps: Steps):
     return until(steps.length, state)
 
 
-def greedy(logits: jax.Array, index: jax.Array) -> jax.Array:
+def greedy(logits: jax.Array, rows: Rows) -> jax.Array:
     """The likeliest token of each row, the first of equals."""
     return top_k(logits, 1)[1][:, 0]
 
@@ -159,13 +199,13 @@ def beam_search(
     beam_size: int,
     n_best: int,
     alpha: float,
-    bos_id: int,
-    eos_id: int,
+    first: jax.Array,
+    ends: tuple[int, ...],
     steps: Steps,
 ) -> tuple[Outputs, jax.Array]:
     """The n outputs with the largest log-probability over length penalty that a beam of K finds.
 
-    Each step extends the K likeliest unfinished outputs by every token. Extensions by the end token count if they are
+    Each step extends the K likeliest unfinished outputs by every token. Extensions by an end token count if they are
     among the K likeliest of all; the K likeliest others live on. A sentence is done when no output that lives can still
     beat the n-th best that ended, even if it lost no more probability up to the limit; the result is then what it
     would be at the limit. If fewer than n have ended there, those that live, which the limit cuts, come after them.
@@ -177,6 +217,8 @@ def beam_search(
       beam_size: K.
       n_best: n, at most K.
       alpha: of the length penalty, 0 or more; 0 ranks by log-probability.
+      first: [B] int32, the token that the first step reads.
+      ends: the end tokens.
       steps: how long the search goes on.
 
     Returns:
@@ -185,17 +227,17 @@ def beam_search(
     B, K, L = limits.shape[0], beam_size, steps.length
 
     def advance(s: _Beams) -> _Beams:
-        last = jnp.where(s.index > 0, s.tokens[:, :, jnp.maximum(s.index - 1, 0)], bos_id)  # [B, K]
+        last = jnp.where(s.index > 0, s.tokens[:, :, jnp.maximum(s.index - 1, 0)], first[:, None])  # [B, K]
         logits, leaves = step(s.leaves, last.reshape(B * K))
-        scores, origins, chosen = _extensions(logits, s.scores)  # each [B, C]
+        scores, origins, chosen = _extensions(logits, s.scores, 1 + len(ends))  # each [B, C]
         tokens = jnp.take_along_axis(s.tokens, origins[:, :, None], axis=1).at[:, :, s.index].set(chosen)  # [B, C, L]
         written = s.index + 1
 
-        ends = chosen == eos_id
-        counts = ends & (jnp.arange(ends.shape[1]) < K) & ~s.done[:, None]
+        over = is_end(chosen, ends)
+        counts = over & (jnp.arange(over.shape[1]) < K) & ~s.done[:, None]
         ended, ranks = _merge(s, tokens, jnp.where(counts, scores, -jnp.inf), written, alpha)
 
-        lives, kept = jax.lax.top_k(jnp.where(ends, -jnp.inf, scores), K)  # [B, K]
+        lives, kept = jax.lax.top_k(jnp.where(over, -jnp.inf, scores), K)  # [B, K]
         origins = jnp.take_along_axis(origins, kept, axis=1)
         tokens = jnp.take_along_axis(tokens, kept[:, :, None], axis=1)
         lives = jnp.where(s.done[:, None], s.scores, lives)  # what is done stays as it was
@@ -212,17 +254,17 @@ def beam_search(
     return _fill(state, limits), state.done
 
 
-def _extensions(logits: jax.Array, scores: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """The C = 2 K likeliest extensions of K outputs: (scores, beams they extend, tokens), each [B, C], best first.
+def _extensions(logits: jax.Array, scores: jax.Array, times: int = 2) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """The C = times · K likeliest extensions of K outputs: (scores, beams they extend, tokens), each [B, C], best first.
 
-    As each beam has one extension by the end token, at least K of 2 K are others.
+    As each beam has times - 1 extensions by end tokens, at least K of times · K are others.
     """
     B, K = scores.shape
-    count = min(2 * K, logits.shape[-1])
-    values, tokens = top_k(logits, count)  # [B·K, count]: no other can be among the best 2 K of all beams
+    count = min(times * K, logits.shape[-1])
+    values, tokens = top_k(logits, count)  # [B·K, count]: no other can be among the best C of all beams
     gained = values - jax.nn.logsumexp(logits, axis=-1, keepdims=True)
     totals = (scores[:, :, None] + gained.reshape(B, K, count)).reshape(B, K * count)
-    best, picked = jax.lax.top_k(totals, min(2 * K, K * count))
+    best, picked = jax.lax.top_k(totals, min(times * K, K * count))
     return best, picked // count, jnp.take_along_axis(tokens.reshape(B, K * count), picked, axis=1)
 
 

@@ -47,7 +47,7 @@ class Decoder:
       bos_id, eos_id, pad_id: what outputs begin with, what ends them, what sources are filled up with.
       method: "greedy", "beam" or "sample".
       beam_size: beams of method "beam"; 1 is greedy.
-      alpha: of the length penalty (Wu et al. 2016), see `search.length_penalty`; ranks the outputs of a beam.
+      alpha: of the length penalty (Wu et al. 2016), see `beam.length_penalty`; ranks the outputs of a beam.
       n_best: outputs a sentence, at most beam_size; fewer are found sooner. 1 for the other methods.
       batch_size: rows the model sees at a time; a beam takes beam_size of them for a sentence.
       max_ratio, extra_length: an output has at most max_ratio · source length + extra_length tokens (Vaswani et al. 2017,
@@ -201,28 +201,37 @@ class Decoder:
         return jax.make_array_from_callback(x.shape, sharding, lambda index: x[index])
 
     def _search_rows(self, *arguments) -> tuple[beam.Outputs, jax.Array]:
-        """The compiled function: each device searches for its own sentences, and waits for no other's."""
+        """The compiled function: each device searches for its own sentences, see `_together`."""
         if self.mesh is None:
             return self._search_batch(*arguments)
         rows, copied = PartitionSpec(_row_axes(self.mesh)), PartitionSpec()
-        own = {axis for axis, size in self.mesh.shape.items() if size == 1 or axis in _row_axes(self.mesh)}
+        own = {axis for axis in self.mesh.axis_names if axis not in _split_axes(self.mesh)}
         specs = (copied, rows, rows, rows, rows, copied, copied)
         one = jax.shard_map(
             self._search_batch, mesh=self.mesh, in_specs=specs, out_specs=rows, axis_names=own, check_vma=False
         )
         return one(*arguments)
 
+    def _together(self) -> tuple[str, ...]:
+        """The mesh axes over which the search goes on until the last sentence of all devices is done.
+
+        None where each device has the whole model: it waits for no other's sentences. Where devices share the model, what
+        they exchange at a step is an operation of the whole mesh (a collective permute, say, has one meeting point for all
+        devices, even if it is among neighbours only): all must come to it equally often, or they wait for ever.
+        """
+        return _row_axes(self.mesh) if self.mesh is not None and _split_axes(self.mesh) else ()
+
     def _search_batch(self, params, source, segments, limits, numbers, seed, usual) -> tuple[beam.Outputs, jax.Array]:
-        """source, segments [B, S], limits, numbers [B] → the outputs of these sentences; `usual` as in `search.Steps`."""
+        """source, segments [B, S], limits, numbers [B] → the outputs of these sentences; `usual` as in `beam.Steps`."""
         self.compilations += 1  # runs when this is traced, not when it is executed
         start = functools.partial(self._start_model, params)
         step = functools.partial(self._step_model, params)
         layout = self._layout = self._layout or caches.layout(
-            lambda rows, length: start(*(jnp.ones((rows, 3), jnp.int32),) * 2, length), step
+            lambda rows, length: start(*(jnp.ones((rows, 3), jnp.int32),) * 2, length)[1], step
         )
         room = _rounded(self.limit(source.shape[1]))
         first = 0 if set(layout.positions) == {None} else self._first_room(source.shape[1])  # an LSTM's state has none
-        cache = start(source, segments, first or room)
+        begin, cache = start(source, segments, first or room)
         if self.beam_size > 1:
             cache = layout.repeat(cache, self.beam_size)
         moving, constant = layout.split(cache)
@@ -231,22 +240,26 @@ class Decoder:
             logits, cache = step(layout.join(moving, constant), tokens)
             return logits, layout.split(cache)[0]
 
-        steps = beam.Steps(room, usual, first, functools.partial(layout.grow, length=room))
-        common = {"limits": limits, "bos_id": self.bos_id, "eos_id": self.eos_id, "steps": steps}
+        steps = beam.Steps(room, usual, first, functools.partial(layout.grow, length=room), self._together())
+        common = {"limits": limits, "ends": (self.eos_id,), "steps": steps}
         if self.beam_size > 1:
             kind = {"beam_size": self.beam_size, "n_best": self.n_best, "alpha": self.alpha}
-            return beam.beam_search(step_leaves, moving, layout.take, **kind, **common)
+            return beam.beam_search(step_leaves, moving, layout.take, first=begin, **kind, **common)
 
-        def draw(logits, index):
+        def draw(logits, rows):
             key = jax.random.key(seed, impl="threefry2x32")  # rbg's draws for many keys at once depend on one another
-            return samplers.sample(logits, samplers.row_keys(key, numbers, index), self.sampling)
+            return samplers.sample(logits, samplers.row_keys(key, numbers, rows.index), self.sampling)
 
-        return beam.one_by_one(step_leaves, moving, draw if self.method == "sample" else beam.greedy, **common)
+        rows = beam.begun(begin, limits < 1, moving, room)
+        rows = beam.one_by_one(step_leaves, rows, draw if self.method == "sample" else beam.greedy, **common)
+        return rows.outputs(), rows.done
 
     def _start_model(self, params, source, segments, length):
         positions = jnp.broadcast_to(jnp.arange(source.shape[1], dtype=jnp.int32), source.shape)
-        arguments = (source, positions, segments, length)
-        return self.model.apply({"params": params}, *arguments, method="start", mutable=["cache"])[1]["cache"]
+        batch = {"source": source, "source_positions": positions, "source_segments": segments}
+        batch["first"] = jnp.full(source.shape[:1], self.bos_id, jnp.int32)
+        first, changed = self.model.apply({"params": params}, batch, length, method="start", mutable=["cache"])
+        return first, changed["cache"]
 
     def _step_model(self, params, cache, tokens):
         variables = {"params": params, "cache": cache}
@@ -277,6 +290,11 @@ def _sizes(full: int, shards: int) -> list[int]:
 
 def _row_axes(mesh: Mesh) -> tuple[str, ...]:
     return tuple(axis for axis in ("data", "fsdp") if axis in mesh.axis_names)
+
+
+def _split_axes(mesh: Mesh) -> tuple[str, ...]:
+    """The axes over which devices share one model's parameters and hold the same sentences."""
+    return tuple(axis for axis, size in mesh.shape.items() if size > 1 and axis not in _row_axes(mesh))
 
 
 def _shards(mesh: Mesh) -> int:

@@ -32,7 +32,7 @@ from transformers_jax.layers.norms import LayerNorm
 from transformers_jax.layers.projections import Linear
 
 WIDEST = 64
-"""Hidden states may be so many times as wide as the model; concatenations of concatenations are wider soon."""
+"""The most that a hidden state may be wider than the model. Each concatenation may double the width: some genomes exceed it."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -5,6 +5,7 @@ Axes: B batch rows, T length, D model width, n texts, m texts of a corpus.
 
 import re
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -12,35 +13,45 @@ import numpy as np
 from transformers_jax.errors import UserError
 from transformers_jax.inference.predictor import Loaded, loaded
 from transformers_jax.interchange import recipe as recipes
-from transformers_jax.layers.pooling import POOLINGS, Recipe, pool, unit
+from transformers_jax.layers.pooling import POOLINGS, SIMILARITIES, Recipe, pool, unit
 from transformers_jax.outputs import EncoderOutput
+from transformers_jax.tasks.task import Task
 
 _NEXT = r"""(?=["'“‘«(\[]?[^\Wa-z])"""  # what begins a sentence
 _SENTENCE_END = re.compile(rf"""(?<=[.!?…])\s+{_NEXT}|(?<=[.!?…]["'”’»)\]])\s+{_NEXT}|\n+|(?<=[。！？])""")
 
 
-class Sentences:
+class Sentences(Task):
     """Texts to vectors: a task to be handed to an `inference.Predictor` of a model with head "none".
 
     Raises:
-      UserError: an unknown pooling.
+      UserError: an unknown pooling or similarity.
     """
 
     one_a_row = True
-    streams = {"": ("tokens", "token_types")}
+    streams = {"": ("tokens", "token_types", "weights")}
 
     def __init__(self, tokenizer, recipe: Recipe):
         if recipe.pooling not in POOLINGS:
             raise UserError(f"pooling {recipe.pooling!r} is not one of {', '.join(POOLINGS)}")
-        self.tokenizer, self.recipe = tokenizer, recipe
+        if recipe.similarity not in SIMILARITIES:
+            raise UserError(f"similarity {recipe.similarity!r} is not one of {', '.join(SIMILARITIES)}")
+        recipe.before()  # which it may lack
+        self.tokenizer, self.recipe = tokenizer.lowercased() if recipe.lowercase else tokenizer, recipe
 
-    def encode(self, example: dict) -> dict[str, np.ndarray]:
-        """{"text": str} → `tokens`, `token_types`."""
-        return self.tokenizer.encode_pair(example["text"], max_length=self.recipe.max_length).fields()
+    def encode(self, example: dict) -> dict[str, Any]:
+        """{"text": str, "before": str of a prompt} → `tokens`, `token_types`, `weights`: which positions are pooled."""
+        before = example.get("before", "")
+        joined = self.tokenizer.encode_pair(before + example["text"], max_length=self.recipe.max_length)
+        weights = np.ones(len(joined.ids), np.int32)
+        if before and not self.recipe.pool_prompt:
+            weights[: 1 + len(self.tokenizer.encode(before))] = 0
+        return joined.fields() | {"weights": weights}
 
     def predict(self, output: EncoderOutput, batch: dict) -> dict[str, jax.Array]:
         """`vector` [B, D]."""
-        vectors = pool(output.hidden, batch["segments"] > 0, self.recipe.pooling)
+        pooled = (batch["segments"] > 0) & (batch["weights"] > 0)  # [B, T]
+        vectors = pool(output.hidden, pooled, self.recipe.pooling)
         return {"vector": unit(vectors) if self.recipe.normalise else vectors}
 
 
@@ -59,14 +70,35 @@ def _unit(vectors: np.ndarray) -> np.ndarray:
     return vectors / np.maximum(lengths, 1e-12)
 
 
-def nearest(queries: np.ndarray, corpus: np.ndarray, count: int) -> list[list[tuple[int, float]]]:
-    """(number, cosine similarity) of the `count` most similar of corpus [m, D] to each of queries [n, D], best first.
+def similarities(first: np.ndarray, second: np.ndarray, kind: str = "cosine") -> np.ndarray:
+    """Similarity [n, m], one of SIMILARITIES, of vectors [n, D] and [m, D]."""
+    match kind:
+        case "cosine":
+            return cosine(first, second)
+        case "dot":
+            return first @ second.T
+        case "euclidean":
+            return -np.stack([np.linalg.norm(row - second, axis=-1) for row in first])
+        case _:
+            return -np.stack([np.abs(row - second).sum(axis=-1) for row in first])
+
+
+def paired(first: np.ndarray, second: np.ndarray, kind: str = "cosine") -> np.ndarray:
+    """The same [n] of vectors [n, D], one to one."""
+    rows = zip(first, second, strict=True)
+    return np.array([similarities(a[None], b[None], kind)[0, 0] for a, b in rows])
+
+
+def nearest(
+    queries: np.ndarray, corpus: np.ndarray, count: int, similarity: str = "cosine"
+) -> list[list[tuple[int, float]]]:
+    """(number, similarity) of the `count` most similar of corpus [m, D] to each of queries [n, D], best first.
 
     Equally similar ones come in their order.
     """
     found = []
     for start in range(0, len(queries), 256):  # [256, m] at once
-        for row in cosine(queries[start : start + 256], corpus):
+        for row in similarities(queries[start : start + 256], corpus, similarity):
             best = np.argsort(-row, kind="stable")[:count]
             found.append([(int(i), float(row[i])) for i in best])
     return found
@@ -125,12 +157,24 @@ class Embedder:
           UserError: there is no encoder, or none whose recipe is supported.
         """
         there = loaded(path)
-        own = getattr(there.task, "recipe", None) or recipes.read(there.folder)
+        own = (there.task and there.task.recipe) or recipes.read(there.folder)
         return cls(there, own._replace(**changes))
 
-    def __call__(self, texts: Sequence[str]) -> np.ndarray:
+    def named(self, *names: str) -> str | None:
+        """The first of these names that the recipe has a prompt of, as `__call__` takes it; None for none."""
+        return next((name for name in names if name in dict(self.recipe.prompts)), None)
+
+    def __call__(self, texts: Sequence[str], prompt: str | None = None) -> np.ndarray:
+        """
+        Args:
+          prompt: the name of what stands before the texts; None for what the recipe says, "" for nothing.
+
+        Raises:
+          UserError: there is no such prompt.
+        """
+        before = self.recipe.before(prompt)
         full = [i for i, text in enumerate(texts) if text.strip()]
         out = np.zeros((len(texts), self.width), np.float32)
         if full:
-            out[full] = self._predict([{"text": texts[i]} for i in full])["vector"]
+            out[full] = self._predict([{"text": texts[i], "before": before} for i in full])["vector"]
         return out

@@ -18,9 +18,9 @@ from transformers_jax import models
 from transformers_jax.data import collate as collating
 from transformers_jax.data.text.tokenizer import Tokenizer
 from transformers_jax.errors import Unreadable, UserError
-from transformers_jax.interchange import huggingface, mapping, stacking
+from transformers_jax.interchange import gguf_model, huggingface, mapping, stacking
 from transformers_jax.mesh import global_batch, make_mesh
-from transformers_jax.models.protocol import ENCODES, TEXT
+from transformers_jax.models.protocol import CONTINUES, ENCODES, TEXT
 from transformers_jax.outputs import EncoderOutput
 from transformers_jax.runs import initialise
 from transformers_jax.runs.experiment import Experiment
@@ -34,20 +34,30 @@ POSITIONS = {"cpu": 1024}
 """Positions of a batch, rows times length, by backend; 4,096 on others. A processor's caches hold what a layer makes of few."""
 
 
+IMAGES_AT_ONCE = 64
+"""Rows of a batch of examples without tokens."""
+
+SCANNED = 8
+"""A foreign decoder of more layers has them scanned: of SmolLM2's 30 the first answer comes after 7 s and not after 51."""
+
+
 class Loaded(NamedTuple):
     """A model with its numbers.
 
     variables: {"params": …, "model_state": …}.
+    tokenizer: None where the task reads images.
     task: which it was trained for; None where the weights come from elsewhere.
     folder: where it was read.
+    ends: the tokens that end what a decoder writes.
     """
 
     model: Any
     variables: dict
-    tokenizer: Tokenizer
+    tokenizer: Tokenizer | None
     mesh: Mesh
     task: Any
     folder: Path
+    ends: tuple[int, ...] = ()
 
     def with_adapter(self, path: str) -> "Loaded":
         """The model of another run beside the same base, whose arrays are this one's; see `adapters.beside`."""
@@ -93,25 +103,39 @@ def trained(run: Experiment, *, average: int | None = None, step: int | None = N
       average, step: see `Experiment.trained`.
     """
     variables = run.trained(average=average, step=step)
-    return Loaded(run.model, variables, run.tokenizer, run.mesh, run.task, run.workdir)
+    ends = (run.tokenizer.eos_id,) if run.tokenizer else ()
+    return Loaded(run.model, variables, run.tokenizer, run.mesh, run.task, run.workdir, ends)
 
 
-def loaded(path: str) -> Loaded:
-    """The model of a folder of Hugging Face's, of a workdir, or of a name on the hub.
+def loaded(path: str, *, average: int | None = None, step: int | None = None) -> Loaded:
+    """The model of a folder of Hugging Face's, of a workdir, of a GGUF file, or of a name on the hub.
+
+    Args:
+      average, step: of a workdir, see `Experiment.trained`.
 
     Raises:
       UserError: there is none, or it has no tokenizer.
     """
+    if gguf_model.is_file(path):
+        return _assembled(*gguf_model.opened(path), path)
     folder = initialise.folder_of(path)
     if not huggingface.is_folder(folder):
-        return trained(Experiment(configuration.read(folder), folder))
-    fields, leaves, tokenizer = huggingface.opened(folder)
+        return trained(Experiment(configuration.read(folder), folder), average=average, step=step)
+    opened = huggingface.opened(folder)
+    return _assembled(*opened, huggingface.end_ids(folder, opened.tokenizer), path, folder)
+
+
+def _assembled(fields, leaves, tokenizer, ends, path: str, folder: Path | None = None) -> Loaded:
+    """The model of a foreign file, its numbers on the devices."""
     model, mesh = models.build(fields, 0), make_mesh({})
+    if CONTINUES in model.protocol().does and fields["layers"] > SCANNED:
+        model = models.build(fields | {"scan_layers": True}, 0)
     if tokenizer is None and TEXT in model.protocol().reads:
         raise UserError(f"--init_from={path} has no tokenizer that can be read: put a tokenizer.json beside its weights")
     state = abstract_state(model, optax.identity(), model.protocol().example(), mesh)
     found = mapping.placed(stacking.arranged(leaves, mapping.named(state.variables)), state.variables)
-    return Loaded(model, {"params": found.pop("params"), "model_state": found}, tokenizer, mesh, None, folder)
+    variables = {"params": found.pop("params"), "model_state": found}
+    return Loaded(model, variables, tokenizer, mesh, None, folder or Path(path), ends)
 
 
 class Predictor:
@@ -162,13 +186,16 @@ class Predictor:
             single = collating.EncodedExamples([example], self.task, cache=False)[0]
         except UserError as error:
             raise Unreadable(f"{where(i)}: {error}", i) from error
-        if self.longest and (size := max(collating.lengths(single))) > self.longest:
+        if self.longest and (size := max(collating.lengths(single), default=0)) > self.longest:
             logging.warning("%s has %d tokens and is cut to %d", where(i), size, self.longest)
             single = collating.cut(single, [self.longest] * len(self.layout.streams))
         return single
 
     def _batches(self, encoded: list[collating.Single]) -> Iterator[tuple[list[int], dict]]:
         """(numbers of its examples, the batch) from the longest on: what does not fit into memory shows at once."""
+        if not self.layout.streams:
+            yield from self._equal_batches(encoded)
+            return
         sizes = [max(1, *collating.lengths(single)) for single in encoded]
         order = sorted(range(len(encoded)), key=lambda i: -sizes[i])
         most = self.longest or max(_power(sizes[order[0]]), WIDTHS[-1])
@@ -180,6 +207,14 @@ class Predictor:
             rows = -(-rows // self._ways) * self._ways
             numbers, order = order[:rows], order[rows:]
             shape = collating.BatchShape(rows, (width,) * len(self.layout.streams))
+            yield numbers, collating.collate([[encoded[i]] for i in numbers], layout=self.layout, shape=shape)
+
+    def _equal_batches(self, encoded: list[collating.Single]) -> Iterator[tuple[list[int], dict]]:
+        """(numbers of its examples, the batch), of examples without tokens, which are all of one size."""
+        rows = min(_power(len(encoded)), IMAGES_AT_ONCE)
+        shape = collating.BatchShape(-(-rows // self._ways) * self._ways, ())
+        for first in range(0, len(encoded), shape.rows):
+            numbers = list(range(first, min(first + shape.rows, len(encoded))))
             yield numbers, collating.collate([[encoded[i]] for i in numbers], layout=self.layout, shape=shape)
 
     @staticmethod

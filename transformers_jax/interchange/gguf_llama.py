@@ -63,6 +63,15 @@ class GgufWeights:
         """One leaf as float32, as Hugging Face has it."""
         return self._ordered(name, self.file.tensor(self._own(name)))
 
+    def shape(self, name: str) -> tuple[int, ...]:
+        """The shape of a leaf."""
+        return tuple(self.file.tensors[self._own(name)].shape)
+
+    def part(self, name: str, axis: int, start: int, stop: int) -> np.ndarray:
+        """Of a leaf what lies from `start` to `stop` along an axis."""
+        array = self.array(name)
+        return array[(*[slice(None)] * axis, slice(start, stop))] if array.ndim else array
+
     def stored(self, name: str) -> Stored:
         """One leaf as the file's bytes, rows in Hugging Face's order."""
         stored = self.file.stored(self._own(name))

@@ -7,20 +7,22 @@ either side.
 import dataclasses
 import functools
 import importlib
+import itertools
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from absl import logging
 
 from transformers_jax import models
+from transformers_jax.data.images import processing
 from transformers_jax.data.text.tokenizer import Tokenizer
 from transformers_jax.errors import UserError
 from transformers_jax.interchange import mapping, stacking, tokenizers, weights
 from transformers_jax.models.name_map import INERT, NEUTRAL, NameMap, Row, Tie, match
-from transformers_jax.models.protocol import Protocol
+from transformers_jax.models.protocol import CONTINUES, IMAGES, Protocol
 
 CONFIG = "config.json"
 _LEGACY = {"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bias"}
@@ -79,28 +81,43 @@ def opened(path: Path) -> Opened:
       UserError: an architecture that is not supported, or a key of config.json that is not computed; weights that are missing,
         damaged or pickled; leaves that the model lacks or does not know; a vocabulary that does not fit the embedding.
     """
-    config = read_config(path)
-    name, names, wanted = architecture(config)
-    refuse_other_values(config, names)
-    found = weights.Weights(path)
-    there = _today(found.names(), names, wanted)
-    fields, plan = _choose(config, name, names, wanted, there)
-    own = {planned.theirs for planned in plan}
-    for tie in names.ties():
-        repeated = tie.theirs in there and tie.theirs not in own and tie.of in there
-        if repeated and not np.array_equal(found.array(there[tie.theirs]), found.array(there[tie.of])):
-            raise UserError(f"{path}: {tie.theirs} is not the same as {tie.of}: models that untie them are not supported")
-    leaves = {}
-    for planned in plan:
-        leaf = there[planned.theirs]
-        part = functools.partial(found.part, leaf)
-        leaves |= mapping.leaves(planned, f"{path}: {planned.theirs}", found.shape(leaf), part)
+    fields, leaves = matched(read_config(path), lambda: weights.Weights(path), path)
+    fields |= normalisation(path) if "mean" in fields_of(fields["name"]) else {}
     tokenizer = tokenizers.read(path)
     if tokenizer and tokenizer.vocab_size > fields["vocab_size"]:
         raise UserError(
             f"{path}: the vocabulary has {tokenizer.vocab_size} tokens and does not fit the embedding of {fields['vocab_size']}"
         )
     return Opened(fields, leaves, tokenizer)
+
+
+def matched(config: dict, weights_of: Callable[[], Any], where: Path) -> tuple[dict, dict[str, mapping.Leaf]]:
+    """(fields, leaves) of the model that a config.json describes, from any file that has `transformers`' names.
+
+    Args:
+      weights_of: opens the file, once config.json is found to be of a model that is computed here; what it gives has the
+        methods of `weights.Weights`: names, shape, array, part.
+      where: names the file in messages.
+
+    Raises:
+      UserError: as `opened` does.
+    """
+    name, names, wanted = architecture(config)
+    refuse_other_values(config, names)
+    found = weights_of()
+    there = _today(found.names(), names, wanted)
+    fields, plan = _choose(config, name, names, wanted, there)
+    own = {planned.theirs for planned in plan}
+    for tie in names.ties():
+        repeated = tie.theirs in there and tie.theirs not in own and tie.of in there
+        if repeated and not np.array_equal(found.array(there[tie.theirs]), found.array(there[tie.of])):
+            raise UserError(f"{where}: {tie.theirs} is not the same as {tie.of}: models that untie them are not supported")
+    leaves = {}
+    for planned in plan:
+        leaf = there[planned.theirs]
+        part = functools.partial(found.part, leaf)
+        leaves |= mapping.leaves(planned, f"{where}: {planned.theirs}", found.shape(leaf), part)
+    return fields, leaves
 
 
 def save(
@@ -140,13 +157,29 @@ def save(
         described |= _special(tokenizer, described, names)
     path.mkdir(parents=True, exist_ok=True)
     arrays = ((p.theirs, mapping.written(p, [leaves[name] for name in p.ours])) for p in plan)
-    weights.write(path, arrays, shard_bytes)
+    weights.write(path, itertools.chain(arrays, mapping.constants(names, about.head, plan).items()), shard_bytes)
     (path / CONFIG).write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
+    if IMAGES in about.reads and model.config.channels == len(processing.HALF):
+        preparation(model.config, names).write(path)
     if tokenizer:
-        tokenizers.write(path, tokenizer, longest=about.longest, pair_types=about.token_types)
+        prompts = CONTINUES in about.does
+        tokenizers.write(path, tokenizer, longest=about.longest, pair_types=about.token_types, prompts=prompts)
 
 
 # config.json
+
+def end_ids(path: Path, tokenizer: Tokenizer | None) -> tuple[int, ...]:
+    """The tokens that end what a folder's model writes: those of generation_config.json and config.json, and the tokenizer's."""
+    found = {tokenizer.eos_id} if tokenizer else set()
+    for file in (CONFIG, "generation_config.json"):
+        if (path / file).is_file():
+            try:
+                given = json.loads((path / file).read_text(encoding="utf-8")).get("eos_token_id")
+            except (ValueError, AttributeError) as error:
+                raise UserError(f"{path / file} is no JSON object") from error
+            found |= set(given) if isinstance(given, list) else {given}
+    return tuple(sorted(i for i in found if isinstance(i, int)))
+
 
 def read_config(path: Path) -> dict:
     """config.json of a folder.
@@ -225,6 +258,20 @@ def refuse_other_values(config: dict, names: NameMap) -> None:
         logging.warning("config.json: not known here and not looked at: %s", shown)
 
 
+def normalisation(path: Path) -> dict:
+    """The fields `mean` and `std` of a model of images, where the folder says how its images are prepared.
+
+    Raises:
+      UserError: it says so in a way that is not computed here.
+    """
+    if not any((path / file).exists() for file in (processing.FILE, processing.WHOLE_FILE)):
+        return {}
+    said = processing.ImageProcessing.read(path)
+    scale = 255 * said.rescale_factor if said.do_rescale else 255  # ours are numbers of pixels divided by 255
+    mean, std = (said.image_mean, said.image_std) if said.do_normalize else ((0.0,) * 3, (1.0,) * 3)
+    return {"mean": [x / scale for x in mean], "std": [x / scale for x in std]}
+
+
 def label_names(config: dict) -> list[str]:
     """The names of the labels in the order of the head's rows."""
     given = config.get("id2label") or {str(i): f"LABEL_{i}" for i in range(config.get("num_labels", 2))}
@@ -240,6 +287,18 @@ def _described(about: Protocol, names: NameMap, labels: Sequence[str]) -> dict:
     if about.head == "sequence" and about.labels == 1:
         found["problem_type"] = "regression"
     return found
+
+
+def preparation(config, names: NameMap) -> processing.ImageProcessing:
+    """How images are prepared for a model with this config: its family's way, to the config's size, mean and std."""
+    kind = processing.OF_MODELS[names.model_type]
+    edge = "shortest_edge" if kind == "ConvNext" else None
+    size = {edge: config.image_size} if edge else {"height": config.image_size, "width": config.image_size}
+    content = {"image_processor_type": f"{kind}ImageProcessor", "size": size}
+    for name in ("mean", "std"):
+        value = getattr(config, name)
+        content[f"image_{name}"] = list(value * 3 if len(value) == 1 else value)
+    return processing.ImageProcessing.from_dict(content, "config.model")
 
 
 def _special(tokenizer: Tokenizer, described: dict, names: NameMap) -> dict:
@@ -280,7 +339,7 @@ def _choose(config: dict, name: str, names: NameMap, wanted: str, there: dict[st
     Of two tied leaves the file may have either: `there` has both afterwards.
     """
     module = _module(name)
-    own = {field.name for field in dataclasses.fields(module.Config)}
+    own = fields_of(name)
     fields = {"name": name} | module.from_hf(config) | ({"labels": len(label_names(config))} if "labels" in own else {})
     heads = [wanted, "pretraining"] if wanted == "masked_lm" and "pretraining" in names.heads else [wanted]
     tried = []
@@ -320,6 +379,11 @@ def _unused(names: NameMap, head: str, leaves: Iterable[str]) -> list[str]:
     """The leaves that are neither tied to others nor to be ignored."""
     rows = [row for row in names.rows(head) if not isinstance(row, Row)]
     return sorted(leaf for leaf in leaves if not any(match(row, leaf) for row in rows))
+
+
+def fields_of(name: str) -> set[str]:
+    """The fields of an architecture's `Config`."""
+    return {field.name for field in dataclasses.fields(_module(name).Config)}
 
 
 def _module(name: str):

@@ -18,7 +18,7 @@ from transformers_jax import parameters
 from transformers_jax.errors import UserError
 from transformers_jax.interchange import stacking
 from transformers_jax.interchange.weights import Leaf
-from transformers_jax.models.name_map import NameMap, Row, regex
+from transformers_jax.models.name_map import Constant, NameMap, Row, regex
 
 Shape = tuple[int, ...]
 
@@ -138,6 +138,16 @@ def written(planned: Planned, ours: Sequence[np.ndarray]) -> np.ndarray:
     """The file's leaf from our arrays, in their order."""
     parts = [VERBS[planned.row.verb].write(np.asarray(array)) for array in ours]
     return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=planned.row.axis)
+
+
+def constants(names: NameMap, head: str, plan: Iterable[Planned]) -> dict[str, np.ndarray]:
+    """The leaves of a file that stand beside the planned ones and hold a number that is always the same."""
+    found, rows = {}, [row for row in names.rows(head) if isinstance(row, Constant)]
+    for planned in plan:
+        for row in rows:
+            if place := regex(row.beside).fullmatch(planned.theirs):
+                found[row.theirs.format(**place.groupdict())] = np.asarray(row.value)
+    return found
 
 
 # Variables of a model by these names

@@ -25,7 +25,7 @@ def read(path: Path) -> Tokenizer | None:
         return None
 
 
-def write(path: Path, tokenizer: Tokenizer, *, longest: int, pair_types: bool) -> None:
+def write(path: Path, tokenizer: Tokenizer, *, longest: int, pair_types: bool, prompts: bool = False) -> None:
     """Writes tokenizer.json and tokenizer_config.json, so that AutoTokenizer puts the same tokens around texts as we do.
 
     A tokenizer whose words Moses' rules split is written as FlauBERT's files.
@@ -33,6 +33,7 @@ def write(path: Path, tokenizer: Tokenizer, *, longest: int, pair_types: bool) -
     Args:
       longest: tokens that the model reads.
       pair_types: the model tells the two texts of a pair apart, so it is to be given their types.
+      prompts: the model continues its texts, so no end is put behind them.
     """
     tokenizer.save(path / "tokenizer.json")
     content = json.loads((path / "tokenizer.json").read_text(encoding="utf-8"))
@@ -42,7 +43,7 @@ def write(path: Path, tokenizer: Tokenizer, *, longest: int, pair_types: bool) -
     if "moses" in config:
         return _write_flaubert(path, content["model"], config)
     if not content.get("post_processor"):
-        content["post_processor"] = _template(tokenizer)
+        content["post_processor"] = _template(tokenizer, prompts)
         (path / "tokenizer.json").write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
     config["tokenizer_class"] = "PreTrainedTokenizerFast"
     ids = {"pad": tokenizer.pad_id, "unk": tokenizer.unk_id, "mask": tokenizer.mask_id}
@@ -68,13 +69,15 @@ def _object(file: Path) -> dict:
     return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
 
 
-def _template(tokenizer: Tokenizer) -> dict:
-    """What the library puts around one text and around two, as `Tokenizer.joined` does."""
+def _template(tokenizer: Tokenizer, prompts: bool) -> dict:
+    """What the library puts around one text and around two, as `Tokenizer.joined` does; around prompts without the end."""
     ids = {tokenizer.token(i): i for i in (tokenizer.bos_id, tokenizer.eos_id)}
     begin, end = ({"id": tokenizer.token(i), "type_id": 0} for i in (tokenizer.bos_id, tokenizer.eos_id))
     kind = int(tokenizer.separators == 1)
     single = [{"SpecialToken": begin}, {"Sequence": {"id": "A", "type_id": 0}}, {"SpecialToken": end}]
     second = [{"Sequence": {"id": "B", "type_id": kind}}, {"SpecialToken": end | {"type_id": kind}}]
+    if prompts:
+        single, second = single[:-1], second[:-1]
     return {
         "type": "TemplateProcessing",
         "single": single,

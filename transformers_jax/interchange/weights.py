@@ -164,7 +164,7 @@ def write(folder: Path, leaves: Iterable[tuple[str, np.ndarray]], shard_bytes: i
         if shards[-1] and size + array.nbytes > shard_bytes:
             shards.append({})
             size = 0
-        shards[-1][name] = np.ascontiguousarray(array)  # the library writes memory as it lies
+        shards[-1][name] = np.asarray(array, order="C")  # the library writes memory as it lies
         size, total = size + array.nbytes, total + array.nbytes
     for stale in (SINGLE, INDEX, *(file.name for file in folder.glob(SHARDS))):
         (folder / stale).unlink(missing_ok=True)

@@ -305,7 +305,11 @@ class MultiHeadAttention(nn.Module):
         """
         kernel = nn.meta.unbox(self.key.get_variable("params", "kernel"))  # [D, K, H]
         heads, head_width = kernel.shape[1:]
-        empty = jnp.zeros((batch_rows, heads, length, head_width), self.dtype or kernel.dtype)
+        self._start_steps((batch_rows, heads, length, head_width), self.dtype or kernel.dtype)
+
+    def _start_steps(self, shape: tuple[int, ...], dtype) -> None:
+        """Makes the empty cache of keys and values, of this shape [B, K, L, H] each."""
+        empty = jnp.zeros(shape, dtype)
         self.put_variable("cache", "self_key", empty)
         self.put_variable("cache", "self_value", empty)
 
@@ -324,7 +328,7 @@ class MultiHeadAttention(nn.Module):
         q, k = self._turned(self.query(x), self.key(x), mask.positions)
         self.put_variable("cache", "prompt_key", kernels.heads_first(k))
         self.put_variable("cache", "prompt_value", kernels.heads_first(v))
-        self.start(x.shape[0], length)
+        self._start_steps((k.shape[0], k.shape[2], length, k.shape[3]), k.dtype)
         return self.out(self._attend(q, k, v, mask, 0.0), self.features or x.shape[-1])
 
     def start_context(self, context: jax.Array) -> None:

@@ -20,6 +20,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 
 from transformers_jax.layers.places import KernelPlace, given, note
 from transformers_jax.layers.quantized import dequantize, is_quantized, product
@@ -59,6 +60,7 @@ def times_kernel(
         x, bias = nn.dtypes.promote_dtype(x, bias, dtype=module.dtype)
     else:
         x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=module.dtype)
+        kernel = gathered(kernel) if axes[0] == "embed" else kernel
         kernel = kernel.reshape(math.prod(shape[:inputs]), -1)  # [A, C]
     y = _with_low_rank(module, x, kernel) if given(module, "lora_a") is not None else multiply(x, kernel)
     return y if bias is None else y + bias.reshape(-1)
@@ -78,6 +80,20 @@ def multiply(x: jax.Array, kernel: Any) -> jax.Array:
     if tall and len(rows) >= 2 * kernel.shape[0] and jax.default_backend() == "cpu":
         kernel = jax.lax.optimization_barrier(kernel.T).T
     return (rows @ kernel).reshape(*x.shape[:-1], kernel.shape[-1])
+
+
+def gathered(kernel: jax.Array) -> jax.Array:
+    """A kernel [A, ...] whose rows are whole on every device of the mesh in context; its other axes are split as they were.
+
+    What stores a kernel in parts along A gathers it for its use (ZeRO stage 3), and no product sums over devices. It is also
+    needed: where A and the rows of the batch are split over one axis of a mesh of three, the partitioner of jaxlib 0.10
+    gets gradients wrong.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.manual_axes:
+        return kernel
+    spec = PartitionSpec(None, *[PartitionSpec.UNCONSTRAINED] * (kernel.ndim - 1))
+    return jax.lax.with_sharding_constraint(kernel, spec)
 
 
 def _with_low_rank(module: nn.Module, x: jax.Array, kernel: Any) -> jax.Array:

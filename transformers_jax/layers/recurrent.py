@@ -24,6 +24,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from transformers_jax.layers.product import gathered
+
 State = tuple[jax.Array, jax.Array]
 """(h, c): what a cell shows, in the compute dtype, and what it keeps, in float32."""
 
@@ -58,6 +60,7 @@ def recurrence(step: Callable, reverse: bool, weights: dict, shared, carry, xs):
 
 def _scan(step, reverse, weights, shared, carry, xs, taps):
     """The scan, with taps [T, B, O] added to the products: ((carry, ys), what was multiplied [T, B, I] by name)."""
+    weights = {name: gathered(w) if w.ndim == 2 else w for name, w in weights.items()}  # once, not at every step
 
     def body(carry, x):
         x, tap = x

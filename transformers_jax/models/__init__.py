@@ -6,7 +6,7 @@ import pkgutil
 
 from transformers_jax.errors import UserError
 
-SHARED = {"decoder_only", "encoder", "name_map", "protocol", "with_genome"}
+SHARED = {"decoder_only", "encoder", "image_encoder", "name_map", "protocol", "with_genome"}
 """Files of this folder that are no architecture."""
 
 
@@ -21,7 +21,7 @@ def build(config, vocab_size: int):
     Args:
       config: a mapping with `name` and the fields of the architecture's `Config`. Its `vocab_size`, if there is one and it
         is not 0, is for embeddings with more rows than the tokenizer has tokens, as pretrained ones often have.
-      vocab_size: number of rows of the embedding.
+      vocab_size: number of rows of the embedding; of a model that reads no text, 0.
 
     Raises:
       UserError: an unknown architecture, a key that its `Config` does not have, fewer rows than tokens, or a genome that
@@ -34,10 +34,13 @@ def build(config, vocab_size: int):
     if name not in known():
         raise UserError(f"config.model.name is {name!r}; known models: {', '.join(known())}")
     module = importlib.import_module(f"{__name__}.{name}")
-    allowed = {f.name for f in dataclasses.fields(module.Config)} - {"vocab_size"}
+    known_fields = {f.name for f in dataclasses.fields(module.Config)}
+    allowed = known_fields - {"vocab_size"}
     if unknown := sorted(set(fields) - allowed):
         raise UserError(f"config.model.{unknown[0]} is not a field of {name}; its fields: {', '.join(sorted(allowed))}")
-    model = module.Model(module.Config(vocab_size=rows, **fields))
+    if "vocab_size" in known_fields:
+        fields["vocab_size"] = rows
+    model = module.Model(module.Config(**fields))
     if not fields.get("genome"):
         return model
     from transformers_jax.models.with_genome import with_cells

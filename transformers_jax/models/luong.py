@@ -209,11 +209,21 @@ class Model(nn.Module):
         _, ys = recurrence(step, False, self.weights(memory), self.shared(memory), carry, xs)
         return time_first(ys)
 
-    def start(self, source, source_positions, source_segments, max_length: int) -> None:
-        """Encodes the source [B, S], one example a row, and puts what decoding needs into the cache, for any length."""
-        del max_length  # the state does not grow
+    def start(self, batch: dict, length: int) -> jax.Array:
+        """Encodes the source, one example a row, and puts what decoding needs into the cache, for any length.
+
+        Args:
+          batch: source, source_positions and source_segments [B, S]; first [B] int32, what targets begin with.
+
+        Returns:
+          first, the token that the first step reads.
+        """
+        del length  # the state does not grow
+        source = batch["source"]  # [B, S]
+        source_positions = batch["source_positions"]  # [B, S]
+        segments = (batch["source_segments"] > 0).astype(jnp.int32)  # [B, S]
+
         one = jnp.ones((source.shape[0], 1), jnp.int32)
-        segments = (source_segments > 0).astype(jnp.int32)
         memory, initial = self.encode(source, source_positions, segments, one)
         for number, (h, c) in enumerate(initial):
             self.put_variable("cache", f"h_{number}", h[:, 0])  # [B, F]
@@ -223,6 +233,7 @@ class Model(nn.Module):
         self.put_variable("cache", "memory", memory)  # [B, S, F]
         self.put_variable("cache", "keys", self.keys(memory))
         self.put_variable("cache", "seen", segments > 0)  # [B, S]
+        return batch["first"]
 
     def step(self, tokens: jax.Array) -> jax.Array:
         """Reads the next target token of each row, [B], and returns the logits of the one after it, [B, V] float32."""

@@ -52,6 +52,21 @@ class Ignore:
 
 
 @dataclasses.dataclass(frozen=True)
+class Constant:
+    """A leaf that carries nothing, but that `transformers` misses in a file: it is written as this number, and not read.
+
+    beside: the pattern of another leaf of theirs, next to which it stands.
+    """
+
+    theirs: str
+    beside: str
+    value: int
+
+
+AnyRow = Row | Tie | Ignore | Constant
+
+
+@dataclasses.dataclass(frozen=True)
 class Head:
     """A model with this head: the class of `transformers`, and the rows that it adds to the body's.
 
@@ -59,7 +74,7 @@ class Head:
     """
 
     architecture: str
-    rows: tuple[Row | Tie | Ignore, ...] = ()
+    rows: tuple[AnyRow, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,14 +94,14 @@ class NameMap:
 
     model_type: str
     prefix: str
-    body: tuple[Row | Tie | Ignore, ...]
+    body: tuple[AnyRow, ...]
     heads: dict[str, Head]
     neutral: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     keys: tuple[str, ...] = ()
     optional: Mapping[str, str] = dataclasses.field(default_factory=dict)
     padded_positions: bool = False
 
-    def rows(self, head: str) -> list[Row | Tie | Ignore]:
+    def rows(self, head: str) -> list[AnyRow]:
         """The rows of a model with this head, names in full."""
         own = self.heads[head].rows
         replaced = {row.names() for row in own if isinstance(row, Row)}
@@ -97,6 +112,7 @@ class NameMap:
         if isinstance(row, Ignore):
             return Ignore(f"({re.escape(self.prefix)})?{row.pattern}", row.reason)
         changes = {"of": self.prefix + row.of} if isinstance(row, Tie) else {}
+        changes |= {"beside": self.prefix + row.beside} if isinstance(row, Constant) else {}
         return dataclasses.replace(row, theirs=self.prefix + row.theirs, **changes)
 
     def ties(self) -> list[Tie]:
@@ -108,7 +124,7 @@ class NameMap:
         return any(match(row, name) for head in self.heads for row in self.rows(head))
 
 
-def match(row: Row | Tie | Ignore, name: str) -> re.Match | None:
+def match(row: AnyRow, name: str) -> re.Match | None:
     """Whether a leaf of a file is the row's."""
     return (re.compile(row.pattern) if isinstance(row, Ignore) else regex(row.theirs)).fullmatch(name)
 
@@ -134,13 +150,13 @@ def norm(theirs: str, ours: str) -> tuple[Row, Row]:
     return Row(f"{theirs}.weight", f"{ours}/scale"), Row(f"{theirs}.bias", f"{ours}/bias")
 
 
-def batch_norm(theirs: str, ours: str) -> tuple[Row | Ignore, ...]:
+def batch_norm(theirs: str, ours: str) -> tuple[Row | Constant, ...]:
     """A batch norm: a norm, and its running statistics in the collection "batch_stats"."""
     return (
         *norm(theirs, ours),
         Row(f"{theirs}.running_mean", f"batch_stats:{ours}/mean"),
         Row(f"{theirs}.running_var", f"batch_stats:{ours}/var"),
-        Ignore(re.escape(theirs).replace(r"\{i\}", r"\d+") + r"\.num_batches_tracked", "how many batches it has seen"),
+        Constant(f"{theirs}.num_batches_tracked", f"{theirs}.running_var", 0),
     )
 
 

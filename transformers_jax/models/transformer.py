@@ -129,11 +129,23 @@ class Model(nn.Module):
         x = self.encoder(x, Mask(source_segments, source_segments, causal=False), deterministic)
         return self.encoder_norm(x) if self.config.norm == "pre" else x
 
-    def start(self, source, source_positions, source_segments, max_length: int) -> None:
-        """Encodes the source [B, S] and fills the cache for up to `max_length` target positions."""
-        self.decoder(self.encode(source, source_positions, source_segments), max_length, method="start")
+    def start(self, batch: dict, length: int) -> jax.Array:
+        """Encodes the source and fills the cache for up to `length` target positions.
+
+        Args:
+          batch: source, source_positions and source_segments [B, S]; first [B] int32, what targets begin with.
+
+        Returns:
+          first, the token that the first step reads.
+        """
+        source = batch["source"]  # [B, S]
+        source_positions = batch["source_positions"]  # [B, S]
+        source_segments = batch["source_segments"]  # [B, S]
+
+        self.decoder(self.encode(source, source_positions, source_segments), length, method="start")
         self.put_variable("cache", "source_segments", source_segments)
         self.put_variable("cache", "index", jnp.zeros((), jnp.int32))
+        return batch["first"]
 
     def step(self, tokens: jax.Array) -> jax.Array:
         """Reads the next target token of each row, [B], and returns the logits of the one after it, [B, V] float32."""

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping
 
+import flax.linen as nn
 import jax
 
 from transformers_jax import parameters
@@ -19,8 +20,8 @@ def shapes(model, batch: Mapping) -> dict:
 
 
 def count(tree) -> int:
-    """Elements of all leaves; of a quantised kernel those that it stands for."""
-    leaves = jax.tree.leaves(tree, is_leaf=parameters.is_packed)
+    """Elements of all leaves, with or without names of axes around them; of a quantised kernel those that it stands for."""
+    leaves = jax.tree.leaves(nn.unbox(tree), is_leaf=parameters.is_packed)
     return sum(x.size if parameters.is_packed(x) else math.prod(x.shape) for x in leaves)
 
 

@@ -14,7 +14,7 @@ class Plan(NamedTuple):
 
     parameters: elements by module.
     operations: of one step over all devices.
-    positions: target positions of one step, padding included.
+    positions: target positions of one step, padding included; without tokens its examples.
     memory: bytes on one device.
     limit: bytes that a device has for JAX; None where it does not tell.
     mesh: size by axis.
@@ -23,6 +23,7 @@ class Plan(NamedTuple):
     steps: of the whole run.
     peak: operations per second of a large matrix product on one device, measured.
     widest: whether there are narrower batches than the one that all this is of.
+    unit: what `positions` are.
     """
 
     parameters: dict[str, int]
@@ -36,6 +37,7 @@ class Plan(NamedTuple):
     steps: int
     peak: float
     widest: bool = False
+    unit: str = "target position"
 
     @property
     def devices(self) -> int:
@@ -66,24 +68,25 @@ def make(
     start = time.perf_counter()
     compiled = step.lower(state, split or batch).compile()
     seconds = time.perf_counter() - start
+    counted = next(name for name in ("targets", "tokens", "row_weights") if name in batch)
     return Plan(
         parameters=counts.by_module(state.model_params),
         operations=flops.of_jaxpr(jaxpr),
-        positions=batch["targets" if "targets" in batch else "tokens"].size,
+        positions=batch[counted].size,
         memory=memory.of_step(compiled, state, batch),
         limit=memory.available(jax.local_devices()[0]),
         mesh=dict(mesh.shape),
-        attention=attention_kernel(jaxpr),
+        attention=attention_kernel(flops.primitives(jaxpr)),
         compile_seconds=seconds,
         steps=steps,
         peak=peak,
         widest=widest,
+        unit="example" if counted == "row_weights" else "target position",
     )
 
 
-def attention_kernel(jaxpr) -> str:
-    """The kernel of attention that a traced function contains: "cudnn", "splash" or "xla"."""
-    primitives = flops.primitives(jaxpr)
+def attention_kernel(primitives: set[str]) -> str:
+    """The kernel of attention, "cudnn", "splash" or "xla", of a program with these primitives (`flops.primitives`)."""
     if any(name.startswith("dot_product_attention") for name in primitives):
         return "cudnn"
     return "splash" if "pallas_call" in primitives else "xla"
@@ -101,7 +104,7 @@ def lines(plan: Plan) -> list[str]:
     return [
         f"parameters      {total:,}",
         *(f"  {module:<26}{count:>14,}" for module, count in plan.parameters.items()),
-        f"FLOPs a step    {plan.operations:.4g}, {plan.operations / plan.positions:.4g} a target position",
+        f"FLOPs a step    {plan.operations:.4g}, {plan.operations / plan.positions:.4g} {article(plan.unit)}",
         f"memory a device {readable(m.total)}{limit}: state {readable(m.state)}, temporaries {temporaries},"
         f" batch {readable(m.batch)}",
         f"mesh            {axes} ({plan.devices} × {device.device_kind})",
@@ -110,6 +113,11 @@ def lines(plan: Plan) -> list[str]:
         f"peak            {plan.peak / 1e9:,.0f} GFLOP/s in a large matrix product on one device",
         f"device hours    {plan.device_hours:.3g} at that peak for {plan.steps:,} steps: {least}",
     ]
+
+
+def article(unit: str) -> str:
+    """"a target position", "an example"."""
+    return f"{'an' if unit[0] in 'aeiou' else 'a'} {unit}"
 
 
 def show(plan: Plan) -> None:

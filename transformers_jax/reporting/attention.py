@@ -125,7 +125,8 @@ def attention_example(experiment: Experiment):
     Raises:
       UserError: there is no trained model, no sentence, or no attention in the model.
     """
-    chosen = next((s for s in experiment.samples() if 5 <= len(s["source"].split()) <= 12), None)
+    translated = (s for s in experiment.samples() if "source" in s and "translation" in s)
+    chosen = next((s for s in translated if 5 <= len(s["source"].split()) <= 12), None)
     if chosen is None:
         raise UserError(f"no short sentence in {experiment.workdir / SAMPLES}, which a run writes when it ends")
     t, streams = experiment.tokenizer, experiment.task.streams

@@ -27,9 +27,12 @@ class Plot(NamedTuple):
 
 
 PLOTS = (
-    Plot("loss", "Loss", "cross entropy (nats per token)", best="min"),
+    Plot("loss", "Loss", "cross entropy (nats)", best="min"),
     Plot("perplexity", "Perplexity", "perplexity per token (log scale)", log=True, best="min"),
     Plot("accuracy", "Accuracy", "share predicted", best="max"),
+    Plot("top5_accuracy", "Top five", "share among the five likeliest", best="max"),
+    Plot("real_accuracy", "ReaL accuracy", "share with one of the right labels", best="max"),
+    Plot("mean_average_precision", "Mean average precision", "mean over classes (0–1)", best="max"),
     Plot("next_accuracy", "Sentence pairs", "share of pairs told apart", best="max"),
     Plot("bleu", "BLEU", "BLEU (0–100)", best="max"),
     Plot("f1", "F1", "F1 (0–1)", best="max"),
@@ -38,6 +41,7 @@ PLOTS = (
     Plot("spearman", "Spearman", "rank correlation", best="max"),
     Plot("learning_rate", "Learning rate", "learning rate", noisy=False),
     Plot("tokens_per_second", "Speed", "target tokens per second"),
+    Plot("examples_per_second", "Speed", "examples per second"),
 )
 
 
@@ -114,7 +118,7 @@ def finish_axes(axes, plot: Plot, record: Record, splits: list[str]) -> None:
     axes.margins(x=0.02, y=0.12)
     if plot.log:
         scale_logarithmically(axes)
-    elif plot.metric == "tokens_per_second":
+    elif plot.metric in ("tokens_per_second", "examples_per_second"):
         axes.set_ylim(bottom=0)
         axes.yaxis.set_major_formatter(EngFormatter(sep=""))
     elif plot.metric == "learning_rate":

@@ -10,6 +10,7 @@ from transformers_jax.genomes.genome import from_json
 from transformers_jax.reporting import search_pictures
 from transformers_jax.reporting.attention import Attention
 from transformers_jax.reporting.cell_picture import draw_cell, genome_of
+from transformers_jax.reporting.confusion import draw_confusion, table_of
 from transformers_jax.reporting.curves import draw_curves
 from transformers_jax.reporting.page import page
 from transformers_jax.reporting.pictures import draw_attention, draw_positions
@@ -57,7 +58,11 @@ def make_report(
     if positions:
         pictures["Positions"] = folder / "positions.png"
         draw_positions(pictures["Positions"])
-    return _write(folder, page(record, curves, pictures, record.samples if samples is None else list(samples)))
+    samples = record.samples if samples is None else list(samples)
+    if (record.config.get("task") or {}).get("name") == "image_classification" and (table := table_of(samples)):
+        pictures["Confusions"] = folder / "confusions.png"
+        draw_confusion(*table, pictures["Confusions"])
+    return _write(folder, page(record, curves, pictures, samples))
 
 
 def _cells(record: Record, folder: Path) -> dict[str, Path]:

@@ -44,7 +44,7 @@ def shown(title: str, pictures: Mapping[str, Path]) -> tuple[str, str]:
 
 
 def heading(history: History) -> str:
-    """The search's name, what was searched how, and what came of it."""
+    """The search's name, what was searched and how, and the result."""
     found, config = history.summary, history.config
     languages = config.get("data", {}).get("languages") or ()
     what = ["architecture search", found["method"].replace("_", " "), config.get("task", {}).get("name", "")]

@@ -13,7 +13,7 @@ import numpy as np
 
 from transformers_jax.errors import UserError
 from transformers_jax.inference.predictor import Body
-from transformers_jax.models.protocol import ENCODES
+from transformers_jax.models.protocol import ENCODES, TEXT
 from transformers_jax.reporting.attention import Attention, attention_weights
 from transformers_jax.reporting.style import COLOURS, GREY, INK, figure
 
@@ -46,8 +46,9 @@ class WordVectors(NamedTuple):
 
 
 def is_encoder(run) -> bool:
-    """Whether the model of an `Experiment` is an encoder."""
-    return ENCODES in run.model.protocol().does
+    """Whether the model of an `Experiment` is an encoder of texts."""
+    about = run.model.protocol()
+    return ENCODES in about.does and TEXT in about.reads
 
 
 def attention_example(run, *, layer: int = -1) -> Attention:

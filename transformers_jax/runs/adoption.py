@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from ml_collections import ConfigDict
 
-from transformers_jax import models
+from transformers_jax import models, tasks
 from transformers_jax.errors import UserError
 from transformers_jax.interchange import huggingface
 from transformers_jax.models.protocol import TRANSLATES
@@ -48,7 +48,7 @@ def adopted(config: ConfigDict, path: str, given: Mapping[str, object] = {}) -> 
     config = config.copy_and_resolve_references()
     with config.unlocked():
         config.model = ConfigDict(fields | own | theirs)
-    if "tokenizer.path" not in given:
+    if "tokenizer.path" not in given and tasks.named(config.task.name).reads == "text":
         config.tokenizer.path = str(folder)
     config.finetuning.init_from = str(path)
     return config

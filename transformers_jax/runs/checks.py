@@ -4,6 +4,7 @@ from ml_collections import ConfigDict
 
 from transformers_jax.data import pipeline
 from transformers_jax.data.collate import layout_of
+from transformers_jax.data.placed import Placed
 from transformers_jax.errors import UserError
 
 
@@ -52,11 +53,10 @@ def shares(task, model) -> None:
     Raises:
       UserError: names both keys.
     """
-    masking = getattr(getattr(task, "task", task), "masking", None)  # a distillation has a task inside
     most = model.protocol().max_mask_rate
-    if masking and masking.mask_rate > most:
+    if task.mask_rate > most:
         raise UserError(
-            f"config.task.mask_rate={masking.mask_rate} masks more than config.model.max_mask_rate={most}, "
+            f"config.task.mask_rate={task.mask_rate} masks more than config.model.max_mask_rate={most}, "
             "the share of a row that the model predicts at most: raise the latter above the former"
         )
 
@@ -67,7 +67,7 @@ def whole(options: ConfigDict, task) -> None:
     Raises:
       UserError: names the key that cuts it.
     """
-    if getattr(task, "contrasts", False):
+    if task.contrasts:
         for key, whole in ("accumulate", 1), ("parallelism", "jit"):
             if options[key] != whole:
                 raise UserError(
@@ -82,7 +82,7 @@ def known(task, source) -> None:
     Raises:
       UserError: names the example.
     """
-    if (key := getattr(task, "learned", "")) and hasattr(source, "where"):
+    if (key := task.learned) and isinstance(source, Placed):
         for i in range(len(source)):
             if key not in source[i]:
                 raise UserError(f"{source.where(i)} has no {key}, which the task learns; see config.data.columns")

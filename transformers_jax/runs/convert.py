@@ -17,6 +17,7 @@ from transformers_jax.data.text.tokenizer import Tokenizer
 from transformers_jax.errors import UserError
 from transformers_jax.finetuning import lora, trainable
 from transformers_jax.interchange import huggingface, mapping, peft, recipe, stacking, tokenizers, weights
+from transformers_jax.layers.pooling import Recipe
 from transformers_jax.models.protocol import TEXT, Protocol
 from transformers_jax.runs import initialise, train
 from transformers_jax.runs.experiment import Experiment
@@ -95,12 +96,15 @@ def _describe_task(config: ConfigDict, folder: Path, about: Protocol) -> None:
     """Sets what a folder of `transformers` says about its task: the length of texts, their vectors, the labels."""
     described, task, head, longest = huggingface.read_config(folder), config.task, about.head, about.longest
     if head == "none" and "pooling" in task:
-        task.pooling, task.normalise, read = recipe.read(folder)
-        task.max_length = config.data.lengths.tokens = about.within(read).longest
+        found = recipe.read(folder)
+        _describe_recipe(task, found, folder)
+        task.max_length = config.data.lengths.tokens = about.within(found.max_length).longest
     elif head in about.labelled and head != "tagging":
         task.max_length = config.data.lengths.tokens = longest
     elif longest and task.get("max_length", 0) > longest:  # others read in windows
         task.max_length = longest
+    if longest and config.data.lengths.get("tokens", 0) > longest:
+        config.data.lengths.tokens = longest
     if head not in about.labelled:
         return
     names = huggingface.label_names(described)
@@ -111,6 +115,17 @@ def _describe_task(config: ConfigDict, folder: Path, about: Protocol) -> None:
         task.labels = () if head == "sequence" and len(names) == 1 else tuple(names)
     if task.name == "sequence_classification" and not task.labels:
         task.metrics = ("spearman", "pearson")
+
+
+def _describe_recipe(task: ConfigDict, found: Recipe, folder: Path) -> None:
+    """Sets what becomes of a text; keys that say nothing new are left out."""
+    if not found.pool_prompt and any(text for _, text in found.prompts):
+        raise UserError(f"{folder}: include_prompt is false: a workdir's vectors are of prompts too; embed from it")
+    prompts = tuple(f"{name}={text}" for name, text in found.prompts)
+    given = {"lowercase": found.lowercase, "prompts": prompts, "prompt": found.prompt, "similarity": found.similarity}
+    task.pooling, task.normalise = found.pooling, found.normalise
+    with task.unlocked():
+        task.update({key: value for key, value in given.items() if value != Recipe._field_defaults[key]})
 
 
 def _to_folder(workdir: Path, folder: Path, merge: bool) -> str:

@@ -4,7 +4,7 @@ The workdir of a run:
 
     config.json      the resolved config            metrics.jsonl    one JSON object a line
     tokenizer.json   the vocabulary                 tensorboard/     the same for TensorBoard
-    checkpoints/     one folder a step              samples.jsonl    translations of the test split
+    checkpoints/     one folder a step              samples.jsonl    the test split's examples, answered
     lock             held while it is trained in    report/          pictures and a page
 """
 
@@ -33,7 +33,7 @@ from transformers_jax.data.text.tokenizer import Tokenizer, learn_bpe
 from transformers_jax.data.text.train_tokenizer import learn
 from transformers_jax.decoding.decoder import LENGTHS, Decoder
 from transformers_jax.errors import UserError
-from transformers_jax.files import locked, write_whole
+from transformers_jax.files import json_value, locked, write_whole
 from transformers_jax.finetuning import method, trainable
 from transformers_jax.mesh import ROWS, data_shard, make_mesh, row_sharding
 from transformers_jax.models import with_genome
@@ -70,20 +70,32 @@ class Experiment:
             return make_mesh({})
 
     def has_tokenizer(self) -> bool:
-        """Whether the tokenizer is there, and need not be learned."""
+        """Whether the tokenizer is there, or none is needed: it need not be learned."""
+        if not self.reads_text:
+            return True
         return bool(self.config.tokenizer.path) or bool(self.workdir and (self.workdir / TOKENIZER).exists())
 
+    @property
+    def reads_text(self) -> bool:
+        """Whether the run has a tokenizer: its task reads text."""
+        return tasks.named(self.config.task.name).reads == "text"
+
     @cached_property
-    def tokenizer(self) -> Tokenizer:
-        """The workdir's; or config.tokenizer.path; or learned from the training corpus, all languages jointly.
+    def tokenizer(self) -> Tokenizer | None:
+        """The workdir's; or config.tokenizer.path; or learned from the training corpus, all languages jointly. None where the
+        task reads images.
 
         What is learned may differ from process to process: all take that of the first.
         """
+        if not self.reads_text:
+            return None
         if self.workdir and (self.workdir / TOKENIZER).exists():
             return Tokenizer.load(self.workdir / TOKENIZER)
         options = self.config.tokenizer
         if options.path:
             return Tokenizer.load(options.path)
+        if self.config.data.source == "tokens":
+            raise UserError("config.tokenizer.path is empty: give the tokenizer that made the files of config.data.train")
         lines = _lines(self.source("train"))
         if options.kind == "bpe":
             learned = learn_bpe(lines, options.vocab_size)
@@ -93,14 +105,14 @@ class Experiment:
 
     @cached_property
     def task(self):
-        return tasks.build(self.config.task, self.tokenizer)
+        return tasks.build(self.config.task, self.tokenizer, self.config.data)
 
     @cached_property
     def model(self):
-        follows = getattr(self.task, "model_fields", dict)()  # from the task: a head, and how many labels it has
-        model = models.build(dict(self.config.model) | follows, self.tokenizer.vocab_size)
-        wrap = getattr(self.task, "wrap", None)  # a task may need more around it: a classifier of pairs, a teacher
-        model = wrap(model) if wrap else model
+        follows = self.task.model_fields()  # a head, and how many labels it has
+        vocab_size = self.tokenizer.vocab_size if self.tokenizer else 0
+        model = models.build(dict(self.config.model) | follows, vocab_size)
+        model = self.task.wrap(model, initialise.module_of)  # with more around it: a classifier of pairs, a teacher
         if self.training:
             checks.lengths(self.config, self.task, model)
             checks.shares(self.task, model)
@@ -110,7 +122,7 @@ class Experiment:
     @property
     def trainable(self) -> tuple[str, ...]:
         """Patterns over the names of the parameters that learn."""
-        return trainable.patterns(self.config, getattr(self.task, "frozen", ""))
+        return trainable.patterns(self.config, self.task.frozen)
 
     @cached_property
     def finetuning(self) -> method.Finetuning | None:
@@ -131,7 +143,7 @@ class Experiment:
         """Whether what is frozen is read elsewhere: this run's checkpoints hold what learns alone."""
         options = self.config.get("finetuning", {})
         given = bool(options.get("init_from")) and not options.get("fresh")
-        return given and not trainable.options(self.config).everything and not hasattr(self.task, "initial")
+        return given and not trainable.options(self.config).everything and not self.task.frozen
 
     @cached_property
     def base(self) -> Base | None:
@@ -155,8 +167,7 @@ class Experiment:
 
     def examples(self, split: str):
         """What is encoded: the raw examples, or what the task makes of them (`task.examples`: windows of a passage, say)."""
-        expand = getattr(self.task, "examples", None)
-        return expand(self.source(split)) if expand else self.source(split)
+        return self.task.examples(self.source(split))
 
     def has(self, split: str) -> bool:
         """Whether the config names such a split; files are given one by one, other sources have all."""
@@ -236,8 +247,8 @@ class Experiment:
                 found = there.restore_params(step, wanted)
         return {"params": parameters.merge(found["params"], found["frozen"]), "model_state": found["model_state"]}
 
-    def samples(self) -> list[dict[str, str]]:
-        """{"source", "reference", "translation"} of the test split's sentences; none before a run has ended."""
+    def samples(self) -> list[dict]:
+        """The task's samples of the test split, each an example with its answer; none before a run has ended."""
         path = self.workdir / SAMPLES
         return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n")[:-1]] if path.exists() else []
 
@@ -258,14 +269,20 @@ class Experiment:
 
 def settled(config: ConfigDict) -> ConfigDict:
     """The config with all it refers to that decides on the run: a genome's text and unit in place of its file or name,
-    steps in place of epochs.
+    steps in place of epochs, the classes of the training data where a task of images names no labels.
 
     Raises:
-      UserError: there is no such genome, or it is invalid; the training data that make an epoch cannot be read; or it is no
-        config of one run.
+      UserError: there is no such genome, or it is invalid; the training data that make an epoch, or have the classes, cannot be
+        read; or it is no config of one run.
     """
     checks.run(config)
     config = schedule.scheduled(config)
+    if "labels" in config.task and not config.task.labels and tasks.named(config.task.name).reads == "images":
+        config = config.copy_and_resolve_references()
+        classes = getattr(sources.open_source(config.data, "train"), "classes", ())
+        if not classes:
+            raise UserError(f"config.task.labels is empty, and config.data.source={config.data.source} does not tell them")
+        config.task.labels = tuple(classes)
     if not config.model.get("genome"):
         return config
     config = config.copy_and_resolve_references()
@@ -315,7 +332,7 @@ def written(experiment: Experiment) -> Iterator[None]:
 
 
 def write(experiment: Experiment) -> None:
-    """Writes config.json and tokenizer.json, in the first process; the others wait.
+    """Writes config.json and, of a run that reads text, tokenizer.json, in the first process; the others wait.
 
     Raises:
       UserError: the workdir cannot be made or written.
@@ -325,7 +342,7 @@ def write(experiment: Experiment) -> None:
         try:
             experiment.workdir.mkdir(parents=True, exist_ok=True)
             configuration.save(experiment.config, experiment.workdir)
-            if not (experiment.workdir / TOKENIZER).exists():
+            if tokenizer and not (experiment.workdir / TOKENIZER).exists():
                 tokenizer.save(experiment.workdir / TOKENIZER)
         except OSError as error:
             failure = error
@@ -335,8 +352,8 @@ def write(experiment: Experiment) -> None:
 
 
 def write_samples(experiment: Experiment, samples: list[dict]) -> None:
-    """Writes samples.jsonl, whole or not at all."""
-    lines = (json.dumps(sample, ensure_ascii=False) + "\n" for sample in samples)
+    """Writes samples.jsonl, whole or not at all; of large arrays only what they are."""
+    lines = (json.dumps(json_value(sample), ensure_ascii=False) + "\n" for sample in samples)
     write_whole(experiment.workdir / SAMPLES, "".join(lines))
 
 
@@ -353,5 +370,7 @@ def _lines(source) -> Iterator[str]:
     """All texts of all examples, one example after the other."""
     for i in range(len(source)):
         for name, value in source[i].items():
-            if name not in ("id", "label", "tags"):
+            if name == "messages":
+                yield from (message["content"] for message in value)
+            elif name not in ("id", "label", "tags"):
                 yield from [value] if isinstance(value, str) else [" ".join(value)] if name == "words" else ()

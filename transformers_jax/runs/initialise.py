@@ -5,11 +5,13 @@
 3. a name on the Hugging Face hub, where `huggingface_hub` is installed and there is a network.
 """
 
+import functools
 import importlib
 import re
 from collections.abc import Sequence
 from pathlib import Path
 
+import flax.linen as nn
 import jax
 import numpy as np
 from absl import logging
@@ -26,6 +28,7 @@ from transformers_jax.finetuning.quantization import quantized_like
 from transformers_jax.finetuning.trainable import HEAD
 from transformers_jax.interchange import huggingface, mapping, recipe, stacking, tokenizers, weights
 from transformers_jax.layers.quantized import is_quantized
+from transformers_jax.runs import label_rows
 from transformers_jax.training.checkpoint import Checkpoints
 
 CHOOSES = r"^(classifier|choice)(/|$)"
@@ -42,6 +45,7 @@ def initial(
     model,
     tokenizer: Tokenizer | None = None,
     *,
+    labels: Sequence[str] = (),
     only: Sequence[int] | None = None,
     complete: bool = False,
 ) -> dict:
@@ -54,6 +58,8 @@ def initial(
       path: a folder of `transformers`, a workdir, or a name on the hub.
       model: a Flax module that takes a batch.
       tokenizer: the model's, to be compared with the pretrained one's.
+      labels: of the model's head, in the order of its rows. A pretrained head's rows are taken by their labels' names, and
+        where one is missing the head begins anew, with a warning.
       only: numbers of the pretrained layers that are taken; they become layers 0, 1, …
       complete: no head may be missing either.
 
@@ -69,6 +75,8 @@ def initial(
         raise UserError(
             f"--init_from={path}: its vocabulary is not that of this run; set config.tokenizer.path={folder} to take it over"
         )
+    if labels:
+        found = label_rows.by_label(found, functools.partial(label_rows.names_of, folder), labels, path)
     wanted = mapping.shapes(model)
     found = found if only is None else stacking.chosen(found, only)
     found = stacking.arranged(found, wanted)
@@ -99,11 +107,13 @@ def pretrained(run, state) -> dict:
       UserError: as `initial` does; or a parameter that does not learn is not there.
     """
     options = run.config.get("finetuning", {})
-    if own := getattr(run.task, "initial", None):
-        return own(run.model)
+    load = functools.partial(initial, tokenizer=run.tokenizer, labels=run.task.label_names)
+    own = run.task.initial(run.model, load)
+    if own is not None:
+        return own
     if not options.get("init_from") or options.get("fresh"):
         return {}
-    found = initial(options.init_from, run.model, run.tokenizer)
+    found = load(options.init_from, run.model)
     there = parameters.flat(found)
     if new := [name for name in parameters.flat(state.frozen) if name not in there and not lora.LEAF.search(name)]:
         raise UserError(
@@ -217,9 +227,25 @@ def described(folder: Path) -> dict:
 def trained_fields(config: ConfigDict, tokenizer: Tokenizer | None) -> dict:
     """The keys of a workdir's config.model with what its task asks for, the head: what its checkpoints are of."""
     fields = dict(config.get("model", {}))
-    if "head" in fields or tokenizer is None:  # it may say so itself
+    if "head" in fields or tokenizer is None and tasks.named(config.task.name).reads == "text":  # it may say so itself
         return fields
-    return fields | getattr(tasks.build(config.task, tokenizer), "model_fields", dict)()
+    return fields | tasks.build(config.task, tokenizer, config.data).model_fields()
+
+
+def module_of(path: str, fields: dict) -> nn.Module:
+    """The module of a pretrained model, without its parameters.
+
+    Args:
+      path: a folder of `transformers`, a workdir, or a name on the hub.
+      fields: of its config that are to be others: the head.
+
+    Raises:
+      UserError: nothing to read there, or an architecture that is not supported.
+    """
+    folder = folder_of(path)
+    found = fields_of(folder)
+    vocab_size = found.get("vocab_size") or Tokenizer.load(folder / "tokenizer.json").vocab_size
+    return models.build(found | fields, vocab_size)
 
 
 def read(folder: Path) -> tuple[dict[str, np.ndarray | weights.Leaf], Tokenizer | None, str]:

@@ -29,7 +29,8 @@ def scheduled(config: ConfigDict) -> ConfigDict:
         epochs = config.finetuning.epochs
         if epochs <= 0:
             raise UserError("config.training.steps is 0: give a number, or config.finetuning.epochs")
-        if config.data.batching == "packing" or (config.data.batching == "buckets" and config.data.tokens_per_batch):
+        full = config.data.batching == "buckets" and config.data.tokens_per_batch
+        if full or config.data.batching in ("packing", "documents"):
             raise UserError(
                 f"config.training.steps is 0, but config.data.batching={config.data.batching} does not say how many make an "
                 "epoch: give a number, or batching=rows, or batching=buckets and tokens_per_batch=0"

@@ -67,10 +67,14 @@ def last_scores(workdir: Path) -> dict[str, dict[str, float]]:
     return last
 
 
-def best(workdir: str | os.PathLike, metric: str) -> dict:
-    """The best value of a metric on the validation split, and where it was: {"metric", "best", "step", "last"}; {} without."""
+def best(workdir: str | os.PathLike, metric: str, *, bigger: bool) -> dict:
+    """The best value of a metric on the validation split, and where it was: {"metric", "best", "step", "last"}; {} without.
+
+    Args:
+      bigger: whether the best is the largest one.
+    """
     steps, values = read_record(workdir).curve("validation", metric)
     if not values:
         return {}
-    at = max(range(len(values)), key=values.__getitem__)
+    at = (max if bigger else min)(range(len(values)), key=values.__getitem__)
     return {"metric": metric, "best": values[at], "step": steps[at], "last": values[-1]}

@@ -83,6 +83,7 @@ def pretrain(config, workdir, *, began: float | None = None) -> None:
                 eval_every=options.eval_every,
                 checkpoint_every=options.checkpoint_every,
                 learning_rate=schedule,
+                counted="tokens" if run.reads_text else "examples",
                 flops_per_step=operations,
                 peak_flops=peak,
                 config=config.to_dict(),
@@ -132,11 +133,17 @@ class Laps:
 
 
 def validation(run: Experiment, scorer: Scorer) -> Evaluator:
-    """Loss and its kin on the validation split, and what the task measures there while it trains."""
+    """What is measured on the validation split in training: loss, perplexity or accuracy, and the scores of the task.
+
+    Every config.training.bleu_every steps and at the end it may decode config.training.bleu_sentences examples.
+    """
+    options = run.config.training
+    every = options.get("bleu_every", 0)
 
     def measure(state, step: int) -> dict:
         model = {"params": state.model_params, "model_state": state.model_state}
-        return run.task.validate(scorer, model, step)
+        due = every and (step % every == 0 or step >= options.steps)
+        return run.task.validate(scorer, model, sentences=options.get("bleu_sentences", 0) if due else None)
 
     return Evaluator("validation", measure)
 

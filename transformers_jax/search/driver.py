@@ -41,7 +41,8 @@ from transformers_jax.training.metrics import Progress
 from transformers_jax.training.optimizers import make_optimizer
 
 CROWD = 20
-"""A search at the steps of another ends at so many times the candidates, should nearly all of its own be known."""
+"""A search that may spend as many steps as another also ends when it has proposed this many times as many candidates: it
+might propose hardly anything but genomes that were trained already, which cost no steps."""
 
 
 def search(config, workdir, *, workers_wanted: int = -1, ray_address: str = "", trainer: Callable = Trainer) -> dict:

@@ -68,7 +68,7 @@ class Finals:
         return self.folder / f"final-{name.replace(' ', '-')}-{seed}-{self.steps}"
 
     def _take(self, outcome: workers.Outcome, entry: dict, name: str, seed: int) -> dict:
-        """Writes down what came of a training, and returns what there is to say."""
+        """Saves the result of a training in the population, and returns the line of the summary about it."""
         result = outcome.result or Result(failure=workers.death_note(outcome))
         fitness = result.stages[-1] if result.stages else None
         self.population.add_final(

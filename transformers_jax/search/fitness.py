@@ -228,7 +228,7 @@ class Training:
         return self.stages[-1]
 
     def result(self, stages: tuple[float, ...] = (), failure: str | None = None) -> Result:
-        """What there is to say about it."""
+        """The result of the job, as the population keeps it."""
         return Result(
             stages=stages,
             failure=failure,

@@ -4,24 +4,41 @@ import importlib
 import pkgutil
 
 from transformers_jax.errors import UserError
+from transformers_jax.tasks.task import Task
 
-PARTS = ("entities", "labels", "masking", "metrics", "scoring", "squad", "windows")
-"""Files of this folder that are parts of tasks."""
+SHARED = {"parts", "task"}
+"""Of this folder, what is no task."""
 
 
-def build(config, tokenizer):
-    """The task that `config.name` names, a file of this folder, with its other keys as keyword arguments.
+def known() -> list[str]:
+    """The names of all tasks."""
+    return sorted(m.name for m in pkgutil.iter_modules(__path__) if m.name not in SHARED)
+
+
+def named(name: str) -> type[Task]:
+    """The class of the task with this name, a file of this folder.
+
+    Raises:
+      UserError: there is no such task.
+    """
+    if name not in known():
+        raise UserError(f"config.task.name is {name!r}; known tasks: {', '.join(known())}")
+    return importlib.import_module(f"{__name__}.{name}").Task
+
+
+def build(config, tokenizer=None, data=None) -> Task:
+    """The task that `config.name` names, with its other keys as keyword arguments.
+
+    Args:
+      tokenizer: for a task that reads text.
+      data: config.data, for a task that reads images: it says how they are cut out and changed at random.
 
     Raises:
       UserError: an unknown task, or a key it does not take.
     """
     fields = dict(config)
-    name = fields.pop("name")
-    known = sorted({m.name for m in pkgutil.iter_modules(__path__)}.difference(PARTS))
-    if name not in known:
-        raise UserError(f"config.task.name is {name!r}; known tasks: {', '.join(known)}")
-    task = importlib.import_module(f"{__name__}.{name}").Task
+    kind = named(name := fields.pop("name"))
     try:
-        return task(tokenizer, **fields)
+        return kind(tokenizer if kind.reads == "text" else data, **fields)
     except TypeError as error:
         raise UserError(f"config.task does not fit the task {name}: {error}") from error

@@ -6,6 +6,7 @@ The source gives one sentence an example, and an empty one between documents: co
 
 from collections.abc import Sequence
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,14 +16,14 @@ from transformers_jax.data.text.pairs import truncated
 from transformers_jax.errors import UserError
 from transformers_jax.layers.losses import label_sums
 from transformers_jax.outputs import PretrainingOutput
-from transformers_jax.tasks.masked_lm import cross_entropy_of_masked
+from transformers_jax.tasks.masked_lm import FillMask, cross_entropy_of_masked
 from transformers_jax.tasks.parts.masking import Masking
-from transformers_jax.tasks.parts.scoring import LossOnly
+from transformers_jax.tasks.task import Task as Base
 
 RELATIONS = ("next_sentence", "sentence_order")
 
 
-class Task(LossOnly):
+class Task(Base):
     """Pretraining of examples {"text": sentence}, one behind the other.
 
     Args:
@@ -39,7 +40,6 @@ class Task(LossOnly):
 
     row_fields = ("label",)
     streams: Streams = {"": ("tokens", "token_types", "targets", "weights")}
-    augment = None
 
     def __init__(
         self, tokenizer, *, relation: str = "next_sentence", masking: str = "static", mask_rate: float = 0.15,
@@ -50,8 +50,8 @@ class Task(LossOnly):
         if masking not in ("dynamic", "static"):
             raise UserError(f"config.task.masking={masking!r} is not one of dynamic, static")
         self.tokenizer, self.relation, self.mask_rate = tokenizer, relation, mask_rate
-        self.room = max_length - tokenizer.surrounding(pair=True)
-        if self.room < 2:
+        self._room = max_length - tokenizer.surrounding(pair=True)
+        if self._room < 2:
             raise UserError(f"config.task.max_length={max_length} has no room for two texts")
         self.short, self.duplicates = short, duplicates
         self.masking = Masking(tokenizer, mask_rate=mask_rate, whole_words=whole_words)
@@ -64,12 +64,12 @@ class Task(LossOnly):
 
     def examples(self, source: Sequence[dict]) -> "Starts":
         """One example a sentence, from which on its text is read."""
-        return Starts(source, self.room, self.duplicates)
+        return Starts(source, self._room, self.duplicates)
 
     def encode(self, example: dict) -> dict:
         """{"number", "lines", "others"} → 1-D int32 `tokens`, `token_types`, `targets`, `weights`, and `label`."""
         rng = np.random.default_rng([7, example["number"]])
-        room = self.room if rng.random() >= self.short else int(rng.integers(2, self.room + 1))
+        room = self._room if rng.random() >= self.short else int(rng.integers(2, self._room + 1))
         first, second, label = self._pair(example, room, rng)
         # Both halves keep a token: the room is two at least.
         joined = self.tokenizer.joined([i for i, _ in first], [i for i, _ in second])
@@ -124,6 +124,10 @@ class Task(LossOnly):
     def predict(self, output: PretrainingOutput, batch: dict) -> dict[str, jax.Array]:
         """`probabilities` [B, 2] that the second text follows, or does not."""
         return {"probabilities": jax.nn.softmax(output.next.astype(jnp.float32))}
+
+    def answering(self, model: nn.Module, *, top: int) -> tuple[Base, nn.Module]:
+        """Lines have gaps to be filled."""
+        return FillMask(self.tokenizer, top=top), model
 
 
 class Starts:

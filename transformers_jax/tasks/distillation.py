@@ -12,7 +12,7 @@ others are the student's.
 Axes: B batch rows, T length, M predicted positions, D width, V vocabulary.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -23,10 +23,10 @@ from transformers_jax.errors import UserError
 from transformers_jax.layers.gather import aligned, gather
 from transformers_jax.layers.losses import cross_entropy, in_chunks
 from transformers_jax.outputs import LanguageModelOutput
-from transformers_jax.tasks import masked_lm
-from transformers_jax.tasks.parts.scoring import LossOnly
+from transformers_jax.tasks import causal_lm, masked_lm
+from transformers_jax.tasks.task import Task as Base
 
-OF = {"masked_lm": masked_lm.Task}
+OF = {"masked_lm": masked_lm.Task, "causal_lm": causal_lm.Task}
 """Tasks over tokens that a teacher may have learned."""
 
 FROZEN = r"^teacher/"
@@ -42,7 +42,7 @@ class Distilled(NamedTuple):
     teacher_states: jax.Array
 
 
-class Task(LossOnly):
+class Task(Base):
     """Distillation on the examples of another task.
 
     Args:
@@ -68,25 +68,37 @@ class Task(LossOnly):
             raise UserError(f"config.task.temperature={temperature}: give a number above 0")
         if of not in OF:
             raise UserError(f"config.task.of={of!r} is not one of {', '.join(OF)}")
-        self.task = OF[of](tokenizer, **options)
+        self._task = OF[of](tokenizer, **options)
         self.tokenizer, self.teacher, self.layers = tokenizer, teacher, tuple(layers)
         self.temperature, self.soft, self.hard, self.cosine = temperature, soft, hard, cosine
-        self.streams, self.row_fields = self.task.streams, getattr(self.task, "row_fields", ())
-        self.encode = self.task.encode
-        self.augment = getattr(self.task, "augment", None)
+        self.streams, self.row_fields, self.row_shapes = self._task.streams, self._task.row_fields, self._task.row_shapes
+        self.one_a_row, self.groups, self.augment = self._task.one_a_row, self._task.groups, self._task.augment
+        self.mask_rate = self._task.mask_rate
+
+    def examples(self, source: Sequence[dict]) -> Sequence[dict]:
+        """Those of the task that both have learned."""
+        return self._task.examples(source)
+
+    def encode(self, example: dict) -> dict:
+        """As the task that both have learned does."""
+        return self._task.encode(example)
+
+    def document(self, example: dict):
+        """As the task that both have learned does."""
+        return self._task.document(example)
 
     def model_fields(self) -> dict:
         """What the student must have: what its own task asks for."""
-        return getattr(self.task, "model_fields", dict)()
+        return self._task.model_fields()
 
-    def wrap(self, model: nn.Module) -> nn.Module:
+    def wrap(self, model: nn.Module, build: Callable[[str, dict], nn.Module]) -> nn.Module:
         """Student and teacher in one.
 
         Raises:
           UserError: there is no such teacher, or it does not go with the student.
         """
         same = {"max_mask_rate": model.config.max_mask_rate} if hasattr(model.config, "max_mask_rate") else {}
-        teacher = teacher_model(self.teacher, self.model_fields() | same)
+        teacher = build(self.teacher, self.model_fields() | same)
         for name in ("vocab_size", *(("width",) if self.cosine else ())):
             ours, theirs = getattr(model.config, name), getattr(teacher.config, name)
             if ours != theirs:
@@ -99,17 +111,19 @@ class Task(LossOnly):
             )
         return Pupil(model, teacher)
 
-    def initial(self, model: nn.Module) -> dict:
+    def initial(self, model: nn.Module, load: Callable[..., dict]) -> dict:
         """The parameters that training starts with, to be merged into the model's: all of the teacher's, and the student's
         as far as `layers` says.
 
         Raises:
           UserError: the teacher lacks something, say the head over tokens.
         """
-        from transformers_jax.runs.initialise import initial
+        own = load(self.teacher, model.student, only=self.layers) if self.layers else {}
+        return {**own, "teacher": load(self.teacher, model.teacher, complete=True)}
 
-        own = initial(self.teacher, model.student, self.tokenizer, only=self.layers) if self.layers else {}
-        return {**own, "teacher": initial(self.teacher, model.teacher, self.tokenizer, complete=True)}
+    def answering(self, model: nn.Module, *, top: int) -> tuple[Base, nn.Module]:
+        """The student answers, as its own task has it."""
+        return self._task.answering(model.student, top=top)
 
     def loss(self, output: Distilled, batch: dict, *, train: bool):
         """The weighted losses summed over predicted positions, their weight, `nll` and `correct` of the student.
@@ -125,11 +139,9 @@ class Task(LossOnly):
         if self.cosine:
             real = (batch["segments"] > 0).astype(jnp.float32)  # [B, T]
             apart = jnp.sum((1 - cosine(output.states, output.teacher_states)) * real)
-            share = getattr(getattr(self.task, "masking", None), "mask_rate", 1.0)
-            loss += self.cosine * share * apart
+            loss += self.cosine * (self.mask_rate or 1.0) * apart
             sums |= {"cosine_distance": apart, "cosine_weight": jnp.sum(real)}
         return loss, hard.weight, sums
-
 
 
 class Pupil(nn.Module):
@@ -167,25 +179,6 @@ def _over_tokens(model: nn.Module, batch: dict, deterministic: bool) -> tuple[La
         return model.tokens(gather(states, model.reads(batch)), batch), states
     output = model(batch, deterministic=deterministic)
     return output, output.hidden
-
-
-def teacher_model(path: str, fields: dict) -> nn.Module:
-    """The module of a pretrained model, without its parameters.
-
-    Args:
-      fields: of its config that are to be others: the head.
-
-    Raises:
-      UserError: nothing to read there, or an architecture that is not supported.
-    """
-    from transformers_jax import models
-    from transformers_jax.data.text.tokenizer import Tokenizer
-    from transformers_jax.runs.initialise import fields_of, folder_of
-
-    folder = folder_of(path)
-    found = fields_of(folder)
-    vocab_size = found.get("vocab_size") or Tokenizer.load(folder / "tokenizer.json").vocab_size
-    return models.build(found | fields, vocab_size)
 
 
 def cosine(first: jax.Array, second: jax.Array) -> jax.Array:

@@ -1,24 +1,31 @@
 """Masked language model: a text with tokens missing in, the missing tokens out. BERT's pretraining, and without next
 sentence prediction RoBERTa's (Liu et al. 2019), CamemBERT's, XLM-RoBERTa's and FlauBERT's.
 
-Several texts share a row where config.data.batching is "packing".
+Several texts share a row where config.data.batching is "packing". The trained model fills the gaps of texts.
+
+Axes: B batch rows, T length, M gaps, D model width, V vocabulary.
 """
 
 from collections.abc import Sequence
 
+import flax.linen as nn
+import jax
 import jax.numpy as jnp
 import numpy as np
 
 from transformers_jax.batch import Streams
 from transformers_jax.errors import UserError
-from transformers_jax.layers.gather import aligned
+from transformers_jax.layers.gather import aligned, gather, masked_positions
 from transformers_jax.layers.losses import Sums, cross_entropy
-from transformers_jax.outputs import LanguageModelOutput
+from transformers_jax.outputs import LanguageModelOutput, PretrainingOutput
 from transformers_jax.tasks.parts.masking import Masking
-from transformers_jax.tasks.parts.scoring import LossOnly
+from transformers_jax.tasks.task import Task as Base
+
+GAPS = 4
+"""Gaps that are filled in one row, so that every row has the same number; a text with more of them has several rows."""
 
 
-class Task(LossOnly):
+class Task(Base):
     """Masked language model of examples {"text": str}.
 
     Args:
@@ -32,14 +39,13 @@ class Task(LossOnly):
     """
 
     streams: Streams = {"": ("tokens", "token_types", "targets", "weights")}
-    augment = None
 
     def __init__(
         self, tokenizer, *, masking: str = "dynamic", mask_rate: float = 0.15, whole_words: bool = False, max_length: int = 0
     ):
         if masking not in ("dynamic", "static"):
             raise UserError(f"config.task.masking={masking!r} is not one of dynamic, static")
-        self.tokenizer, self.max_length = tokenizer, max_length
+        self.tokenizer, self.max_length, self.mask_rate = tokenizer, max_length, mask_rate
         self.masking = Masking(tokenizer, mask_rate=mask_rate, whole_words=whole_words)
         if masking == "dynamic":
             self.augment = self._anew
@@ -78,25 +84,102 @@ class Task(LossOnly):
         sums = cross_entropy_of_masked(output, batch)
         return sums.loss, sums.weight, {"nll": sums.nll, "correct": sums.correct}
 
-    def gaps(self, text: str) -> dict[str, np.ndarray]:
-        """The fields of a text with mask tokens written out, "Let's stick to [MASK] in this skit", all weights on them.
-
-        `[MASK]` and `<mask>` both stand for the vocabulary's own mask token.
-
-        Raises:
-          UserError: the text has none.
-        """
-        t, name = self.tokenizer, self.tokenizer.token(self.tokenizer.mask_id)
-        parts = text.replace("[MASK]", name).replace("<mask>", name).split(name)
-        if len(parts) == 1:
-            raise UserError(f"nothing to fill in: write {name} for each gap in the text")
-        before = [token for part in parts[:-1] for token in (*t.encode(part.rstrip()), t.mask_id)]  # the gap is a word's start
-        tokens = before + t.encode(parts[-1])
-        fields = t.joined(tokens[: self.max_length - 2] if self.max_length else tokens).fields()
-        return fields | {"targets": fields["tokens"], "weights": (fields["tokens"] == t.mask_id).astype(np.int32)}
+    def answering(self, model: nn.Module, *, top: int) -> tuple[Base, nn.Module]:
+        """Lines have gaps to be filled."""
+        return FillMask(self.tokenizer, top=top), model
 
 
 def cross_entropy_of_masked(output: LanguageModelOutput, batch: dict) -> Sums:
     """Sums over the masked positions, of an output [B, M, D] at those or [B, T, D] at all positions."""
     targets, weights = aligned(output.hidden.shape[1], batch["weights"], batch["targets"])
     return cross_entropy(output.hidden, output.table, targets, jnp.asarray(weights), bias=output.bias)
+
+
+class FillMask(Base):
+    """What stands best in the gaps of texts {"text": "Let's stick to [MASK] in this skit"}, by any model that predicts tokens.
+
+    Args:
+      top: words for a gap.
+    """
+
+    name = "fill_mask"
+    one_a_row = True
+    streams: Streams = {"": ("tokens", "token_types", "targets")}
+    line_means, line_keys = "a text with [MASK] in it", ("text",)
+
+    def __init__(self, tokenizer, *, top: int = 5):
+        if tokenizer.mask_id is None:
+            raise UserError("nothing can be filled in: the vocabulary has no mask token")
+        self.tokenizer, self.top = tokenizer, top
+
+    def examples(self, source: Sequence[dict]) -> list[dict]:
+        """Each text once for every GAPS of its gaps: {"example", "text", "first": the first gap that is filled}."""
+        found = []
+        for i in range(len(source)):
+            count = with_gaps(self.tokenizer, source[i]["text"]).count(self.tokenizer.mask_id)
+            rows = range(0, max(1, count), GAPS)
+            found += [{"example": i, "text": source[i]["text"], "first": first} for first in rows]
+        return found
+
+    def encode(self, example: dict) -> dict[str, np.ndarray]:
+        """→ `tokens`, `token_types`, and `targets`, which are 1 at the gaps that this row fills.
+
+        Raises:
+          UserError: the text has no gap.
+        """
+        fields = self.tokenizer.joined(with_gaps(self.tokenizer, example["text"])).fields()
+        gaps = np.flatnonzero(fields["tokens"] == self.tokenizer.mask_id)
+        if not len(gaps):
+            mask = self.tokenizer.token(self.tokenizer.mask_id)
+            raise UserError(f"nothing to fill in: write {mask} or [MASK] for each gap in the text")
+        targets = np.zeros(len(fields["tokens"]), np.int32)
+        targets[gaps[example["first"] : example["first"] + GAPS]] = 1
+        return fields | {"targets": targets}
+
+    def predict(self, output: LanguageModelOutput | PretrainingOutput, batch: dict) -> dict[str, jax.Array]:
+        """`tokens` [B, M, top], their `probabilities` [B, M, top], and `gap` [B, M]: whether there is such a gap.
+
+        Raises:
+          UserError: the model predicts no tokens.
+        """
+        output = output.lm if isinstance(output, PretrainingOutput) else output
+        if not isinstance(output, LanguageModelOutput):
+            raise UserError(f"this model fills no gaps: it gives no tokens but {type(output).__name__}")
+        missing = batch["targets"] > 0  # [B, T]
+        positions = masked_positions(missing, min(GAPS, missing.shape[1]))  # [B, M]
+        hidden = gather(output.hidden, positions)  # [B, M, D]
+        logits = jnp.einsum("bmd,vd->bmv", hidden.astype(jnp.float32), output.table.astype(jnp.float32))
+        logits = logits if output.bias is None else logits + output.bias
+        probabilities, tokens = jax.lax.top_k(jax.nn.softmax(logits), min(self.top, logits.shape[-1]))
+        return {"tokens": tokens, "probabilities": probabilities, "gap": gather(missing, positions)}
+
+    def answers(self, source: Sequence[dict], predictions: dict) -> list[dict]:
+        """{"gaps": [[{"word", "probability"}, …] best first, …]} of each text."""
+        found: list[dict] = [{"gaps": []} for _ in range(len(source))]
+        rows = zip(*(predictions[name] for name in ("tokens", "probabilities", "gap")), strict=True)
+        for example, row in zip(self.examples(source), rows, strict=True):
+            gaps = zip(*row, strict=True)
+            found[example["example"]]["gaps"] += [self._words(ids, chances) for ids, chances, there in gaps if there]
+        return found
+
+    def of_line(self, cells: Sequence[str]) -> dict:
+        """{"text"}."""
+        return {"text": "\t".join(cells)}
+
+    def _words(self, ids: np.ndarray, chances: np.ndarray) -> list[dict]:
+        pairs = zip(ids, chances, strict=True)
+        return [{"word": _word(self.tokenizer, i), "probability": round(float(p), 4)} for i, p in pairs]
+
+
+def with_gaps(tokenizer, text: str) -> list[int]:
+    """The tokens of a text with mask tokens written out; `[MASK]` and `<mask>` both stand for the vocabulary's own."""
+    name = tokenizer.token(tokenizer.mask_id)
+    parts = text.replace("[MASK]", name).replace("<mask>", name).split(name)
+    before = [token for part in parts[:-1] for token in (*tokenizer.encode(part.rstrip()), tokenizer.mask_id)]
+    return before + tokenizer.encode(parts[-1])  # white space before a gap belongs to the word that is missing
+
+
+def _word(tokenizer, i: int) -> str:
+    """A token as it would be written: "comedy", "##ing" where it goes on; a special token by its name."""
+    token = tokenizer.token(int(i))
+    return token if token.startswith("##") else tokenizer.decode([int(i)]).strip() or token

@@ -13,10 +13,10 @@ from transformers_jax.layers.losses import label_sums
 from transformers_jax.outputs import LabelOutput
 from transformers_jax.tasks.parts import metrics
 from transformers_jax.tasks.parts.labels import Labels
-from transformers_jax.tasks.parts.scoring import Scored
+from transformers_jax.tasks.task import Task as Base
 
 
-class Task(Scored):
+class Task(Base):
     """Examples {"context": str, "choices": [str], "label": number of the right one as text}; without it, predicted only.
 
     Args:
@@ -28,12 +28,14 @@ class Task(Scored):
     learned = "label"
     row_fields = (learned,)
     streams: Streams = {"": ("tokens", "token_types")}
+    scored_by, main_metric, bigger_is_better = "predictions", "accuracy", True
+    line_means, line_keys = "beginning TAB choice TAB choice …", ("context", "choices")
 
     def __init__(self, tokenizer, *, choices: int = 4, max_length: int = 128):
         if choices < 2:
             raise UserError(f"config.task.choices={choices}: give how many choices each example has")
         self.tokenizer, self.groups, self.max_length = tokenizer, choices, max_length
-        self.labels = Labels([str(i) for i in range(choices)])
+        self._labels = Labels([str(i) for i in range(choices)])
 
     def model_fields(self) -> dict:
         """What the model must have."""
@@ -41,14 +43,14 @@ class Task(Scored):
 
     def examples(self, source: Sequence[dict]) -> Sequence[dict]:
         """The same examples, all labels known."""
-        return self.labels.checked(source)
+        return self._labels.checked(source)
 
     def encode(self, example: dict) -> dict:
         """→ `tokens`, `token_types`, a list of an array for each choice, and `label`, -1 where there is none."""
         if len(example["choices"]) != self.groups:
             raise UserError(f"an example has {len(example['choices'])} choices where config.task.choices is {self.groups}")
         rows = [self.tokenizer.encode_pair(example["context"], text, max_length=self.max_length) for text in example["choices"]]
-        return grouped(rows) | {"label": self.labels.of(example)}
+        return grouped(rows) | {"label": self._labels.of(example)}
 
     def loss(self, output: LabelOutput, batch: dict, *, train: bool):
         """Cross entropy of the right choice summed over examples, their number, and how many are right."""
@@ -61,7 +63,7 @@ class Task(Scored):
 
     def score(self, source: Sequence[dict], predictions: dict) -> dict:
         """accuracy over the examples that have a label."""
-        truth, found = self.labels.judged(source, predictions["probabilities"])
+        truth, found = self._labels.judged(source, predictions["probabilities"])
         return {"accuracy": metrics.accuracy(truth, found), "examples": len(truth)} if truth else {}
 
     def answers(self, source: Sequence[dict], predictions: dict) -> list[dict]:
@@ -74,3 +76,10 @@ class Task(Scored):
             }
             for i, row in enumerate(predictions["probabilities"])
         ]
+
+    def of_line(self, cells: Sequence[str]) -> dict:
+        """{"context", "choices"} of three parts or more."""
+        context, *choices = cells
+        if len(choices) < 2:
+            raise ValueError(f"{len(choices)} choices")
+        return {"context": context, "choices": choices}

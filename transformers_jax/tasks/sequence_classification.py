@@ -13,10 +13,10 @@ from transformers_jax.layers.losses import label_sums, squared_error
 from transformers_jax.outputs import LabelOutput
 from transformers_jax.tasks.parts import metrics as measures
 from transformers_jax.tasks.parts.labels import Labels
-from transformers_jax.tasks.parts.scoring import Scored
+from transformers_jax.tasks.task import Task as Base
 
 
-class Task(Scored):
+class Task(Base):
     """Examples {"first": str, "second": str (of pairs), "label": str or "score": float}; unlabelled ones are predicted only.
 
     Args:
@@ -30,6 +30,8 @@ class Task(Scored):
 
     one_a_row = True
     streams: Streams = {"": ("tokens", "token_types")}
+    scored_by, bigger_is_better = "predictions", True
+    line_means, line_keys = "a text, or two with a TAB between them", ("first",)
 
     def __init__(
         self, tokenizer, *, labels: Sequence[str] = (), metrics: Sequence[str] = (), max_length: int = 128,
@@ -84,3 +86,9 @@ class Task(Scored):
         if not self.labels:
             return [{"prediction": round(float(x), 4)} for x in predictions["score"]]
         return [self.labels.answer(row) for row in predictions["probabilities"]]
+
+    def of_line(self, cells: Sequence[str]) -> dict:
+        """{"first"} of one part, {"first", "second"} of two."""
+        if len(cells) > 2:
+            raise ValueError(f"{len(cells)} parts")
+        return dict(zip(("first", "second"), cells, strict=False))

@@ -11,7 +11,7 @@ Axes: B batch rows, D width, L labels.
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import flax.linen as nn
@@ -22,12 +22,12 @@ from transformers_jax.batch import Streams
 from transformers_jax.data.text.pairs import grouped
 from transformers_jax.errors import UserError
 from transformers_jax.layers.losses import label_sums, squared_error
-from transformers_jax.layers.pooling import POOLINGS, Recipe, pool, unit
+from transformers_jax.layers.pooling import POOLINGS, SIMILARITIES, Recipe, pool, unit
 from transformers_jax.layers.projections import Linear
 from transformers_jax.outputs import EncoderOutput
 from transformers_jax.tasks.parts import metrics
 from transformers_jax.tasks.parts.labels import Labels
-from transformers_jax.tasks.parts.scoring import Scored
+from transformers_jax.tasks.task import Task as Base
 
 OBJECTIVES = ("regression", "classification", "multiple_negatives")
 
@@ -39,7 +39,7 @@ class Related(NamedTuple):
     logits: jax.Array
 
 
-class Task(Scored):
+class Task(Base):
     """Examples {"first", "second": str, "score": float or "label": str}.
 
     Args:
@@ -51,39 +51,47 @@ class Task(Scored):
       pooling: one of `layers.pooling.POOLINGS`.
       normalise: the vectors that the trained encoder gives have length 1; compared are their directions in any case.
       max_length: tokens of a sentence with what surrounds it.
-
-    contrasts: whether the loss of a pair takes the rest of its batch, which must then be in one piece.
+      lowercase: sentences are put in lower case first.
+      prompts: what may stand before a sentence, ("query=query: ", "document=") say.  prompt: the name of the one that stands
+        there; "" for none.
+      similarity: one of `layers.pooling.SIMILARITIES`, by which the trained encoder's vectors are compared in use.
     """
 
     one_a_row, groups = True, 2
     streams: Streams = {"": ("tokens", "token_types")}
+    scored_by, bigger_is_better = "predictions", True
+    line_means, line_keys = "two texts with a TAB between them", ("first", "second")
 
     def __init__(
         self, tokenizer, *, objective: str = "regression", labels: Sequence[str] = (), highest: float = 5.0,
-        scale: float = 20.0, pooling: str = "mean", normalise: bool = True, max_length: int = 128,
+        scale: float = 20.0, pooling: str = "mean", normalise: bool = True, max_length: int = 128, lowercase: bool = False,
+        prompts: Sequence[str] = (), prompt: str = "", similarity: str = "cosine",
     ):  # fmt: skip
         if objective not in OBJECTIVES:
             raise UserError(f"config.task.objective={objective!r} is not one of {', '.join(OBJECTIVES)}")
         if pooling not in POOLINGS:
             raise UserError(f"config.task.pooling={pooling!r} is not one of {', '.join(POOLINGS)}")
-        self.tokenizer, self.objective, self.highest, self.scale = tokenizer, objective, highest, scale
+        if similarity not in SIMILARITIES:
+            raise UserError(f"config.task.similarity={similarity!r} is not one of {', '.join(SIMILARITIES)}")
+        if wrong := [text for text in prompts if "=" not in text]:
+            raise UserError(f"config.task.prompts: {wrong[0]!r} is no name=text")
+        self.tokenizer = tokenizer.lowercased() if lowercase else tokenizer
+        self.objective, self.highest, self.scale = objective, highest, scale
         self.pooling, self.normalise, self.max_length = pooling, normalise, max_length
         self.labels = Labels(labels) if objective == "classification" else None
         self.learned = {"regression": "score", "classification": "label"}.get(objective, "")
         self.row_fields = (self.learned,) if self.learned else ()
         self.contrasts = objective == "multiple_negatives"
+        pairs = tuple(tuple(text.split("=", 1)) for text in prompts)
+        self.recipe = Recipe(pooling, normalise, max_length, lowercase, pairs, prompt, True, similarity)
+        self._before = self.recipe.before()
         self.main_metric = "spearman" if objective == "regression" else "accuracy"  # of negatives: that of the loss
-
-    @property
-    def recipe(self):
-        """How the trained encoder makes a vector of a text."""
-        return Recipe(self.pooling, self.normalise, self.max_length)
 
     def model_fields(self) -> dict:
         """What the model must have."""
         return {"head": "none"}
 
-    def wrap(self, model: nn.Module) -> nn.Module:
+    def wrap(self, model: nn.Module, build: Callable[[str, dict], nn.Module]) -> nn.Module:
         """The encoder, for classification with W behind it."""
         return Siamese(model, len(self.labels), self.pooling) if self.labels else model
 
@@ -93,7 +101,8 @@ class Task(Scored):
 
     def encode(self, example: dict) -> dict:
         """→ `tokens`, `token_types`, a list of two arrays, and `label`, -1 where there is none, or `score`, NaN then."""
-        rows = [self.tokenizer.encode_pair(example[name], max_length=self.max_length) for name in ("first", "second")]
+        texts = [self._before + example[name] for name in ("first", "second")]
+        rows = [self.tokenizer.encode_pair(text, max_length=self.max_length) for text in texts]
         value = self.labels.of(example) if self.labels else example.get("score", math.nan)
         return grouped(rows) | ({self.learned: value} if self.learned else {})
 
@@ -139,6 +148,10 @@ class Task(Scored):
         for answer, row in zip(found, predictions["probabilities"] if self.labels else (), strict=False):
             answer |= self.labels.answer(row)
         return found
+
+    def of_line(self, cells: Sequence[str]) -> dict:
+        """{"first", "second"}."""
+        return dict(zip(("first", "second"), cells, strict=True))
 
 
 class Siamese(nn.Module):

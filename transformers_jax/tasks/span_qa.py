@@ -17,11 +17,11 @@ from transformers_jax.errors import UserError
 from transformers_jax.layers.losses import label_sums
 from transformers_jax.outputs import LabelOutput
 from transformers_jax.tasks.parts import squad
-from transformers_jax.tasks.parts.scoring import Scored
 from transformers_jax.tasks.parts.windows import Remembered, windows
+from transformers_jax.tasks.task import Task as Base
 
 
-class Task(Scored):
+class Task(Base):
     """Examples {"id", "question", "context": str, "answers": [{"text", "start"}]}; without answers key, predicted only.
 
     Args:
@@ -35,10 +35,11 @@ class Task(Scored):
       threshold: no_answers: how much better "no answer" must score than the best one to be given.
     """
 
-    main_metric = "f1"
     learned = "answers"
     row_fields = ("starts", "ends")
     streams: Streams = {"": ("tokens", "token_types")}
+    scored_by, main_metric, bigger_is_better = "predictions", "f1", True
+    line_means, line_keys = "question TAB passage", ("question", "context")
 
     def __init__(
         self, tokenizer, *, max_length: int = 384, stride: int = 128, max_question: int = 64, max_answer: int = 30,
@@ -49,11 +50,15 @@ class Task(Scored):
         self.tokenizer, self.max_length, self.stride = tokenizer, max_length, stride
         self.max_question, self.max_answer, self.best = max_question, max_answer, best
         self.no_answers, self.threshold = no_answers, threshold
-        self.examples = Remembered(self._windows)
+        self._remembered = Remembered(self._windows)
 
     def model_fields(self) -> dict:
         """What the model must have."""
         return {"head": "span"}
+
+    def examples(self, source: Sequence[dict]) -> Sequence[dict]:
+        """The windows of all passages, made once for a source."""
+        return self._remembered(source)
 
     def _windows(self, source: Sequence[dict]) -> list[dict]:
         """Each question as one or several {"example", "question", "tokens", "places", "window", "known", "answer"}.
@@ -126,6 +131,13 @@ class Task(Scored):
             nothing[i] = min(nothing[i], starts[0] + ends[0])
             candidates[i] += self._best_of(window, starts, ends)
         return [self._answer(source[i]["context"], found, nothing[i]) for i, found in enumerate(candidates)]
+
+    def of_line(self, cells: Sequence[str]) -> dict:
+        """{"question", "context"}: the question is what stands before the first TAB."""
+        question, *context = cells
+        if not context:
+            raise ValueError("no passage")
+        return {"question": question, "context": "\t".join(context)}
 
     def _best_of(self, window: dict, starts: np.ndarray, ends: np.ndarray) -> list[tuple[float, int, int]]:
         """(score, first character, behind the last) of the best answers of a window."""

@@ -15,38 +15,44 @@ from transformers_jax.layers.losses import label_sums
 from transformers_jax.outputs import LabelOutput
 from transformers_jax.tasks.parts import entities
 from transformers_jax.tasks.parts.labels import Labels
-from transformers_jax.tasks.parts.scoring import Scored
 from transformers_jax.tasks.parts.windows import Remembered, windows
+from transformers_jax.tasks.task import Task as Base
 
 
-class Task(Scored):
+class Task(Base):
     """Examples {"words": [str], "tags": [str]}; those without tags are predicted only.
 
     Args:
       tokenizer: turns words into tokens.
-      labels: the tags, in the order of the head's rows: BIO ("O", "B-PER", "I-PER"), or IO ("O", "I-PER").
+      labels: the tags, in the order of the head's rows: BIO ("O", "B-PER", "I-PER"), IO, IOB1, BIOES or BILOU; see
+        `parts.entities`.
       max_length: tokens of a window with what surrounds them.
       overlap: tokens that two windows share; max_length // 4 if negative.
       label_smoothing: probability mass spread evenly over the tags in training.
     """
 
-    main_metric, learned = "f1", "tags"
-    one_a_row = True
+    learned, one_a_row = "tags", True
     streams: Streams = {"": ("tokens", "token_types", "targets", "weights")}
+    scored_by, main_metric, bigger_is_better = "predictions", "f1", True
+    line_means, line_keys = "words with blanks between them", ("words",)
 
     def __init__(
         self, tokenizer, *, labels: Sequence[str], max_length: int = 128, overlap: int = -1, label_smoothing: float = 0.0
     ):
         self.tokenizer, self.labels, self.label_smoothing = tokenizer, Labels(labels), label_smoothing
-        self.room = max_length - tokenizer.surrounding(pair=False)
+        self._room = max_length - tokenizer.surrounding(pair=False)
         self.overlap = max_length // 4 if overlap < 0 else overlap
         apart = len(tokenizer.encode(" a")) == len(tokenizer.encode("a"))
-        self.before_word = " " if apart else ""  # a byte-level vocabulary has other tokens for what follows a space
-        self.examples = Remembered(self._windows)
+        self._before_word = " " if apart else ""  # a byte-level vocabulary has other tokens for what follows a space
+        self._remembered = Remembered(self._windows)
 
     def model_fields(self) -> dict:
         """What the model must have."""
         return {"head": "tagging", "labels": len(self.labels)}
+
+    def examples(self, source: Sequence[dict]) -> Sequence[dict]:
+        """The windows of all sentences, made once for a source."""
+        return self._remembered(source)
 
     def _windows(self, source: Sequence[dict]) -> list[dict]:
         """Each sentence as one or several {"example": its number, "tokens" of each word, "tags", "window"}."""
@@ -55,7 +61,7 @@ class Task(Scored):
         for i in range(len(source)):
             words, tags = source[i]["words"], source[i].get("tags")
             tokens = self._tokens(words)
-            for w in windows([len(p) for p in tokens], self.room, self.overlap):
+            for w in windows([len(p) for p in tokens], self._room, self.overlap):
                 some = None if tags is None else tags[w.start : w.end]
                 found.append({"example": i, "tokens": tokens[w.start : w.end], "tags": some, "window": w})
         return found
@@ -63,8 +69,8 @@ class Task(Scored):
     def _tokens(self, words: Sequence[str]) -> list[list[int]]:
         """The tokens of each word, one at least and no more than a window holds."""
         nothing = [self.tokenizer.eos_id if self.tokenizer.unk_id is None else self.tokenizer.unk_id]
-        found = self.tokenizer.encode_batch([self.before_word + word for word in words])
-        return [tokens[: self.room] or nothing for tokens in found]
+        found = self.tokenizer.encode_batch([self._before_word + word for word in words])
+        return [tokens[: self._room] or nothing for tokens in found]
 
     def encode(self, example: dict) -> dict[str, np.ndarray]:
         """A window → `tokens`, `token_types`, and at the first token of each word that belongs to it `targets`, `weights`."""
@@ -108,3 +114,7 @@ class Task(Scored):
             answer["prediction"] += [self.labels.names[i] for i in tags[places]]
             answer["probabilities"] += [round(float(p), 4) for p in probability[places]]
         return found
+
+    def of_line(self, cells: Sequence[str]) -> dict:
+        """{"words"}."""
+        return {"words": [word for word in " ".join(cells).split(" ") if word]}

@@ -7,9 +7,10 @@ import numpy as np
 from transformers_jax.batch import Streams
 from transformers_jax.layers.losses import cross_entropy
 from transformers_jax.outputs import LanguageModelOutput
+from transformers_jax.tasks.task import Task as Base
 
 
-class Task:
+class Task(Base):
     """Translation from `source` to `target`, one sentence each.
 
     Both sides end with eos; the decoder reads the target shifted right behind bos.
@@ -19,7 +20,7 @@ class Task:
       label_smoothing: probability mass spread evenly over the vocabulary in training; evaluation is unsmoothed.
     """
 
-    main_metric = "bleu"
+    main_metric, bigger_is_better = "bleu", True
     streams: Streams = {"source": ("source",), "target": ("target_inputs", "targets")}
 
     def __init__(self, tokenizer, *, label_smoothing: float = 0.1):
@@ -31,13 +32,13 @@ class Task:
         t = self.tokenizer
         target = t.encode(example["target"])
         fields = {
-            "source": self.encode_source(example["source"]),
+            "source": self._source(example["source"]),
             "target_inputs": [t.bos_id, *target],
             "targets": [*target, t.eos_id],
         }
         return {name: np.asarray(ids, np.int32) for name, ids in fields.items()}
 
-    def encode_source(self, text: str) -> list[int]:
+    def _source(self, text: str) -> list[int]:
         """The tokens of one source line with eos behind them."""
         return [*self.tokenizer.encode(text), self.tokenizer.eos_id]
 
@@ -54,30 +55,34 @@ class Task:
         Args:
           place: `first` and `seed` of `Decoder.decode`.
         """
-        sources = [self.encode_source(line) if line.strip() else [] for line in lines]
+        sources = [self._source(line) if line.strip() else [] for line in lines]
         return [
             [(self.tokenizer.decode(ids), score) for ids, score in best] if source else [("", 0.0)]
             for source, best in zip(sources, decoder.decode(sources, params, **place), strict=True)
         ]
 
     def evaluate(self, scorer, split: str, model: dict) -> tuple[dict, list[dict[str, str]]]:
-        """(loss and its kin, and the scores of `score`; {"source", "reference", "translation"} of each sentence).
-
-        Args:
-          scorer: an `evaluation.Scorer`.
-          model: {"params": …, "model_state": …}.
-        """
-        found = scorer.translations(split, model["params"])
+        """(loss, perplexity, accuracy and the scores of `score`; {"source", "reference", "translation"} of each sentence)."""
+        found = self._translations(scorer.source(split), scorer.decoder(), model)
         return scorer.losses(split, **model) | score(found), found
 
-    def validate(self, scorer, model: dict, step: int) -> dict[str, float]:
-        """Loss and its kin on the validation split; every `training.bleu_every` steps and at the end greedy BLEU of its
-        beginning."""
-        options, losses = scorer.experiment.config.training, scorer.losses("validation", **model)
-        if not options.bleu_every or (step % options.bleu_every and step < options.steps):
+    def validate(self, scorer, model: dict, *, sentences: int | None = None) -> dict[str, float]:
+        """Loss, perplexity and accuracy on the validation split, and greedy BLEU of so many of its sentences."""
+        losses = scorer.losses("validation", **model)
+        if sentences is None:
             return losses
-        found = scorer.translations("validation", model["params"], sentences=options.bleu_sentences, method="greedy")
+        decoder = scorer.decoder(method="greedy")
+        found = self._translations(scorer.source("validation"), decoder, model, sentences)
         return losses | {"bleu": score(found)["bleu"]}
+
+    def _translations(self, source: Sequence[dict], decoder, model: dict, sentences: int = 0) -> list[dict[str, str]]:
+        """{"source", "reference", "translation"} of each sentence, or of so many from the first on."""
+        examples = [source[i] for i in range(min(sentences or len(source), len(source)))]
+        best = self.translate([e["source"] for e in examples], decoder, model["params"])
+        return [
+            {"source": e["source"], "reference": e["target"], "translation": outputs[0][0]}
+            for e, outputs in zip(examples, best, strict=True)
+        ]
 
 
 def score(translations: Sequence[dict[str, str]]) -> dict:

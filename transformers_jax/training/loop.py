@@ -58,6 +58,7 @@ def train(
     checkpoint_every: int = 0,
     learning_rate: Callable[[int], Any] | None = None,
     token_metric: str = "weight",
+    counted: str = "tokens",
     flops_per_step: float | None = None,
     peak_flops: float | None = None,
     config: dict | None = None,
@@ -80,6 +81,7 @@ def train(
       log_every, eval_every, checkpoint_every: in steps; 0 is never. At the end all three are due.
       learning_rate: steps made → rate of the next, for the lines.
       token_metric: the sum by which other sums are divided, and which is counted a second.
+      counted: what that sum is of: "tokens", or "examples".
       flops_per_step, peak_flops: operations of a step; operations a second of all devices together.
       config: JSON values, kept beside the checkpoints.
       should_stop: asked between steps; once true it stays so (see `graceful_stop`). Several processes agree on the
@@ -93,7 +95,7 @@ def train(
     evaluators = [e if e.every is not None else e._replace(every=eval_every) for e in evaluators]
     step, state, saved = _resume(state, iterator, checkpoints, writer)
     progress = Progress(total_steps, step, shown=verbose)
-    window = _Window(saved, progress.note, token_metric, learning_rate, flops_per_step, peak_flops)
+    window = _Window(saved, progress.note, token_metric, counted, learning_rate, flops_per_step, peak_flops)
 
     def due(every: int) -> bool:
         return step > 0 and (step >= total_steps or (every > 0 and step % every == 0))
@@ -163,11 +165,11 @@ def graceful_stop() -> Iterator[Callable[[], bool]]:
 class _Window:
     """Sums of the metrics since the last line. Those of the last steps are on the device until they are fetched."""
 
-    def __init__(self, saved: dict | None, note, token_metric, learning_rate, flops_per_step, peak_flops):
+    def __init__(self, saved: dict | None, note, token_metric, counted, learning_rate, flops_per_step, peak_flops):
         saved = saved or {"sums": {}, "steps": 0, "seconds": 0.0}
         self._sums, self._steps = dict(saved["sums"]), saved["steps"]
         self._pending: list[tuple[int, dict]] = []
-        self._note, self._tokens, self._learning_rate = note, token_metric, learning_rate
+        self._note, self._tokens, self._counted, self._learning_rate = note, token_metric, counted, learning_rate
         self._flops, self._peak = flops_per_step, peak_flops
         self._began = time.monotonic()
         self._before = saved["seconds"]  # of the processes before this
@@ -238,7 +240,7 @@ class _Window:
         now = time.monotonic()
         seconds, line = now - self._timed_from, {}
         if self._timed_steps:
-            line["tokens_per_second"] = self._timed_tokens / seconds
+            line[f"{self._counted}_per_second"] = self._timed_tokens / seconds
             if self._flops and self._peak:
                 line["share_of_peak"] = self._flops * self._timed_steps / seconds / self._peak
         if self._flops:

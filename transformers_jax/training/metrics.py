@@ -20,13 +20,16 @@ from absl import logging
 
 from transformers_jax.files import write_whole
 
-TIMING_KEYS = ("tokens_per_second", "seconds", "first_step_seconds", "evaluation_seconds", "flops", "share_of_peak")
+SPEEDS = ("tokens_per_second", "examples_per_second")
+TIMING_KEYS = (*SPEEDS, "seconds", "first_step_seconds", "evaluation_seconds", "flops", "share_of_peak")
 """Keys that depend on the machine.
 
-tokens_per_second: loss weight a second, without compilation and evaluation. seconds: since the run began, over all its
-resumptions. first_step_seconds: until the first step of a process was done, compilation included. evaluation_seconds: of
-the line's evaluation. flops: floating point operations since step 0, as planned. share_of_peak: of what the devices could
-do in the time of `tokens_per_second`.
+tokens_per_second, or of a run without tokens examples_per_second: loss weight a second, without compilation and evaluation.
+seconds: since the run began, over all its resumptions.
+first_step_seconds: until the first step of a process was done, compilation included.
+evaluation_seconds: of the line's evaluation.
+flops: floating point operations since step 0, as planned.
+share_of_peak: of what the devices could do in the same time.
 """
 
 FLUSH_SECONDS = 60
@@ -124,7 +127,7 @@ class MetricsWriter:
         self._file = open(self.path, "a")
 
     def _on_board(self, write) -> None:
-        """write() to TensorBoard's file; once it cannot be written there is a warning, and no more of it."""
+        """Calls write(), which adds to TensorBoard's file. The first failure is a warning and the end of that."""
         if not self._tensorboard:
             return
         try:
@@ -203,7 +206,7 @@ class Progress:
 
     def metrics(self, done: int, split: str, metrics: dict) -> None:
         """Says how the work stands after `done` units; `split` is "train" for the work itself."""
-        wanted = {k: _plain(v) for k, v in metrics.items() if k not in TIMING_KEYS or k == "tokens_per_second"}
+        wanted = {k: _plain(v) for k, v in metrics.items() if k not in TIMING_KEYS or k in SPEEDS}
         shown = "  ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in wanted.items())
         if split != "train":
             self.note(f"{self._unit} {done}  {split}: {shown}")

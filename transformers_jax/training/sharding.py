@@ -149,8 +149,8 @@ def rows_stay_split(mesh: Mesh) -> Iterator[None]:
 
     def interceptor(call, args, kwargs, context):
         nonlocal rows
-        fields = jax.tree.leaves(args)
-        if rows is not None or not fields:
+        fields = [leaf for leaf in jax.tree.leaves(args) if getattr(leaf, "ndim", 0)]
+        if rows is not None or not fields:  # without arrays it is a helper of `setup`, which runs before that call
             return jax.tree.map(pin, call(*args, **kwargs))
         rows = fields[0].shape[0]  # The outermost call has the batch.
         try:

@@ -26,6 +26,9 @@ from transformers_jax.training.state import TrainState
 Metrics = dict[str, jax.Array]
 Step = Callable[[TrainState, dict], tuple[TrainState, Metrics]]
 
+MIXING = 2**31
+"""What the key of `task.mix` is folded with: dropout's is not, and stays what it is."""
+
 DEVICES = "devices"
 """The name of the axis that `jax.pmap` maps over."""
 
@@ -46,7 +49,8 @@ def make_train_step(
 
     Args:
       model: `model.apply(variables, batch, deterministic=, rngs=, mutable=)` gives what the task's loss takes.
-      task: `task.loss(output, batch, train=True)` gives (loss sum, weight sum, sums by name), scalars.
+      task: `task.loss(output, batch, train=True)` gives (loss sum, weight sum, sums by name), scalars; `task.mix(batch, key)`
+        gives the fields that model and loss are given.
       tx: gradients of `state.params` → updates.
       seed: of dropout.
       accumulate: microbatches that a batch is cut into; the gradient is that of the whole batch. A model's running
@@ -63,6 +67,7 @@ def make_train_step(
 
     def loss_sum(params, state, model_state, batch, key):
         variables = state.replace(params=params, model_state=model_state).variables
+        batch = task.mix(batch, jax.random.fold_in(key, MIXING))
         output, updated = model.apply(variables, batch, deterministic=False, rngs={"dropout": key}, mutable=list(model_state))
         loss, weight, sums = task.loss(output, batch, train=True)
         return loss, (updated, {**sums, "loss": loss, "weight": weight})
@@ -113,13 +118,18 @@ def make_eval_step(model: nn.Module, task: Any) -> Callable[[Any, Any, dict], Me
     return _of_output(model, lambda output, batch: _sums(task, output, batch))
 
 
+def make_totals_step(model: nn.Module, task: Any) -> Callable[[Any, Any, dict], tuple[Metrics, dict]]:
+    """(params, model_state, batch) → (the same sums, the arrays of `task.sums` by name, summed over the batch)."""
+    return _of_output(model, lambda output, batch: (_sums(task, output, batch), task.sums(output, batch)))
+
+
 def make_predict_step(model: nn.Module, task: Any) -> Callable[[Any, Any, dict], dict]:
     """(params, model_state, batch) → `task.predict` of the output by name, [B, …], and `row_weights` [B] of the batch."""
     return _of_output(model, lambda output, batch: _answers(task, output, batch))
 
 
 def make_scoring_step(model: nn.Module, task: Any) -> Callable[[Any, Any, dict], tuple[Metrics, dict]]:
-    """(params, model_state, batch) → both of the above, of one forward pass."""
+    """(params, model_state, batch) → (the sums, what is predicted), of one forward pass."""
     return _of_output(model, lambda output, batch: (_sums(task, output, batch), _answers(task, output, batch)))
 
 

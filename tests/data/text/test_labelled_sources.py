@@ -27,7 +27,7 @@ def opened(tmp_path, source: str, content: str, **keys) -> list[dict]:
 
 
 def test_tsv_by_place(tmp_path):
-    found = opened(tmp_path, "tsv", "0.5\tone\ttwo\tx\n\n4\tthree\tfour\ty\n", columns=("score", "first", "second"))
+    found = opened(tmp_path, "tsv", "0.5\tone\ttwo\tx\n\n4\tthree\tfour\ty\n", columns=("score", "first", "second", "-"))
     assert found == [
         {"score": 0.5, "first": "one", "second": "two"},
         {"score": 4.0, "first": "three", "second": "four"},
@@ -38,7 +38,7 @@ def test_tsv_by_name(tmp_path):
     content = "id\ta\tb\tgold\n1\tone\ttwo\tYES\n"
     columns = ("first=b", "second=a", "label=gold")
     assert opened(tmp_path, "tsv", content, columns=columns, header=True) == [{"first": "two", "second": "one", "label": "YES"}]
-    skipped = opened(tmp_path, "tsv", content, columns=("-", "first"), header=True)
+    skipped = opened(tmp_path, "tsv", content, columns=("-", "first", "-", "-"), header=True)
     assert skipped == [{"first": "one"}]
 
 
@@ -74,6 +74,35 @@ def test_conll(tmp_path, separator):
 def test_a_word_with_a_no_break_space_is_one_word(tmp_path):
     found = opened(tmp_path, "conll", "10\u00a0000  NNP B-NUM \n euros\u2009ou NN O\n")
     assert found == [{"words": ["10\u00a0000", "euros\u2009ou"], "tags": ["B-NUM", "O"]}]
+
+
+@pytest.mark.parametrize("word", ["\u00a0", "\u3000", "\u0085", "\u2028"])
+@pytest.mark.parametrize("separator", [" ", "\t"])
+def test_a_word_may_be_white_space(tmp_path, word, separator):
+    content = f"Anna{separator}B-PER\r\n{word}{separator}O\r\nruns{separator}O\r\n\r\nBob{separator}B-PER"
+    found = opened(tmp_path, "conll", content)
+    assert found == [{"words": ["Anna", word, "runs"], "tags": ["B-PER", "O", "O"]}, {"words": ["Bob"], "tags": ["B-PER"]}]
+    with pytest.raises(UserError, match="data, line 1: one column"):
+        opened(tmp_path, "conll", f"{word}\n")
+
+
+@pytest.mark.parametrize(
+    "content, keys, line",
+    [
+        ("5.0\tA man.\tA man.\n4.0\tThe price:\t20 euros.\tIt costs.\n", {"columns": ("score", "first", "second")}, 2),
+        ("1\tgreat film\n0\tdull\tand far too long\n", {"columns": ("label", "first")}, 2),
+        ("gold\ta\tb\n4.0\tThe price:\t20 euros.\tIt costs.\n",
+         {"columns": ("first=a", "second=b", "score=gold"), "header": True}, 2),
+    ],
+)  # fmt: skip
+def test_a_tab_inside_a_text_moves_no_column(tmp_path, content, keys, line):
+    with pytest.raises(UserError, match=rf"data, line {line} has \d columns where .* a text has no tab inside"):
+        opened(tmp_path, "tsv", content, **keys)
+
+
+def test_quotes_are_text(tmp_path):
+    found = opened(tmp_path, "tsv", '"Unbalanced here\t1\nplain "inner"\t0\n', columns=("first", "label"))
+    assert [e["first"] for e in found] == ['"Unbalanced here', 'plain "inner"']
 
 
 def squad(context="It was 1899 in Łódź.", answers=((7, "1899"),), **keys) -> str:

@@ -165,7 +165,7 @@ def test_words_begin_at_spaces(kind):
     ids, words = tokenizer.encode_with_words(text)
     spelled = [""] * (words[-1] + 1)
     for i, word in zip(ids, words, strict=True):
-        spelled[word] += tokenizer.piece(i)
+        spelled[word] += tokenizer.token(i)
     assert spelled == ["▁" + word for word in text.split()] and len(ids) > len(spelled)
 
 

@@ -39,6 +39,13 @@ def test_units(tmp_path):
         assert opened(tmp_path, content, unit="sentence") == sentences
 
 
+def test_documents_keep_their_line_ends(tmp_path):
+    assert opened(tmp_path, CONTENT, unit="document") == ["One two.\nThree four five.", "  Six. \nSeven eight nine ten."]
+    assert opened(tmp_path, CONTENT, "x\n", unit="file") == [CONTENT.removesuffix("\n"), "x"]
+    books = "# a\n\n1\n# b\n# c\n2\n\n"
+    assert opened(tmp_path, books, unit="document", begins="# ") == ["# a\n\n1", "# b", "# c\n2\n"]
+
+
 def test_no_document_goes_on_in_the_next_file(tmp_path):
     assert opened(tmp_path, "a\nb", "c\n\nd\n", unit="sentence") == ["a", "b", "", "c", "", "d", ""]
     found = opened(tmp_path, "a\nb\nc\nd\ne\nf", "x\n\ny\nz\n", "k\n", unit="sentence", smoothing=0.0)
@@ -105,8 +112,9 @@ def test_texts_end():
 @pytest.mark.parametrize(
     "keys, message",
     [
-        ({"unit": "page"}, "config.data.unit='page' is not one of line, paragraph, sentence"),
-        ({"unit": "sentence", "chunk_words": 5}, "config.data.chunk_words: sentences are not cut"),
+        ({"unit": "page"}, "config.data.unit='page' is not one of line, paragraph, sentence, document, file"),
+        ({"unit": "file", "chunk_words": 5}, "config.data.chunk_words: texts of config.data.unit=file are not cut"),
+        ({"unit": "sentence", "chunk_words": 5}, "config.data.chunk_words: texts of config.data.unit=sentence are not cut"),
     ],
 )
 def test_mistakes_are_named(tmp_path, keys, message):

@@ -200,7 +200,7 @@ def test_a_copy_is_the_same(tokenizer):
 
 FORK = """
 import os, sys
-from transformers_jax.data.tokenizer import learn_bpe
+from transformers_jax.data.text.tokenizer import learn_bpe
 tokenizer = learn_bpe(["a little text, a little more"], merges=5)
 ids = tokenizer.encode_batch(["a little"] * 100)
 child = os.fork()

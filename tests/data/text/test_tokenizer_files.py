@@ -105,7 +105,7 @@ def test_any_tokenizer_json(tmp_path):
     assert special(tokenizer) == (0, 2, 3, 1, None) and tokenizer.vocab_size == 9
     assert tokenizer.encode("The guitar a the a guitar") == [4, 6, 5, 4, 5, 6]  # neither cut nor padded nor framed
     assert tokenizer.encode_batch(["the", "", "the a"]) == [[4], [], [4, 5]]
-    assert tokenizer.encode("[SEP] <end> <END>") == [1] * 5  # `<end>` is a word of the model, and yet text
+    assert tokenizer.encode("[SEP] <end> <END>") == [1, 8, 8]  # `[SEP]` has a role, so it is text
     assert tokenizer.decode([2, 4, 5, 3, 8, 0]) == "the a"
 
 

@@ -6,6 +6,9 @@ digits_8x8: 1,797 of Optical Recognition of Handwritten Digits (Alpaydin and Kay
 
 Each example is {"image": uint8 [H, W, 1], "label": "7"}; strokes are bright on black. The packages are not imported, only
 a file of theirs is read.
+
+Keys of config.data that are read here:
+  train, validation, test: the split's name here, where it is not the key's own: with test="validation" there is a test, too.
 """
 
 import functools
@@ -13,11 +16,13 @@ import gzip
 import importlib.util
 import zlib
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
+from transformers_jax.data.placed import Placed
 from transformers_jax.errors import UserError
 
 SPLITS = ("train", "validation")
@@ -39,7 +44,7 @@ BUNDLED = {
 }
 
 
-class Digits:
+class Digits(Placed):
     """Images and labels in memory, as a source.
 
     Attributes:
@@ -63,10 +68,17 @@ class Digits:
         return {"image": self.images[number].copy(), "label": str(self.labels[number])}
 
 
-def _open(kind: str, split: str) -> Digits:
+def has(config, split: str) -> bool:
+    """Whether there is such a split."""
+    return (config.get(split) or split) in SPLITS
+
+
+def _open(kind: str, config, split: str) -> Digits:
     """One split, whose examples are drawn once and for all, the same on every machine."""
-    if split not in SPLITS:
-        raise UserError(f"config.data.source={kind} has the splits {' and '.join(SPLITS)}, not {split!r}")
+    if not has(config, split):
+        name = config.get(split) or split
+        raise UserError(f"config.data.source={kind} has the splits {' and '.join(SPLITS)}, not {name!r}")
+    split = config.get(split) or split
     images, labels = _read(kind)
     order = np.random.RandomState(0).permutation(len(labels))  # whose numbers no version of NumPy changes
     train = BUNDLED[kind].train
@@ -93,4 +105,4 @@ def _read(kind: str) -> tuple[np.ndarray, np.ndarray]:
     return ((images * 255 + brightest // 2) // brightest).astype(np.uint8), labels.astype(np.uint8)
 
 
-KINDS: dict[str, Callable] = {kind: (lambda config, split, kind=kind: _open(kind, split)) for kind in BUNDLED}
+KINDS: dict[str, Callable] = {kind: partial(_open, kind) for kind in BUNDLED}

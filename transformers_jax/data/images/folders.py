@@ -19,7 +19,8 @@ from pathlib import Path
 
 from absl import logging
 
-from transformers_jax.data.files import filled, paths_of
+from transformers_jax.data.placed import Placed
+from transformers_jax.data.text.lines import filled, paths_of
 from transformers_jax.errors import UserError
 
 SUFFIXES = (".jpg", ".jpeg", ".jpe", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm")
@@ -28,7 +29,7 @@ NO_MATTER = ("thumbs.db", "desktop.ini")
 ON_ERROR = ("fatal", "skip")
 
 
-class Images:
+class Images(Placed):
     """Paths of images with their labels, as a source.
 
     Attributes:
@@ -153,6 +154,25 @@ def _files_in(folder: str, key: str) -> Iterator[str]:
     for at, folders, files in os.walk(folder, onerror=failed, followlinks=True):
         folders[:] = sorted(filter(_counts, folders))  # the order in which os.walk goes on
         yield from (os.path.join(at, name) for name in sorted(filter(_counts, files)))
+
+
+def images_in(path: str, key: str) -> list[str]:
+    """The images of a folder and of those in it, in the order of their names; of a file the file.
+
+    Args:
+      key: what gave the path, for messages.
+
+    Raises:
+      UserError: there is no such file or folder, or no image in it.
+    """
+    if not os.path.isdir(path):
+        if not os.path.exists(path):
+            raise UserError(f"{key}: no file or folder {path}")
+        return [path]
+    found = [file for file in _files_in(path, key) if file.lower().endswith(SUFFIXES)]
+    if not found:
+        raise UserError(f"{key}: {path} has no images ({', '.join(SUFFIXES)})")
+    return found
 
 
 def _counts(name: str) -> bool:

@@ -18,7 +18,7 @@ import numpy as np
 
 from transformers_jax.data.images.geometry import center_crop, resize, resize_shorter
 from transformers_jax.errors import UserError
-from transformers_jax.writing import write_whole
+from transformers_jax.files import write_whole
 
 FILE = "preprocessor_config.json"
 WHOLE_FILE = "processor_config.json"

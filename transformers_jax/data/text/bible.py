@@ -16,7 +16,7 @@ VERSIONS = {
 1905, Louis Segond 1910, Reina-Valera 1909, Diodati …. "en:k" names another of English; the table has 31 in all."""
 
 EVERY = 31
-"""One verse, or one chapter, in so many goes to validation, and one to test: 1,003 of 31,102 verses each."""
+"""Of every 31 verses (or chapters) one is a validation example and one a test example: 1,003 of 31,102 verses each."""
 
 PLACES = {"validation": EVERY // 2, "test": EVERY - 1}
 

@@ -4,10 +4,12 @@ Keys of config.data that are read here:
   train, validation, test: files, "a.tsv,b.tsv", plain or gzip; or, with tfds_name, the split's name there.
   tfds_name, data_dir: a prepared data set: "glue/mnli", "conll2003", "squad/v2.0", "hellaswag".
   columns: tsv: what each column is, ("first", "second", "-", "label"), "-" for one that is not read; or, by the names in
-    the first line, ("first=sentence_A", "label=entailment_judgment"). jsonl: fields with another key,
+    the first line, ("first=sentence_A", "label=entailment_judgment"). Each line has as many cells as there are columns:
+    one more would be a tab inside a text, which moves what stands behind it. jsonl: fields with another key,
     ("first=sentence",). The fields are those that `sources` lists.
   header: tsv: whether the first line has names.
-  tag_column: conll: which column has the tag; -1 (the default) is the last.
+  tag_column: conll: which column has the tag; -1 (the default) is the last. Columns are parted by tabs, or by spaces; other
+    white space, a no-break space say, may be a word.
 
 Every mistake in a file is one line that names the file and the line.
 """
@@ -18,13 +20,14 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from transformers_jax.data.placed import Placed
 from transformers_jax.data.text.lines import Lines, filled, paths_of
 from transformers_jax.data.tfds import open_prepared
 from transformers_jax.errors import UserError
 
 FIELDS: dict[str, type] = {
     "text": str, "first": str, "second": str, "label": str, "score": float, "words": list, "tags": list, "id": str,
-    "question": str, "context": str, "answers": list, "choices": list,
+    "question": str, "context": str, "answers": list, "choices": list, "image": str,
 }  # fmt: skip
 TSV_FIELDS = ("first", "second", "label", "score", "id", "text")
 
@@ -37,7 +40,7 @@ GLUE = {
 """The text features of TFDS' glue, by its part."""
 
 
-class Table:
+class Table(Placed):
     """Examples in memory that know where they stand."""
 
     def __init__(self):
@@ -81,9 +84,11 @@ def _tsv(config, split: str) -> Table:
         lines = filled(path, key)
         header = config.get("header", False)
         columns = _columns(config, lines[0].split("\t") if header else None, path)
+        named = "line 1" if any("=" in column for column in config.get("columns", ())) else "config.data.columns"
         for number in range(int(header), len(lines)):
             if lines[number].strip():
-                table.add(_tsv_example(lines[number].split("\t"), columns, f"{path}, line {number + 1}"), path, number + 1)
+                example = _tsv_example(lines[number].split("\t"), columns, f"{path}, line {number + 1}", named)
+                table.add(example, path, number + 1)
     return table
 
 
@@ -110,10 +115,12 @@ def _columns(config, names: list[str] | None, path: str) -> list[str]:
     return columns
 
 
-def _tsv_example(cells: list[str], columns: list[str], where: str) -> dict:
-    if len(cells) < len(columns):
-        raise UserError(f"{where} has {len(cells)} columns where config.data.columns names {len(columns)}, parted by tabs")
-    example = {field: cell for field, cell in zip(columns, cells, strict=False) if field != "-"}
+def _tsv_example(cells: list[str], columns: list[str], where: str, named: str) -> dict:
+    """The example of a line's cells; `named` says in messages what has the columns' names."""
+    if len(cells) != len(columns):
+        advice = "; a text has no tab inside, and '-' names a column that is not read" if len(cells) > len(columns) else ""
+        raise UserError(f"{where} has {len(cells)} columns where {named} names {len(columns)}, parted by tabs{advice}")
+    example = {field: cell for field, cell in zip(columns, cells, strict=True) if field != "-"}
     return {field: _typed(field, value, where) for field, value in example.items()}
 
 
@@ -205,18 +212,18 @@ def _conll(config, split: str) -> Table | Prepared:
         words, tags, first = [], [], 1
         for number in range(len(lines) + 1):
             line = lines[number] if number < len(lines) else ""
-            if not line.strip() or line.startswith("-DOCSTART-"):
+            if not line.strip(" \t") or line.startswith("-DOCSTART-"):
                 if words:
                     table.add({"words": words, "tags": tags}, path, first)
                 words, tags, first = [], [], number + 2
                 continue
             cells = line.split("\t") if "\t" in line else [cell for cell in line.split(" ") if cell]
-            if len(cells) < 2 or not cells[0].strip():
+            if len(cells) < 2 or not cells[0]:
                 raise UserError(f"{path}, line {number + 1}: one column, {line.strip()!r}; a line is a word and its tag")
             if not -len(cells) <= column < len(cells):
                 raise UserError(f"{path}, line {number + 1}: no column {column} (config.data.tag_column) among {len(cells)}")
-            words.append(cells[0].strip())
-            tags.append(cells[column].strip())
+            words.append(cells[0].strip(" ") or cells[0])
+            tags.append(cells[column].strip(" "))
     return table
 
 

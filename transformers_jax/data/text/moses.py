@@ -7,6 +7,7 @@ normalised and set apart. The words, with spaces between, are what the `tokenize
 import functools
 import re
 import unicodedata
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import tokenizers
@@ -51,8 +52,30 @@ class Words(NamedTuple):
         text = "".join(filter(_prints, normalizer.normalize(text.lower() if self.lowercase else text)))
         return " ".join(tokenizer.tokenize(text, escape=False))
 
-    def encode(self, library: tokenizers.Tokenizer, text: str) -> Encoding:
-        """The tokens of a text; each stands where the characters stood that its own came from."""
+    def encode(self, library: tokenizers.Tokenizer, text: str, names: Sequence[str] = ()) -> Encoding:
+        """The tokens of a text; each stands where the characters stood that its own came from.
+
+        Args:
+          names: of tokens that are one each wherever the text spells them.
+        """
+        parts = re.split("|".join(map(re.escape, sorted(names, key=len, reverse=True))) or "(?!)", text)
+        found, at, word = Encoding([], [], []), 0, 0
+        for number, part in enumerate(parts):
+            if number:
+                name = next(name for name in sorted(names, key=len, reverse=True) if text.startswith(name, at))
+                found.ids.append(library.token_to_id(name))
+                found.offsets.append((at, at + len(name)))
+                found.word_ids.append(word)
+                at, word = at + len(name), word + 1
+            some = self._encode(library, part)
+            found.ids.extend(some.ids)
+            found.offsets.extend((start + at, end + at) for start, end in some.offsets)
+            found.word_ids.extend(None if i is None else i + word for i in some.word_ids)
+            at, word = at + len(part), word + 1 + max((i for i in some.word_ids if i is not None), default=-1)
+        return found
+
+    def _encode(self, library: tokenizers.Tokenizer, text: str) -> Encoding:
+        """The tokens of a text without such names."""
         split = self.split(text)
         encoding = library.encode(split, add_special_tokens=False)
         places = places_of(split, text)

@@ -5,8 +5,10 @@ Keys of config.data that are read here:
   tfds_name, data_dir: a prepared data set, "wikipedia/20230601.fr" say, whose examples have a feature `text`, or that
     which config.data.columns names. Each is a text, whatever the unit; "sentence" cuts it into its lines.
   languages: bible_text: one or several of `bible.VERSIONS`, or ("all",).
-  unit: what an example is: "line" (a line of a file, a verse), "paragraph" (the lines up to a blank one, a chapter), or
-    "sentence" (a line, with an empty example behind each document, which a blank line ends, or chapter).
+  unit: what an example is: "line" (a line of a file, a verse), "paragraph" (the lines up to a blank one, a chapter, joined
+    by spaces), "document" (the same, its line ends kept), "file" (a whole file, its line ends kept), or "sentence" (a line,
+    with an empty example behind each document, which a blank line ends, or chapter).
+  begins: text: of the unit "document". Given, not a blank line ends one, but a line that begins so begins one, "# Title:" say.
   chunk_words: longer texts are cut into several of so many words (0: none is).
   smoothing: α. Of n languages (a file each) with shares p, each is drawn as often as p^α / Σ p^α says; the largest is as
     long as it is, others repeat. 1 (the default) leaves shares as they are; XLM-RoBERTa has 0.3 (Conneau et al. 2020).
@@ -24,7 +26,7 @@ from transformers_jax.data.text.lines import filled, paths_of
 from transformers_jax.data.tfds import open_prepared
 from transformers_jax.errors import UserError
 
-UNITS = ("line", "paragraph", "sentence")
+UNITS = ("line", "paragraph", "sentence", "document", "file")
 
 
 class Texts:
@@ -97,6 +99,29 @@ class Paragraphs:
         return " ".join(self.lines[k].strip() for k in range(int(self.starts[i]), int(self.ends[i])))
 
 
+class Blocks:
+    """Runs of lines of a file, each run one text with its line ends, but for the last.
+
+    Args:
+      begins: what the first line of each run begins with; "" for runs of lines that are not blank; None for the whole file.
+    """
+
+    def __init__(self, lines: Sequence[str], begins: str | None):
+        self.lines = lines
+        if begins == "":
+            edges = np.flatnonzero(np.diff(_full(lines).astype(np.int8), prepend=0, append=0))
+            self.starts, self.ends = edges[::2], edges[1::2]
+        else:
+            first = [0] + [i for i in range(1, len(lines)) if begins is not None and lines[i].startswith(begins)]
+            self.starts, self.ends = np.array(first), np.array([*first[1:], len(lines)])
+
+    def __len__(self) -> int:
+        return len(self.starts)
+
+    def __getitem__(self, i: int) -> str:
+        return "\n".join(self.lines[k] for k in range(int(self.starts[i]), int(self.ends[i])))
+
+
 class Parts:
     """Texts cut into parts, the parts of one behind those of the other: cut when they are asked for, the last one kept."""
 
@@ -149,6 +174,8 @@ def _text(config, split: str) -> Texts:
             groups.append(_cut(Chosen(lines, np.flatnonzero(_full(lines))), config))
         elif unit == "paragraph":
             groups.append(_cut(Paragraphs(lines), config))
+        elif unit in ("document", "file"):
+            groups.append(Blocks(lines, config.get("begins", "") if unit == "document" else None))
         else:
             groups.append(SentenceSource(lines))
     return Texts(groups, _smoothing(config, split))
@@ -169,6 +196,10 @@ def _bible_text(config, split: str) -> Texts:
             texts = _part([verse for chapter in chapters for verse in chapter], split)
         elif unit == "paragraph":
             texts = _part([" ".join(filter(None, chapter)) for chapter in chapters], split)
+        elif unit == "document":
+            texts = _part(["\n".join(filter(None, chapter)) for chapter in chapters], split)
+        elif unit == "file":
+            raise UserError("config.data.unit=file: the Bible has no files; give document for chapters")
         else:
             texts = ["\n".join(chapter) for chapter in _part(chapters, split)]
         groups.append(_cut(texts, config))
@@ -182,8 +213,8 @@ def _unit(config) -> str:
     unit = config.get("unit", "line")
     if unit not in UNITS:
         raise UserError(f"config.data.unit={unit!r} is not one of {', '.join(UNITS)}")
-    if unit == "sentence" and config.get("chunk_words", 0):
-        raise UserError("config.data.chunk_words: sentences are not cut; set it to 0")
+    if unit in ("sentence", "document", "file") and config.get("chunk_words", 0):
+        raise UserError(f"config.data.chunk_words: texts of config.data.unit={unit} are not cut; set it to 0")
     return unit
 
 

@@ -3,7 +3,8 @@ through the same class. Encoding and decoding run inside the `tokenizers` librar
 
 Our vocabulary: `<pad>` 0, `<s>` 1, `</s>` 2, the 256 bytes `<0x00>` … `<0xFF>`, the alphabet (the three marks of
 `words.py`, then characters by code point), the merged tokens, best first. A character outside the alphabet is written
-as its UTF-8 bytes. A text never becomes a special token: `<pad>` in a text is five characters.
+as its UTF-8 bytes. A text never becomes a token with a role: `<pad>` in a text is five characters. Tokens that were added to a
+pretrained vocabulary are one each, see `added_tokens`.
 """
 
 import hashlib
@@ -11,6 +12,7 @@ import json
 import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from functools import cached_property
 from itertools import groupby
 from pathlib import Path
 
@@ -18,7 +20,7 @@ import numpy as np
 import tokenizers
 from absl import logging
 
-from transformers_jax.data.text import bpe, moses, tokenizer_files, words
+from transformers_jax.data.text import added_tokens, bpe, moses, token_bytes, tokenizer_files, words
 from transformers_jax.data.text.pairs import Joined, place, truncated
 from transformers_jax.data.text.sentencepiece_model import SPACE
 from transformers_jax.data.text.tokenizer_files import SpecialIds
@@ -40,22 +42,28 @@ class Tokenizer:
       unk_id, mask_id: the token of what cannot be written, and BERT's `[MASK]`; None where the vocabulary has none.
       vocab_size: the rows an embedding needs, one more than the highest id.
       separators: ends between the two texts of a pair: one, as BERT has it, or two, as RoBERTa has it.
+      chat_template: how a conversation is written, in Jinja, as `data.text.chat` reads it; None where its files have none.
     """
+
+    chat_template: str | None = None
 
     def __init__(self, library: tokenizers.Tokenizer, special: SpecialIds, words_before: moses.Words | None = None):
         library.no_truncation()  # pretrained files may carry both
         library.no_padding()
         library.encode_special_tokens = True  # `<pad>` in a text is text
-        self._library, self._special, self._words = library, special, words_before
+        added = {i for i, token in library.get_added_tokens_decoder().items() if token.special}
+        self._added = frozenset(library.id_to_token(i) for i in added)
+        self._dropped = frozenset(added.union(special) - {None})
+        roles = tokenizer_files.USUAL_NAMES.union(library.id_to_token(i) for i in special if i is not None)
+        self._library, self._named = added_tokens.without_role(library, roles)
+        self._special, self._words = special, words_before
         self.pad_id, self.bos_id, self.eos_id, self.unk_id, self.mask_id = special
         self.vocab_size = words_before.size if words_before else max(library.get_vocab().values()) + 1
-        added = {i for i, token in library.get_added_tokens_decoder().items() if token.special}
-        self._dropped = frozenset(added.union(special) - {None})
         self.separators = self._separators()
         self._spaced = self._begun_by_spaces()
 
     def __reduce__(self):
-        return _restored, (self._library.to_str(), self._special, self._words)
+        return _restored, (self.chat_template, added_tokens.content(self._library, self._named), self._special, self._words)
 
     @classmethod
     def from_merges(cls, merges: Iterable[bpe.Pair], alphabet: Iterable[str] = ()) -> "Tokenizer":
@@ -104,6 +112,51 @@ class Tokenizer:
             last = max(last, end)
         return encoding.ids, places
 
+    def encode_marked(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+        """The ids of a text in which the names of special tokens stand for these tokens, as in what a chat template gives; and
+        for each token where it stands, text[start:end], with white space that belongs to it.
+
+        For texts of ours alone: see `special_names` for what others may spell.
+        """
+        encoding = self._encoding(text) if self._words else self._marking.encode(text, add_special_tokens=False)
+        return encoding.ids, encoding.offsets
+
+    @property
+    def library(self) -> tokenizers.Tokenizer:
+        """The `tokenizers` library's own, to be looked at."""
+        return self._library
+
+    @cached_property
+    def special_names(self) -> tuple[str, ...]:
+        """The names of the special tokens."""
+        return tuple(name for i in sorted(self._dropped) if (name := self._library.id_to_token(i)))
+
+    @cached_property
+    def _marking(self) -> tokenizers.Tokenizer:
+        """The library that takes the names of special tokens for these tokens."""
+        library = tokenizers.Tokenizer.from_str(self._library.to_str())
+        library.encode_special_tokens = False
+        library.add_special_tokens([name for name in self.special_names if name not in self._added])
+        return library
+
+    def lowercased(self) -> "Tokenizer":
+        """The same of texts that are put in lower case first; names of added tokens are looked for before, as they are."""
+        content, words_before = added_tokens.content(self._library, self._named), self._words
+        if words_before:
+            return _restored(self.chat_template, content, self._special, words_before._replace(lowercase=True))
+        described = json.loads(content)
+        own = json.dumps(described["normalizer"])
+        if '"Lowercase"' not in own and '"lowercase": true' not in own:
+            after = [described["normalizer"]] if described["normalizer"] else []
+            described["normalizer"] = {"type": "Sequence", "normalizers": [{"type": "Lowercase"}, *after]}
+        return _restored(self.chat_template, json.dumps(described, ensure_ascii=False), self._special, None)
+
+    def byte_lengths(self) -> np.ndarray:
+        """[vocab_size] int32: how many bytes of UTF-8 each token stands for, see `token_bytes`; special tokens for none."""
+        lengths = token_bytes.lengths(self._library, self.vocab_size)
+        lengths[sorted(i for i in self._dropped if i < self.vocab_size)] = 0
+        return lengths
+
     def encode_with_words(self, text: str) -> tuple[list[int], list[int]]:
         """The ids of a text, and the number of the word that each token belongs to, 0, 1, 2 …
 
@@ -128,6 +181,11 @@ class Tokenizer:
         ids += [*second, self.eos_id]
         types = [0] * start + [int(self.separators == 1)] * (len(ids) - start)
         return Joined(ids, types, (1, start))
+
+    def begun(self, ids: Sequence[int]) -> list[int]:
+        """The tokens of a text that is to be continued: behind the beginning, where the tokenizer's file puts one there."""
+        around = self._library.encode("a", add_special_tokens=True).ids
+        return [*([self.bos_id] if around[:1] == [self.bos_id] else []), *ids]
 
     def surrounding(self, pair: bool) -> int:
         """How many tokens `joined` adds."""
@@ -190,8 +248,13 @@ class Tokenizer:
         merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in model.get("merges", ())]
         vocabulary = sorted((i, token) for token, i in self._library.get_vocab().items())
         scores = [f"{score:.6g}" for _, score in model["vocab"]] if isinstance(model["vocab"], list) else []
-        content = json.dumps([vocabulary, merges, scores, self._special, self.encode(_PROBE)])
-        return hashlib.sha256(content.encode()).hexdigest()[:16]
+        found = json.dumps([vocabulary, merges, scores, self._special, self.encode(_PROBE), *self._added_names()])
+        return hashlib.sha256(found.encode()).hexdigest()[:16]
+
+    def _added_names(self) -> list[str]:
+        """The names of the added tokens that texts may have, in order."""
+        tokens = self._library.get_added_tokens_decoder().values()
+        return sorted(token.content for token in tokens if not token.special)
 
     def save(self, path: str | os.PathLike) -> None:
         """Writes one `tokenizer.json` that the `tokenizers` library loads; into the folder, if the path is one.
@@ -202,7 +265,7 @@ class Tokenizer:
         path = Path(path)
         path = path / "tokenizer.json" if path.is_dir() else path
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(path, self._library.to_str(pretty=True))
+        write_whole(path, added_tokens.content(self._library, self._named))
         config = tokenizer_files.read_config(path.parent)
         before = dict(config)
         if self._words:
@@ -212,6 +275,8 @@ class Tokenizer:
             config |= {f"{role}_token": None if i is None else self._library.id_to_token(i) for role, i in ids}
         if config != before:
             write_whole(path.with_name("tokenizer_config.json"), json.dumps(config, indent=2))
+        if self.chat_template is not None:
+            write_whole(path.with_name(tokenizer_files.CHAT_TEMPLATE), self.chat_template)
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> "Tokenizer":
@@ -221,12 +286,14 @@ class Tokenizer:
         Raises:
           UserError: names the file that is missing or malformed.
         """
-        return cls(*tokenizer_files.read(Path(path)))
+        tokenizer = cls(*tokenizer_files.read(Path(path)))
+        tokenizer.chat_template = tokenizer_files.chat_template(Path(path))
+        return tokenizer
 
     def _encoding(self, text: str):
         """Ids, offsets and word_ids of a text, as the library gives them."""
         if self._words:
-            return self._words.encode(self._library, text)
+            return self._words.encode(self._library, text, self._named)
         return self._library.encode(text, add_special_tokens=False)
 
     def _separators(self) -> int:
@@ -315,8 +382,10 @@ def _alphabet(counts: Counter[str], limit: int, min_count: int) -> list[str]:
     return sorted(character for character, count in characters.most_common(limit) if count >= min_count)
 
 
-def _restored(content: str, *rest) -> Tokenizer:
-    return Tokenizer(tokenizers.Tokenizer.from_str(content), *rest)
+def _restored(chat_template: str | None, content: str, *rest) -> Tokenizer:
+    tokenizer = Tokenizer(tokenizers.Tokenizer.from_str(content), *rest)
+    tokenizer.chat_template = chat_template
+    return tokenizer
 
 
 def _serial_in_children() -> None:

@@ -9,8 +9,8 @@
    by `tokenizer_config.json` or the `config.json` beside it, has texts in lower case and without accents, unless
    `do_lower_case` and `keep_accents` say otherwise.
 
-A folder is searched in this order. Special tokens are those that `tokenizer_config.json` names, else those with a usual
-name.
+A folder is searched in this order. Special tokens are those that `tokenizer_config.json` or `special_tokens_map.json` names,
+else those with a usual name. Tokens that were added to any of these are read by `added_tokens`.
 """
 
 import json
@@ -23,7 +23,7 @@ import tokenizers
 from absl import logging
 from tokenizers import decoders, models, normalizers, pre_tokenizers
 
-from transformers_jax.data.text import moses, sentencepiece_model, words
+from transformers_jax.data.text import added_tokens, moses, sentencepiece_model
 from transformers_jax.errors import UserError
 
 
@@ -44,6 +44,9 @@ _NAMES = {
     "unk": ("<unk>", "[UNK]"),
     "mask": ("<mask>", "[MASK]"),
 }
+USUAL_NAMES = frozenset(name for names in _NAMES.values() for name in names)
+"""Names that tokens with a role have."""
+
 _CONFIG_KEYS = {
     "pad": ("pad_token",),
     "bos": ("bos_token", "cls_token"),
@@ -51,6 +54,7 @@ _CONFIG_KEYS = {
     "unk": ("unk_token",),
     "mask": ("mask_token",),
 }
+CHAT_TEMPLATE = "chat_template.jinja"
 _CAPITAL_TOKEN = re.compile(r"(?!\[).*[A-Z]")
 
 
@@ -64,6 +68,7 @@ def read(path: Path) -> tuple[tokenizers.Tokenizer, SpecialIds, moses.Words | No
     if not file.is_file():
         raise UserError(f"{path}: no such file or folder to read a tokenizer from")
     config = read_config(file.parent)
+    config |= added_tokens.read_special_map(file.parent, config)
     if file.suffix == ".model":
         library, ids = sentencepiece_model.read(file, _before_sentencepiece(file, config))
         config = {f"{role}_token": library.id_to_token(i) for role, i in ids.items() if i >= 0} | config
@@ -78,6 +83,7 @@ def read(path: Path) -> tuple[tokenizers.Tokenizer, SpecialIds, moses.Words | No
             library = _byte_level(vocab_file, merges_file, vocabulary, config)
     else:
         library = _library(file)
+    added_tokens.add(library, file.parent, config, raw=file.suffix == ".model")
     if (special := special_ids(library, config)) is None:
         raise UserError(f"{file}: no token begins or ends a text; name an eos_token in tokenizer_config.json beside it")
     return library, special, moses.Words(**config["moses"]) if "moses" in config else None
@@ -87,6 +93,18 @@ def read_config(folder: Path) -> dict:
     """The content of `tokenizer_config.json` of a folder; empty where there is none."""
     file = folder / "tokenizer_config.json"
     return _json(file) if file.is_file() else {}
+
+
+def chat_template(path: Path) -> str | None:
+    """The chat template beside a tokenizer's file, or in its folder: `chat_template.jinja`, or what `tokenizer_config.json`
+    has, of several the one called "default"; None where there is none."""
+    folder = path if path.is_dir() else path.parent
+    if (file := folder / CHAT_TEMPLATE).is_file():
+        return _text(file)
+    given = read_config(folder).get("chat_template")
+    if isinstance(given, list):
+        given = next((t.get("template") for t in given if isinstance(t, dict) and t.get("name") == "default"), None)
+    return given if isinstance(given, str) else None
 
 
 def _model_type(folder: Path) -> str:
@@ -132,20 +150,9 @@ def _find(folder: Path) -> Path:
 def _library(file: Path) -> tokenizers.Tokenizer:
     """The library's own file."""
     try:
-        library = tokenizers.Tokenizer.from_file(str(file))
+        return tokenizers.Tokenizer.from_file(str(file))
     except Exception as error:  # the library raises nothing narrower
         raise UserError(f"{file}: not a tokenizer.json that can be read: {error}") from error
-    return guarded(library)
-
-
-def guarded(library: tokenizers.Tokenizer) -> tokenizers.Tokenizer:
-    """The same, changed so that a text never becomes a special token, though it spells its name."""
-    library.encode_special_tokens = True
-    names = {token.content: i for i, token in library.get_added_tokens_decoder().items() if token.special}
-    if found := [name for name, i in names.items() if i in library.encode(name, add_special_tokens=False).ids]:
-        own = [library.pre_tokenizer] if library.pre_tokenizer else []
-        library.pre_tokenizer = pre_tokenizers.Sequence([words.names_apart(found), *own])  # the model itself knows them
-    return library
 
 
 def _wordpiece(file: Path, config: dict) -> tokenizers.Tokenizer:
@@ -207,8 +214,7 @@ def _byte_level(vocab_file: Path, merges_file: Path, vocabulary: dict, config: d
     library = tokenizers.Tokenizer(models.BPE(vocabulary, merges))
     library.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=config.get("add_prefix_space", False))
     library.decoder = decoders.ByteLevel()
-    usual = {name for names in _NAMES.values() for name in names}
-    library.add_special_tokens(sorted(usual.intersection(vocabulary), key=vocabulary.get))
+    library.add_special_tokens(sorted(USUAL_NAMES.intersection(vocabulary), key=vocabulary.get))
     return library
 
 

@@ -14,7 +14,7 @@ from absl import logging
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from transformers_jax.data.text.tokenizer import Tokenizer
-from transformers_jax.data.text.tokenizer_files import guarded, special_ids
+from transformers_jax.data.text.tokenizer_files import special_ids
 from transformers_jax.errors import UserError
 
 KINDS = ("wordpiece", "byte_bpe", "unigram")
@@ -56,7 +56,6 @@ def learn(kind: str, lines: Iterable[str], vocab_size: int, *, lowercase: bool =
         )
     if library.get_vocab_size() < vocab_size:
         logging.warning("the corpus is too small for %d tokens: %d", vocab_size, library.get_vocab_size())
-    library = guarded(library)
     return Tokenizer(library, special_ids(library, {}))
 
 

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from transformers_jax.data.placed import Placed
 from transformers_jax.errors import UserError
 
 
@@ -70,8 +71,8 @@ class Labels:
         Raises:
           UserError: as `number`.
         """
-        if where := getattr(source, "where", None):
+        if isinstance(source, Placed):
             for i in range(len(source)):
                 for name in labels_of(source[i]):
                     if name not in self.numbers:
-                        self.number(name, where(i))
+                        self.number(name, source.where(i))

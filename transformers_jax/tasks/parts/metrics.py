@@ -50,6 +50,35 @@ def ranks(values: Sequence[float]) -> np.ndarray:
     return (last - (counts - 1) / 2)[group.ravel()]
 
 
+def confusion(truth: np.ndarray, found: np.ndarray, classes: int) -> np.ndarray:
+    """[classes, classes] how many examples of class i were found to be j; truth and found are numbers of classes."""
+    return np.bincount(np.asarray(truth) * classes + found, minlength=classes**2).reshape(classes, classes)
+
+
+def average_precision(truth: np.ndarray, scores: np.ndarray) -> float:
+    """The area under the steps of precision over recall of one class, examples of one score being found together.
+
+    Args:
+      truth: [examples] bool, one at least.
+      scores: [examples], higher for what is likelier.
+    """
+    order = np.argsort(-scores, kind="stable")
+    hits = np.cumsum(truth[order])  # of the likeliest 1, 2, …
+    last = np.append(np.diff(scores[order]) != 0, True)  # the last of each score
+    found, hits = np.flatnonzero(last) + 1, hits[last]
+    return float(np.sum(np.diff(hits, prepend=0) * hits / found) / hits[-1])
+
+
+def mean_average_precision(truth: np.ndarray, scores: np.ndarray) -> float:
+    """The mean of `average_precision` over the classes that some example has; 0 where there are none.
+
+    Args:
+      truth: [examples, classes] bool; scores: [examples, classes].
+    """
+    classes = np.flatnonzero(truth.any(axis=0))
+    return float(np.mean([average_precision(truth[:, k], scores[:, k]) for k in classes])) if len(classes) else 0.0
+
+
 CLASSIFICATION = {"accuracy": accuracy, "f1": f1, "matthews": matthews}
 REGRESSION = {"pearson": pearson, "spearman": spearman}
 

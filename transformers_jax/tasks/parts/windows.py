@@ -1,4 +1,5 @@
-"""Long texts in windows that overlap, and which window has the say on each position: the one where it stands deepest."""
+"""Long texts cut into windows that overlap. A position that several windows hold belongs to one of them: the one in which it
+is farthest from an edge, and so has the most context."""
 
 from collections.abc import Callable, Sequence
 from typing import NamedTuple

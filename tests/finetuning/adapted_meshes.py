@@ -1,4 +1,4 @@
-"""QLoRA on eight devices against one, as a script: `python tiny_meshes.py FOLDER` prints one line of JSON.
+"""QLoRA on eight devices against one, as a script: `python adapted_meshes.py FOLDER` prints one line of JSON.
 
 The folder is for a checkpoint that is saved on one mesh and restored on another.
 """
