@@ -367,6 +367,38 @@ def test_unknown_keys(argument, says):
         override(argument)
 
 
+def launched(*arguments):
+    config = configuration.load(str(CONFIGS / "bert.py") + ":ner")
+    arguments = configuration.spelled(config, list(arguments))
+    configuration.overrides(config, arguments)(["prog", *arguments])
+    return config
+
+
+def test_commas_part_texts_as_they_part_numbers():
+    assert launched("--config.task.labels=a,b, c-d").task.labels == ("a", "b", "c-d")
+    assert launched("--config.task.labels", "O,B-PER,I-PER").task.labels == ("O", "B-PER", "I-PER")
+    assert launched("--config.task.labels=a").task.labels == ("a",)
+    assert launched("--config.task.labels=('a,b','c')").task.labels == ("a,b", "c")
+    assert launched("--config.task.labels=()").task.labels == ()
+    assert launched("--config.data.boundaries=8,16").data.boundaries == (8, 16)
+    assert launched("--config.data.train=a.conll,b.conll").data.train == "a.conll,b.conll"
+    assert launched("--config.data.cache", "--noconfig.data.header").data.cache is True
+
+
+@pytest.mark.parametrize(
+    "argument, says",
+    [
+        ("--config.training.steps=1e2", "--config.training.steps=1e2: give a whole number .int., written with digits alone"),
+        ("--config.training.steps=2.5", "give a whole number"),
+        ("--config.data.cache=yes", "--config.data.cache=yes: give true or false"),
+        ("--config.model.dropout=low", "--config.model.dropout=low: give a number"),
+    ],
+)
+def test_what_is_wanted_is_said(argument, says):
+    with pytest.raises(UserError, match=says):
+        launched(argument)
+
+
 def test_wrong_type():
     with pytest.raises(flags.IllegalFlagValueError, match="training.steps=many"):
         override("--config.training.steps=many")

@@ -3,6 +3,7 @@
 Configs are `ml_collections.ConfigDict`s. Whatever is wrong with one ends in a `UserError` naming the key or file.
 """
 
+import ast
 import builtins
 import difflib
 import fnmatch
@@ -136,6 +137,49 @@ def _shown(file: str) -> str:
     """A file's path as it is read best: from here, if it is here."""
     path = Path(file).resolve()
     return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
+
+
+def spelled(config: ConfigDict, argv: list[str]) -> list[str]:
+    """The arguments, in which several texts with commas between them, `--config.task.labels=a,b`, are written as a tuple.
+
+    Raises:
+      UserError: a value that is not of its key's type; says what is wanted.
+    """
+    known, found, at = dict(flatten(config)), [*argv], 0
+    while at < len(found):
+        match, _, value = _OVERRIDE.match(found[at]), *found[at].partition("=")[1:]
+        key = match[2] if match and not match[1] else ""
+        if "=" not in found[at] and key in known and not isinstance(known[key], bool) and at + 1 < len(found):
+            value = found.pop(at + 1)
+        elif "=" not in found[at]:
+            key = ""
+        if key in known:
+            found[at] = f"--config.{key}={_spelled(key, value, known[key])}"
+        at += 1
+    return found
+
+
+def _spelled(key: str, value: str, now) -> str:
+    """The value of a key on the command line, which has the value `now`."""
+    wanted = ""
+    if isinstance(now, bool):
+        wanted = "" if value.lower() in ("true", "false", "t", "f", "1", "0") else "true or false"
+    elif isinstance(now, int):
+        wanted = "" if re.fullmatch(r"\s*[+-]?\d+(_\d+)*\s*", value) else "a whole number (int), written with digits alone"
+    elif isinstance(now, float):
+        try:
+            float(value)
+        except ValueError:
+            wanted = "a number (float)"
+    elif isinstance(now, tuple) and value.strip():
+        try:
+            ast.literal_eval(value)
+        except (ValueError, SyntaxError):
+            if value.strip()[0] not in "([":
+                return repr(tuple(part.strip() for part in value.split(",") if part.strip()))
+    if wanted:
+        raise UserError(f"--config.{key}={value}: give {wanted}")
+    return value
 
 
 def overrides(config: ConfigDict, argv: list[str]) -> flags.FlagValues:
