@@ -17,7 +17,8 @@ A line is text, by the task of the run:
 or a JSON object with the keys of the task's examples. It comes back with labels and their probabilities, a tag for each word,
 the answer and where it stands in the passage, or the best words for each gap. --format=text takes lines that begin with { as
 they are. Of a run on images, files and folders of them may also be arguments, instead of lines. With --out, segmentation
-writes each image's mask as PNG, whose numbers are the classes, and the image with the mask laid over it.
+writes each image's mask as PNG, whose numbers are the classes, and the image with the mask laid over it; detection the image
+with the boxes.
 """
 
 import json
@@ -34,7 +35,7 @@ flags.DEFINE_string("init_from", None, "pretrained weights to fill gaps with, in
 flags.DEFINE_enum("task", None, ("fill_mask",), "what to do; by default that which was trained", flag_values=FLAGS)
 flags.DEFINE_enum("format", "auto", ("auto", "text", "jsonl"), "of the lines; auto looks for {", flag_values=FLAGS)
 flags.DEFINE_integer("top", 5, "words for a gap", 1, flag_values=FLAGS)
-flags.DEFINE_string("out", None, "segmentation: folder for masks, and for images with them", flag_values=FLAGS)
+flags.DEFINE_string("out", None, "folder for masks, and for images with masks or boxes", flag_values=FLAGS)
 flags.DEFINE_integer("average", None, "over how many of the newest checkpoints", 1, flag_values=FLAGS)
 flags.DEFINE_integer("step", None, "one checkpoint, by its step", flag_values=FLAGS)
 
