@@ -17,7 +17,8 @@ A line is text, by the task of the run:
 or a JSON object with the keys of the task's examples. It comes back with labels and their probabilities, a tag for each word,
 the answer and where it stands in the passage, or the best words for each gap. --format=text takes lines that begin with { as
 they are. Of a run on images, files and folders of them may also be arguments, instead of lines. With --out, segmentation
-writes each image's mask as PNG, whose numbers are the classes, and the image with the mask laid over it.
+writes each image's mask as PNG, whose numbers are the classes, and the image with the mask laid over it; detection the image
+with the boxes.
 
 A JSON object whose key "adapter" is NAME is answered by the run in that WORKDIR, which was trained beside the same base as the
 one in DIR; the base is read once. Others are answered by the latter.
@@ -38,7 +39,7 @@ flags.DEFINE_enum("task", None, ("fill_mask",), "what to do; by default that whi
 flags.DEFINE_enum("format", "auto", ("auto", "text", "jsonl"), "of the lines; auto looks for {", flag_values=FLAGS)
 flags.DEFINE_multi_string("adapter", [], "NAME=WORKDIR of another run beside the same base", flag_values=FLAGS)
 flags.DEFINE_integer("top", 5, "words for a gap", 1, flag_values=FLAGS)
-flags.DEFINE_string("out", None, "segmentation: folder for masks, and for images with them", flag_values=FLAGS)
+flags.DEFINE_string("out", None, "folder for masks, and for images with masks or boxes", flag_values=FLAGS)
 flags.DEFINE_integer("average", None, "over how many of the newest checkpoints", 1, flag_values=FLAGS)
 flags.DEFINE_integer("step", None, "one checkpoint, by its step", flag_values=FLAGS)
 

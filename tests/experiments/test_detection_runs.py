@@ -81,7 +81,12 @@ def test_boxes_are_told_in_the_images_own_pixels(trained, photos, tmp_path, capf
     best, other = small["objects"][0], large["objects"][0]
     assert 0 <= best["box"][0] < best["box"][2] <= 32 and best["label"] == other["label"]
     np.testing.assert_allclose(np.array(best["box"]) * 4, other["box"], atol=12)
-    fails(predict, capfd, f"--workdir={trained}", f"--out={tmp_path}/x", given, says=["--out=", "detection writes no files"])
+    code, out, _ = call(predict, capfd, f"--workdir={trained}", f"--out={tmp_path}/x", given)
+    drawn = np.array(Image.open(json.loads(out)["drawn"])).astype(int)
+    changed = np.abs(drawn - np.array(Image.open(given)).astype(int)).sum(axis=-1) > 60
+    assert code == 0 and drawn.shape == (24, 32, 3) and 10 < changed.sum() < 24 * 32
+    (tmp_path / "y").write_text("a file")
+    fails(predict, capfd, f"--workdir={trained}", f"--out={tmp_path}/y", given, says=["--out=", "cannot be made"])
 
 
 def test_samples_and_report(trained, photos, capfd):

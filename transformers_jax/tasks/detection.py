@@ -6,6 +6,7 @@ L labels.
 
 import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -17,7 +18,7 @@ from transformers_jax.data.images.views import View, Views, whole
 from transformers_jax.errors import UserError
 from transformers_jax.layers import boxes as geometry
 from transformers_jax.outputs import DetectionOutput
-from transformers_jax.tasks.parts import average_precision
+from transformers_jax.tasks.parts import average_precision, scenes
 from transformers_jax.tasks.parts.images import channels_of, read_image
 from transformers_jax.tasks.parts.labels import Labels
 from transformers_jax.tasks.task import Task as Base
@@ -53,6 +54,7 @@ class Task(Base):
     def __init__(self, data, *, labels: Sequence[str] = (), most_objects: int = 100, least: float = 0.05):
         self.labels, self.views, self.channels = Labels(labels), Views(data), channels_of(data)
         self.most_objects, self.least = most_objects, least
+        self.folder, self.written = None, set()  # of pictures of what is found
         shapes = {"boxes": (most_objects, 4), "box_labels": (most_objects,)}
         self.row_shapes = {"image": (*self.views.size, self.channels)} | shapes
         if most_objects < 1:
@@ -172,9 +174,17 @@ class Task(Base):
             image, things = source[i]["image"], source[i].get("objects")
             sample = {"image": str(image)} if isinstance(image, (str, os.PathLike)) else {}
             keys = ("label", "box", "crowd")
+            if self.folder:
+                stem = scenes.free_name(Path(image).stem if sample else f"image_{i}", self.written)
+                drawn = read_image(image, self.channels), answer["objects"], self.labels.names
+                sample |= scenes.write_boxes(self.folder, stem, *drawn)
             truth = {} if things is None else {"truth": [{k: thing[k] for k in keys if k in thing} for thing in things]}
             samples.append(sample | truth | answer)
         return samples
+
+    def write_to(self, folder: str) -> None:
+        """Images are written there, with the boxes that are found."""
+        self.folder = scenes.made(folder)
 
     def of_line(self, cells: Sequence[str]) -> dict:
         """{"image": path}."""

@@ -194,11 +194,7 @@ class Drawn(Task):
 
     def write_to(self, folder: str) -> None:
         """Masks are written there."""
-        self.folder = Path(folder)
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(f"--out={folder} cannot be made: {error.strerror}") from error
+        self.folder = scenes.made(folder)
 
     def classes(self, source: Sequence[dict], predictions: dict) -> list[np.ndarray]:
         """The classes of each image in its own size, uint8 [h, w], of what was predicted of its windows."""

@@ -113,6 +113,41 @@ def free_name(stem: str, taken: set[str]) -> str:
     return name
 
 
+def made(folder: str) -> Path:
+    """The folder of --out.
+
+    Raises:
+      UserError: it cannot be made.
+    """
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--out={folder} cannot be made: {error.strerror}") from error
+    return Path(folder)
+
+
+def write_boxes(folder: Path, stem: str, image: np.ndarray, objects: Sequence[dict], labels: Sequence[str]) -> dict[str, str]:
+    """Writes an image, uint8 [h, w, 1 or 3], with the boxes of its objects {"label", "score", "box"}, a colour for each label.
+
+    Returns:
+      {"drawn": path}.
+    """
+    from PIL import ImageDraw
+
+    shown = to_pillow(image).convert("RGB")
+    pencil, palette = ImageDraw.Draw(shown), colours(len(labels) + 1)[1:]  # the first is black
+    for thing in reversed(objects):  # the surest on top
+        ink = tuple(int(x) for x in palette[labels.index(thing["label"])])
+        pencil.rectangle(thing["box"], outline=ink, width=2)
+        pencil.text((thing["box"][0] + 3, thing["box"][1] + 1), f"{thing['label']} {thing['score']:.2f}", fill=ink)
+    path = folder / f"{stem}_boxes.png"
+    try:
+        shown.save(path)
+    except OSError as error:
+        raise UserError(f"--out={folder} cannot be written: {error.strerror or error}") from error
+    return {"drawn": str(path)}
+
+
 def write(folder: Path, stem: str, image: np.ndarray, classes: np.ndarray, first: int) -> dict[str, str]:
     """Writes a mask with a palette, its numbers those of the training masks, and the image with it laid over.
 
