@@ -161,3 +161,15 @@ def test_features_are_measured(trained, capfd):
     found = json.loads(out.splitlines()[-1])
     assert code == 0 and found["known"] == 30 and found["examples"] == 9, err
     assert found["knn_accuracy"] > 0.5 and found["few_shot_accuracy"] > 0.5
+
+
+def test_pictures_of_a_run(trained, photos, capfd):
+    code, _, err = call(report, capfd, f"--workdir={trained}")
+    assert code == 0, err
+    names = {path.stem for path in (trained / "report").glob("*.png")}
+    assert names >= {"attention_rollout", "mean_attention_distance", "similarity_of_positions", "filters_of_patches", "confusions"}
+    samples = [json.loads(line) for line in (trained / "samples.jsonl").read_text().splitlines()]
+    samples[0] |= {"label": "dark", "prediction": "light"}
+    (trained / "samples.jsonl").write_text("".join(json.dumps(sample) + "\n" for sample in samples))
+    assert call(report, capfd, f"--workdir={trained}")[0] == 0
+    assert "Worst mistakes" in (trained / "report/index.html").read_text() and (trained / "report/worst_mistakes.png").exists()
