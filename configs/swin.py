@@ -4,8 +4,8 @@
     python -m experiments.finetune --config=configs/swin.py:finetune --workdir=/tmp/pets --init_from=FOLDER|WORKDIR
         --config.data.train=DIR --config.data.validation=DIR
 
-`digits` learns from 4,000 digits of MNIST (`pip install transformers_jax[images]`); `folders` from class folders of small
-photographs. `finetune` goes on from pretrained weights (appendix A2.1).
+`digits` learns from 4,000 digits of MNIST (`pip install transformers_jax[images]`), `folders` from class folders of small
+photographs; neither was run to its end. `finetune` goes on from pretrained weights (appendix A2.1).
 
 `imagenet_tiny`, `imagenet_small` and `imagenet_base` have the paper's sizes and its recipe (appendix A2.1: AdamW at 1e-3,
 weight decay 0.05, 300 epochs of batches of 1,024). The paper's top-1 on ImageNet: 81.3, 83.0, 83.5 (table 1a). Not run here.

@@ -4,8 +4,9 @@
     python -m experiments.finetune --config=configs/vit.py:finetune --workdir=/tmp/pets --init_from=FOLDER|WORKDIR
         --config.data.size=384 --config.data.train=DIR --config.data.validation=DIR
 
-`digits` learns from 4,000 digits of MNIST (`pip install transformers_jax[images]`); `folders` from class folders of small
-photographs. `finetune` goes on from pretrained weights (appendix B.1.1), at another resolution where data.size says so.
+`digits` learns from 4,000 digits of MNIST (`pip install transformers_jax[images]`), `folders` from class folders of small
+photographs; neither was run to its end. `finetune` goes on from pretrained weights (appendix B.1.1), at another resolution
+where data.size says so.
 
 `base_16` to `huge_14` and `hybrid`, a ResNet-50 below ViT-B/16, are table 1's sizes with the recipe for ImageNet alone
 (table 3: AdamW at 3e-3, weight decay 0.3, 300 epochs of batches of 4,096); `deit_*` are the sizes and the recipe of Touvron et

@@ -136,7 +136,8 @@ def draw_fields(fields: Sequence[np.ndarray], path: Path) -> None:
             axes.set_axis_off()
             share = float((field > 0.05).mean())
             axes.set_title(f"stage {number}: {share:.0%} above 0.05", fontsize=9, fontweight="normal", pad=4)
-        bar = drawn.colorbar(image, ax=panels, fraction=0.05, pad=0.02)
+        bar = drawn.colorbar(image, ax=panels, fraction=0.05, pad=0.02, shrink=0.8)
+        bar.set_ticks([1e-3, 1e-2, 1e-1, 1], labels=["0.001", "0.01", "0.1", "1"])
         bar.set_label("gradient of the middle", fontsize=9)
 
 
