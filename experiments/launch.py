@@ -141,6 +141,7 @@ def parse(values: flags.FlagValues, argv: list[str], help_text: str = "") -> tup
         config = configuration.read(_required(args, "workdir", "the folder of a trained run"))
     else:
         config = configuration.load(_required(args, "config", "FILE:VARIANT, as configs/transformer.py:base"))
+    argv = [argv[0], *configuration.spelled(config, argv[1:])]
     fields = configuration.overrides(config, argv[1:])
     for name in fields:
         args[name] = fields[name]

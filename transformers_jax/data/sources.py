@@ -13,6 +13,8 @@ A new kind of data is one more function, in `KINDS`. The examples of each:
     jsonl                any of these, one JSON object a line
     image_folders, image_lists, tfds_images, mnist_5k, digits_8x8
                          {"image": path, or uint8 [H, W, C], "label": str} and of lists "labels": [str], see `data.images`
+    image_masks          {"image": path, "mask": path, "size": (height, width)}
+    coco, voc            {"image": path, "size": (height, width), "objects": [...]}, see `data.images.objects`
 
 Sources of images have `classes`, the names of all labels in the order of their numbers.
 """
@@ -22,7 +24,7 @@ from collections.abc import Sequence
 import numpy as np
 from absl import logging
 
-from transformers_jax.data.images import digits, folders, prepared
+from transformers_jax.data.images import digits, folders, masks, objects, prepared
 from transformers_jax.data.text import bible, conversations, labelled_sources, text_sources, token_files
 from transformers_jax.data.text.lines import Lines
 from transformers_jax.data.tfds import open_prepared
@@ -31,6 +33,7 @@ from transformers_jax.errors import UserError
 SPLITS = ("train", "validation", "test")
 FILES = (
     "files", "text", "tokens", "conversations", "tsv", "jsonl", "conll", "squad", "swag", "image_folders", "image_lists",
+    "image_masks", "coco", "voc",
 )  # fmt: skip
 """Kinds whose splits are files, or folders of them."""
 
@@ -56,9 +59,7 @@ def open_source(config, split: str) -> Sequence[dict]:
     """
     if split not in SPLITS:
         raise ValueError(f"split {split!r} is not one of {', '.join(SPLITS)}")
-    kinds = {"files": _files, "bible": _bible, "tfds": _tfds}
-    for room in text_sources, token_files, conversations, labelled_sources, folders, digits, prepared:
-        kinds |= room.KINDS
+    kinds = _kinds()
     if config.source not in kinds:
         raise UserError(f"config.data.source={config.source!r} is not one of {', '.join(kinds)}")
     if config.source in ("files", "bible", "tfds") and len(config.languages) != 2:
@@ -67,6 +68,19 @@ def open_source(config, split: str) -> Sequence[dict]:
     if len(source) == 0:
         raise UserError(f"config.data.{split}: no examples of {config.source} are left after filtering")
     return source
+
+
+def names() -> tuple[str, ...]:
+    """What config.data.source may be."""
+    return tuple(_kinds())
+
+
+def _kinds() -> dict:
+    """Each kind of source with what opens it."""
+    kinds = {"files": _files, "bible": _bible, "tfds": _tfds}
+    for room in text_sources, token_files, conversations, labelled_sources, folders, digits, prepared, masks, objects:
+        kinds |= room.KINDS
+    return kinds
 
 
 def has(config, split: str) -> bool:

@@ -59,6 +59,12 @@ class Loaded(NamedTuple):
     folder: Path
     ends: tuple[int, ...] = ()
 
+    def with_adapter(self, path: str) -> "Loaded":
+        """The model of another run beside the same base, whose arrays are this one's; see `adapters.beside`."""
+        from transformers_jax.inference.adapters import beside
+
+        return beside(self, path)
+
     def predictor(self, task: Any) -> "Predictor":
         """For what the model itself gives."""
         return Predictor(self.model, task, self.variables, self.mesh, longest=self.model.protocol().longest)

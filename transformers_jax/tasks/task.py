@@ -112,6 +112,10 @@ class Task:
         """
         return source
 
+    def to_train(self, source: Sequence[dict]) -> Sequence[dict]:
+        """What `encode` takes in training, where that is something else than `examples`: whole images, say, and not windows."""
+        return self.examples(source)
+
     def encode(self, example: dict) -> dict[str, Any]:
         """The fields of one of `examples`, by name: those of `streams` are 1-D int32 arrays, of groups lists of C such arrays;
         those of `row_fields` are values, or arrays of their `row_shapes`.
@@ -273,6 +277,14 @@ class Task:
           top: how many answers are given where several are possible.
         """
         return self, model
+
+    def write_to(self, folder: str) -> None:
+        """Answers are written into a folder, too, where they are pictures.
+
+        Raises:
+          UserError: the task has none, or the folder cannot be made.
+        """
+        raise UserError(f"--out={folder}: config.task.name={self.name} writes no files")
 
     def of_line(self, cells: Sequence[str]) -> dict:
         """The raw example of a line of text, by its parts between TABs.
