@@ -264,6 +264,8 @@ TABLE: dict[str, Any] = {
     "task.pooling": OneOf(("mean", "first", "max", "mean_sqrt_len", "weighted_mean", "last")),
     "task.similarity": OneOf(("cosine", "dot", "euclidean", "manhattan")),
     "task.prompts": Each(Text()), "task.prompt": Text(), "task.teacher": Text(), "task.template": Text(),
+    "task.bleu_tokenize": OneOf(
+        ("", "13a", "zh", "ja-mecab", "ko-mecab", "char", "intl", "none", "spm", "flores101", "flores200", "spBLEU-1K")),
     "task.masking": OneOf(("dynamic", "static")),
     "task.relation": OneOf(("next_sentence", "sentence_order")),
     "task.of": OneOf(("masked_lm", "causal_lm")),

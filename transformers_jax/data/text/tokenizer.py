@@ -21,7 +21,7 @@ import tokenizers
 from absl import logging
 
 from transformers_jax.data.text import added_tokens, bpe, moses, token_bytes, tokenizer_files, words
-from transformers_jax.data.text.pairs import Joined, place, truncated
+from transformers_jax.data.text.pairs import Joined, place, truncated, with_marks
 from transformers_jax.data.text.sentencepiece_model import SPACE
 from transformers_jax.data.text.tokenizer_files import SpecialIds
 from transformers_jax.errors import UserError
@@ -103,14 +103,15 @@ class Tokenizer:
         """The ids of a text, and for each token where it stands: text[start:end], without white space around it.
 
         Places are in order. Where a character makes several tokens, each stands at the whole character; so does a mark
-        that the tokenizer adds, at the character before it. A token of white space is empty, start == end.
+        that the tokenizer adds, at the character before it. Combining marks that the tokenizer drops, accents in an uncased
+        vocabulary say, belong to the token before them. A token of white space is empty, start == end.
         """
         encoding = self._encoding(text)
         places, last = [], 0
         for start, end in encoding.offsets:
             places.append(place(text, max(start, last) if end > last else start, end))
             last = max(last, end)
-        return encoding.ids, places
+        return encoding.ids, with_marks(text, places)
 
     def encode_marked(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
         """The ids of a text in which the names of special tokens stand for these tokens, as in what a chat template gives; and
