@@ -43,7 +43,7 @@ class Task(Base):
     """
 
     reads = "images"
-    learned = "mask"
+    learned, counted = "mask", "pixels"
     row_fields = ("image", "mask")
     scored_by, main_metric, bigger_is_better = "sums", "mean_iou", True
     line_means, line_keys = "the path of an image", ("image",)
