@@ -94,6 +94,34 @@ PARAMETERS = {
     "fcos:swin": 35_556_616,
     "fcos:bccd": 783_534,
     "fcos:tiny": 17_868,
+    "vit:base_16": 85_800_194,
+    "vit:base_32": 87_456_770,
+    "vit:large_16": 303_303_682,
+    "vit:large_32": 305_512_450,
+    "vit:huge_14": 630_767_362,
+    "vit:hybrid": 97_891_650,
+    "vit:deit_tiny": 5_524_802,
+    "vit:deit_small": 21_666_434,
+    "vit:deit_base": 85_800_194,
+    "vit:digits": 456_394,
+    "vit:folders": 1_804_994,
+    "vit:finetune": 85_800_194,
+    "vit:tiny": 5_586,
+    "convnext:imagenet_tiny": 27_821_666,
+    "convnext:imagenet_small": 49_456_226,
+    "convnext:imagenet_base": 87_568_514,
+    "convnext:imagenet_large": 196_233_410,
+    "convnext:digits": 102_378,
+    "convnext:folders": 907_346,
+    "convnext:finetune": 27_821_666,
+    "convnext:tiny": 5_254,
+    "swin:imagenet_tiny": 27_520_892,
+    "swin:imagenet_small": 48_838_796,
+    "swin:imagenet_base": 86_745_274,
+    "swin:digits": 360_750,
+    "swin:folders": 2_156_638,
+    "swin:finetune": 27_520_892,
+    "swin:tiny": 5_982,
     "segformer:b0": 3_752_694,
     "segformer:b1": 13_715_798,
     "segformer:b2": 27_461_974,
@@ -337,6 +365,38 @@ def test_overrides_write_into_the_config():
 def test_unknown_keys(argument, says):
     with pytest.raises(UserError, match=says.replace("[", r"\[")):
         override(argument)
+
+
+def launched(*arguments):
+    config = configuration.load(str(CONFIGS / "bert.py") + ":ner")
+    arguments = configuration.spelled(config, list(arguments))
+    configuration.overrides(config, arguments)(["prog", *arguments])
+    return config
+
+
+def test_commas_part_texts_as_they_part_numbers():
+    assert launched("--config.task.labels=a,b, c-d").task.labels == ("a", "b", "c-d")
+    assert launched("--config.task.labels", "O,B-PER,I-PER").task.labels == ("O", "B-PER", "I-PER")
+    assert launched("--config.task.labels=a").task.labels == ("a",)
+    assert launched("--config.task.labels=('a,b','c')").task.labels == ("a,b", "c")
+    assert launched("--config.task.labels=()").task.labels == ()
+    assert launched("--config.data.boundaries=8,16").data.boundaries == (8, 16)
+    assert launched("--config.data.train=a.conll,b.conll").data.train == "a.conll,b.conll"
+    assert launched("--config.data.cache", "--noconfig.data.header").data.cache is True
+
+
+@pytest.mark.parametrize(
+    "argument, says",
+    [
+        ("--config.training.steps=1e2", "--config.training.steps=1e2: give a whole number .int., written with digits alone"),
+        ("--config.training.steps=2.5", "give a whole number"),
+        ("--config.data.cache=yes", "--config.data.cache=yes: give true or false"),
+        ("--config.model.dropout=low", "--config.model.dropout=low: give a number"),
+    ],
+)
+def test_what_is_wanted_is_said(argument, says):
+    with pytest.raises(UserError, match=says):
+        launched(argument)
 
 
 def test_wrong_type():

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).resolve().parent.parent / "transformers_jax"
-LEAVES = ("batch", "config", "errors", "files", "mesh", "outputs", "parameters")
+LEAVES = ("batch", "config", "config_values", "errors", "files", "mesh", "outputs", "parameters")
 ORDER = (
     LEAVES, ("layers",), ("genomes",), ("models", "data", "training", "decoding", "finetuning"), ("tasks", "interchange"),
     ("planning",), ("runs",), ("inference",), ("search",), ("reporting",), ("__init__",),

@@ -3,6 +3,7 @@
 Configs are `ml_collections.ConfigDict`s. Whatever is wrong with one ends in a `UserError` naming the key or file.
 """
 
+import ast
 import builtins
 import difflib
 import fnmatch
@@ -18,6 +19,7 @@ from pathlib import Path
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
+from transformers_jax import config_values
 from transformers_jax.errors import UserError
 from transformers_jax.files import write_whole
 
@@ -31,15 +33,6 @@ MAY_CHANGE = (
     "search.controls", "search.final_*", "search.retries",
 )  # fmt: skip
 """Keys that may differ between a workdir and the command that resumes it: they do not say what was learned so far."""
-
-LEAST = {"accumulate": 1, "keep_checkpoints": 1, "average_checkpoints": 1, "bleu_sentences": 0}
-"""Numbers of config.training that must not be lower."""
-
-GENERATORS = ("rbg", "threefry2x32", "unsafe_rbg")
-"""JAX's generators of random numbers."""
-
-DTYPES = ("bfloat16", "float16", "float32")
-"""What models compute in, and keep their parameters in."""
 
 _OVERRIDE = re.compile(r"--?(no)?config\.([^=]*)")
 
@@ -146,6 +139,49 @@ def _shown(file: str) -> str:
     return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
 
 
+def spelled(config: ConfigDict, argv: list[str]) -> list[str]:
+    """The arguments, in which several texts with commas between them, `--config.task.labels=a,b`, are written as a tuple.
+
+    Raises:
+      UserError: a value that is not of its key's type; says what is wanted.
+    """
+    known, found, at = dict(flatten(config)), [*argv], 0
+    while at < len(found):
+        match, _, value = _OVERRIDE.match(found[at]), *found[at].partition("=")[1:]
+        key = match[2] if match and not match[1] else ""
+        if "=" not in found[at] and key in known and not isinstance(known[key], bool) and at + 1 < len(found):
+            value = found.pop(at + 1)
+        elif "=" not in found[at]:
+            key = ""
+        if key in known:
+            found[at] = f"--config.{key}={_spelled(key, value, known[key])}"
+        at += 1
+    return found
+
+
+def _spelled(key: str, value: str, now) -> str:
+    """The value of a key on the command line, which has the value `now`."""
+    wanted = ""
+    if isinstance(now, bool):
+        wanted = "" if value.lower() in ("true", "false", "t", "f", "1", "0") else "true or false"
+    elif isinstance(now, int):
+        wanted = "" if re.fullmatch(r"\s*[+-]?\d+(_\d+)*\s*", value) else "a whole number (int), written with digits alone"
+    elif isinstance(now, float):
+        try:
+            float(value)
+        except ValueError:
+            wanted = "a number (float)"
+    elif isinstance(now, tuple) and value.strip():
+        try:
+            ast.literal_eval(value)
+        except (ValueError, SyntaxError):
+            if value.strip()[0] not in "([":
+                return repr(tuple(part.strip() for part in value.split(",") if part.strip()))
+    if wanted:
+        raise UserError(f"--config.{key}={value}: give {wanted}")
+    return value
+
+
 def overrides(config: ConfigDict, argv: list[str]) -> flags.FlagValues:
     """One flag for each `--config.a.b` among the arguments; parsing them writes into `config`.
 
@@ -173,20 +209,13 @@ def overrides(config: ConfigDict, argv: list[str]) -> flags.FlagValues:
 
 
 def check(config: ConfigDict) -> None:
-    """Checks the values that every launcher takes alike.
+    """Checks every value of a config, see `config_values`: once, when a launcher starts or a run is called from Python.
 
     Raises:
-      UserError: a number below the least that there may be, an unknown type of numbers or generator of random ones.
+      UserError: a value that its key cannot have; names the key, the value and what is possible.
     """
-    training, model = config.get("training", {}), config.get("model", {})
-    for key, least in LEAST.items():
-        if training.get(key, least) < least:
-            raise UserError(f"config.training.{key} is {training[key]}: give {least} or more")
-    if config.get("prng", "rbg") not in GENERATORS:
-        raise UserError(f"config.prng is {config.prng!r}; it is one of {', '.join(GENERATORS)}")
-    for key in "dtype", "param_dtype":
-        if model.get(key, "float32") not in DTYPES:
-            raise UserError(f"config.model.{key} is {model[key]!r}; it is one of {', '.join(DTYPES)}")
+    for mistake in config_values.mistakes(flatten(config)):
+        raise UserError(mistake)
 
 
 def _nearest(key: str, known) -> str | None:

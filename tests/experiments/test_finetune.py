@@ -124,6 +124,17 @@ def test_a_head_whose_labels_stand_in_another_order_is_as_good(encoder, sentence
     assert after["accuracy"] == before["accuracy"] and after["loss"] == pytest.approx(before["loss"], rel=1e-5)
 
 
+def test_labels_are_those_of_the_training_data_where_none_are_given(encoder, tmp_path, capfd):
+    for split in "train", "validation":
+        (tmp_path / f"{split}.tsv").write_text("a film\tpos\na play\tneg\n" * 4)
+    files = [f"--config.data.{split}={tmp_path}/{split}.tsv" for split in ("train", "validation")]
+    flags = flags_of("sentences", tmp_path / "w", encoder, *files, "--config.task.labels=()")
+    code, out, err = call(finetune, capfd, *flags)
+    assert code == 0 and json.loads(out.splitlines()[-1])["metric"] == "accuracy", err
+    assert configuration.read(tmp_path / "w").task.labels == ("neg", "pos")
+    assert call(finetune, capfd, *flags)[:2] == (0, out)  # resumed
+
+
 def test_without_labels_nothing_is_scored_and_the_last_line_is_json(encoder, sentences, tmp_path, capfd):
     assert call(finetune, capfd, *flags_of("sentences", tmp_path / "w", encoder, *sentences))[0] == 0
     (tmp_path / "unlabelled.jsonl").write_text('{"first": "a good film"}\n{"first": "a bad film"}\n')

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from launching import REPOSITORY, call, content, fails
 
-from experiments import convert, evaluate, finetune, launch
+from experiments import convert, evaluate, finetune, launch, predict, pretrain, translate
 from transformers_jax import config as configuration
 from transformers_jax import parameters
 from transformers_jax.finetuning import lora
@@ -204,12 +204,95 @@ def test_a_workdir_beside_a_base_is_a_base_itself(runs, sentences, tmp_path, cap
     assert same == set(merged) - parameters.matching(merged, LEARNS["bias"])
 
 
-def answers(workdir) -> np.ndarray:
-    """The probabilities of a trained classifier for a few sentences."""
+def answers(workdir, lines=("good fine the", "bad the dull", "the", "fine dull")) -> np.ndarray:
+    """The probabilities of a trained classifier for sentences, those of label 0 first."""
     from transformers_jax.inference import answers, predictor
 
     there = predictor.trained(Experiment(configuration.read(workdir), workdir))
-    answer = answers.answerer(there, "sequence_classification", top=2)
-    lines = ["good fine the", "bad the dull", "the", "fine dull"]
+    answer = answers.answerer(there, top=2)
     examples = [answer.example(line, "text", "here") for line in lines]
     return np.array([sorted(found["probabilities"].items()) for found in answer(examples, str)])[..., 1].astype(float)
+
+
+QUICK = ["--config.training.steps=2", "--config.training.eval_every=2", "--config.training.bleu_every=2"]
+SMALL = [*QUICK, "--config.training.checkpoint_every=2", "--config.training.average_checkpoints=1"]
+
+
+def check_translation(base, workdir, corpus, capfd, monkeypatch, *more):
+    """Finetunes a translation by LoRA for two steps, translates with it, and merges it into a workdir of its own."""
+    config = f"--config={REPOSITORY}/configs/transformer.py:tiny"
+    flags = [config, f"--workdir={workdir}", f"--init_from={base}", *corpus, *LORA, *SMALL, *more]
+    code, _, err = call(finetune, capfd, *flags)
+    assert code == 0 and "learn" in err, err
+    before, after = parameters.flat(initialise.plain(base)["params"]), variables(workdir)
+    assert all(np.array_equal(before[name], after[name]) for name in before)
+    assert {name.rpartition("_")[2] for name in after if name not in before} == {"a", "b", "scale"}
+    code, _, err = call(convert, capfd, f"--from={workdir}", f"--to={workdir}-merged", "--merge")
+    assert code == 0, err
+    lines = b"a house\nthe green tree\n"
+    found = []
+    for there in workdir, f"{workdir}-merged":
+        code, out, err = call(translate, capfd, f"--workdir={there}", "--nbest=2", stdin=lines, monkeypatch=monkeypatch)
+        assert code == 0, err
+        found.append([line.split(" ||| ") for line in out.splitlines()])
+    assert len(found[0]) == 4 and [line[:2] for line in found[0]] == [line[:2] for line in found[1]]
+    np.testing.assert_allclose(*[[float(line[2]) for line in lines] for lines in found], atol=1e-3)
+
+
+def test_a_translation_is_finetuned(run, corpus, tmp_path, capfd, monkeypatch):
+    check_translation(run, tmp_path / "w", corpus, capfd, monkeypatch, "--config.finetuning.targets=('.',)")
+
+
+def test_a_genome_is_finetuned(corpus, tmp_path, capfd, monkeypatch):
+    genome = ["--config.model.genome=evolved_transformer", *SMALL]
+    config = f"--config={REPOSITORY}/configs/transformer.py:tiny"
+    code, _, err = call(pretrain, capfd, config, f"--workdir={tmp_path / 'base'}", *corpus, *genome)
+    assert code == 0, err
+    check_translation(tmp_path / "base", tmp_path / "w", corpus, capfd, monkeypatch)
+
+
+def test_an_encoder_does_not_translate(encoder, corpus, tmp_path, capfd):
+    config = f"--config={REPOSITORY}/configs/transformer.py:tiny"
+    flags = [config, f"--workdir={tmp_path / 'w'}", f"--init_from={encoder}", *corpus]
+    fails(finetune, capfd, *flags, says=["holds a bert, which does not translate", "config.task.name is translation"])
+
+
+def test_mistakes_end_in_one_line_before_anything_is_written(encoder, sentences, tmp_path, capfd):
+    for flag, says in (
+        ("method=lorra", "known: full, head, bias, lora, adapters"),
+        ("rank=400", "give at most"),
+        ("targets=('nothing',)", "matches no parameter"),
+        ("targets=('embeddings/word',)", "which is no kernel of a linear map"),
+        ("quantization=nf3", "known: nf4, int8"),
+    ):
+        flags = flags_of(tmp_path / "w", encoder, sentences, *LORA, f"--config.finetuning.{flag}")
+        fails(finetune, capfd, *flags, says=[f"config.finetuning.{flag.partition('=')[0]}", says])
+    assert not (tmp_path / "w").exists()
+
+
+def test_several_adapters_answer_over_one_base(runs, encoder, capfd, monkeypatch):
+    """Each line by the run that it names; the base is read once, and each gives what it gives alone."""
+    others = {"second": runs("dora"), "layers": runs("adapters")}
+    texts, names = ["good fine the", "bad the dull", "the fine"], ["", "second", "layers"]
+    alone = {"": answers(runs("lora"), texts)} | {name: answers(workdir, texts) for name, workdir in others.items()}
+    lines = [json.dumps({"first": text, "adapter": name}) for text in texts for name in names]
+    read = []
+    monkeypatch.setattr(initialise, "read", lambda folder, own=initialise.read: read.append(folder) or own(folder))
+    flags = [f"--workdir={runs('lora')}", *(f"--adapter={name}={workdir}" for name, workdir in others.items())]
+    stdin = "\n".join([*lines, texts[0]]).encode()
+    code, out, err = call(predict, capfd, *flags, stdin=stdin, monkeypatch=monkeypatch)
+    assert code == 0, err
+    assert read == [encoder] * 2  # its fingerprint, and its numbers
+    got = [json.loads(line)["probabilities"]["0"] for line in out.splitlines()]
+    wanted = [alone[name][i, 0] for i in range(len(texts)) for name in names]
+    np.testing.assert_allclose(got, [*wanted, alone[""][0, 0]], atol=1e-5)
+    assert len(set(got[:3])) > 1
+
+    def refused(says, *more, line=b"{}"):
+        fails(predict, capfd, *more, stdin=line, monkeypatch=monkeypatch, says=says)
+
+    refused(["names the adapter 'third'; there are second, layers"], *flags, line=b'{"first": "a", "adapter": "third"}')
+    refused(["--adapter=x is not NAME=PATH"], flags[0], "--adapter=x")
+    refused(["holds a whole model"], flags[0], f"--adapter=x={encoder}")
+    refused(["its base is quantised otherwise"], flags[0], f"--adapter=x={runs('qlora')}")
+    refused(["as the base has it"], f"--workdir={runs('adapters')}", f"--adapter=x={runs('lora')}")

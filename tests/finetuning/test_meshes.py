@@ -1,8 +1,8 @@
 """Finetuning over eight devices: quantised bases are split, the numbers are those of one device, checkpoints move."""
 
+import adapted_meshes
 import processes
 import pytest
-import adapted_meshes
 
 
 @pytest.fixture(scope="module")

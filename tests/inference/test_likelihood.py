@@ -119,6 +119,19 @@ def test_written_answers_are_scored(asked):
     assert set(found) == {"exact_match", "f1", "questions"} and 0 <= found["exact_match"] <= found["f1"] <= 1
 
 
+def test_squads_own_files_are_read(tmp_path):
+    qas = [
+        {"id": "a", "question": "who?", "answers": [{"text": "the king", "answer_start": 0}] * 2},
+        {"id": "b", "question": "how?", "answers": [], "is_impossible": True},
+    ]
+    content = {"version": "1.1", "data": [{"paragraphs": [{"context": "the king is old.", "qas": qas}]}]}
+    (tmp_path / "dev.json").write_text(json.dumps(content))
+    found = questions.read(tmp_path / "dev.json")
+    assert (found.name, found.kind, len(found.questions)) == ("dev", "passage", 1)
+    assert found.questions[0].prompts[0] == "the king is old.\nQuestion: who?\nAnswer:"
+    assert found.questions[0].answers == (" the king", " the king")
+
+
 @pytest.mark.parametrize(
     ("lines", "message"),
     [

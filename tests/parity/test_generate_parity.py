@@ -8,7 +8,7 @@ transformers = pytest.importorskip("transformers")
 
 from transformers_jax import models  # noqa: E402
 from transformers_jax.decoding.prompts import PromptDecoder  # noqa: E402
-from transformers_jax.interchange import huggingface, mapping, stacking  # noqa: E402
+from transformers_jax.interchange import huggingface, mapping  # noqa: E402
 
 V, END = 53, 2
 PROMPTS = [[5, 7, 9, 11, 4], [3], [8, 8, 30], [6, 12, 19, 4, 7, 3, 20, 21, 5, 9, 40]]

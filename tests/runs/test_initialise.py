@@ -76,13 +76,15 @@ def test_a_new_head_is_new_and_the_rest_is_taken(request, tokenizer, kind, scan)
     np.testing.assert_array_equal(got, params[name])
 
 
-def test_fresh_parameters_get_the_pretrained_ones_in_their_places(folder, tokenizer):
+def test_pretrained_parameters_are_placed_as_the_model_s_are_to_be(folder, tokenizer):
     _, model, params = make(tokenizer, "tagging")
-    fresh = jax.tree.map(lambda x: jax.device_put(np.zeros_like(x)), params)
-    merged = flat(initialise.merged({"params": fresh}, initialise.initial(str(folder), model))["params"])
-    assert merged["embeddings/word"].any() and not merged["classifier/kernel"].any()
+    place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    wanted = {"params": jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, np.float32, sharding=place), params)}
+    found = parameters.flat(initialise.placed(initialise.initial(str(folder), model), wanted)["params"])
+    assert set(parameters.flat(params)) - set(found) == {"classifier/kernel", "classifier/bias"}
+    assert all(isinstance(x, jax.Array) and x.dtype == np.float32 for x in found.values())
     with pytest.raises(ValueError, match="not parameters of the model: other"):
-        initialise.merged({"params": fresh}, {"other": np.ones(1)})
+        initialise.placed({"other": np.ones(1)}, wanted)
 
 
 def test_every_second_layer(folder, tokenizer):

@@ -59,9 +59,7 @@ def open_source(config, split: str) -> Sequence[dict]:
     """
     if split not in SPLITS:
         raise ValueError(f"split {split!r} is not one of {', '.join(SPLITS)}")
-    kinds = {"files": _files, "bible": _bible, "tfds": _tfds}
-    for room in text_sources, token_files, conversations, labelled_sources, folders, digits, prepared, masks, objects:
-        kinds |= room.KINDS
+    kinds = _kinds()
     if config.source not in kinds:
         raise UserError(f"config.data.source={config.source!r} is not one of {', '.join(kinds)}")
     if config.source in ("files", "bible", "tfds") and len(config.languages) != 2:
@@ -70,6 +68,19 @@ def open_source(config, split: str) -> Sequence[dict]:
     if len(source) == 0:
         raise UserError(f"config.data.{split}: no examples of {config.source} are left after filtering")
     return source
+
+
+def names() -> tuple[str, ...]:
+    """What config.data.source may be."""
+    return tuple(_kinds())
+
+
+def _kinds() -> dict:
+    """Each kind of source with what opens it."""
+    kinds = {"files": _files, "bible": _bible, "tfds": _tfds}
+    for room in text_sources, token_files, conversations, labelled_sources, folders, digits, prepared, masks, objects:
+        kinds |= room.KINDS
+    return kinds
 
 
 def has(config, split: str) -> bool:

@@ -1,7 +1,8 @@
 """Going on from prompts of different lengths: sorted by length, batched, each continued from its own last token.
 
-A prompt is read once, whatever number of outputs it gets, and they share its keys and values. Outputs are written a few steps a call of one compiled program,
-and the cache stays on the devices between calls, so that text can be shown, and stop strings found, while it is written.
+A prompt is read once, whatever number of outputs it gets, and they share its keys and values. Outputs are written a few steps
+a call of one compiled program, and the cache stays on the devices between calls, so that text can be shown, and stop strings
+found, while it is written.
 
 Axes: G prompts of a batch, P prompt length, B rows, which are outputs: G times the outputs of a prompt; V vocabulary.
 """
@@ -194,7 +195,7 @@ class PromptDecoder:
                         done[b] |= bool(one.finish)
                 left, numbers[2] = left - lengths, numbers[2] + lengths
         for one in outputs:
-            if not one.finish and not self.slide:
+            if not one.finish and (not self.slide or one.limit < 1):
                 one.finish = LENGTH  # the model's
 
     def _decoded_by_beams(self, params, groups, watch) -> list[list[Continuation]]:

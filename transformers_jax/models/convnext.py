@@ -89,6 +89,7 @@ class Model(image_encoder.ImageEncoder):
     """Stem and stages with one head; `pyramid` gives what each stage makes of images."""
 
     heads = ("none", "classification", "segmentation", "detection")
+    configs = {"classification": "convnext.py:finetune"}
 
     def setup(self):
         c = self.config

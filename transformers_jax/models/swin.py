@@ -213,6 +213,7 @@ class Model(image_encoder.ImageEncoder):
     """Patches and stages with one head; `pyramid` gives what each stage makes of images."""
 
     heads = ("none", "classification", "segmentation", "detection")
+    configs = {"classification": "swin.py:finetune"}
 
     def setup(self):
         c = self.config

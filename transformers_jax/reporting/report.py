@@ -1,8 +1,9 @@
 """Makes the report of a run or a search: pictures and one page, in the folder `report/` of its workdir."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
 from transformers_jax.errors import UserError
 from transformers_jax.files import write_whole
@@ -27,6 +28,7 @@ def make_report(
     positions: bool = True,
     word: WordVectors | None = None,
     images: tuple[Sequence[scenes.Scene], Sequence[str]] | None = None,
+    more: Mapping[str, Callable[[Path], None]] = MappingProxyType({}),
 ) -> Path:
     """Writes report/index.html and its pictures as PNG files beside it; a run or search may still be going on.
 
@@ -37,6 +39,7 @@ def make_report(
       positions: draw the sinusoidal positions as well.
       images: scenes with their true and their found classes, and the names of the classes (see `scenes.worst_scenes`).
       word: one word's vectors in different sentences (see `encoder.word_example`); none if not given.
+      more: title → what draws a picture into a file (see `vision_pictures.pictures`).
 
     Returns:
       The path of the page.
@@ -64,6 +67,9 @@ def make_report(
     if (record.config.get("task") or {}).get("name") == "image_classification" and (table := table_of(samples)):
         pictures["Confusions"] = folder / "confusions.png"
         draw_confusion(*table, pictures["Confusions"])
+    for title, draw in more.items():
+        pictures[title] = folder / f"{title.lower().replace(' ', '_')}.png"
+        draw(pictures[title])
     if images and images[0]:
         pictures["Worst images"] = folder / "scenes.png"
         scenes.draw_scenes(*images, pictures["Worst images"])

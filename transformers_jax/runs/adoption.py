@@ -50,6 +50,9 @@ def adopted(config: ConfigDict, path: str, given: Mapping[str, object] = {}) -> 
     own = {key: config.model[key] for key in mine if key in config.model and key in allowed}
     theirs = {key.removeprefix("model."): value for key, value in given.items() if key.startswith("model.")}
     config = config.copy_and_resolve_references()
+    if "image_size" in fields and isinstance(config.data.get("size"), int):
+        own["image_size"] = config.data.size if "data.size" in given else fields["image_size"]
+        config.data.size = own["image_size"]
     with config.unlocked():
         config.model = ConfigDict(fields | own | theirs)
     if "tokenizer.path" not in given and tasks.named(config.task.name).reads == "text":

@@ -37,7 +37,7 @@ from transformers_jax.files import json_value, locked, write_whole
 from transformers_jax.finetuning import method, trainable
 from transformers_jax.mesh import ROWS, data_shard, make_mesh, row_sharding
 from transformers_jax.models import with_genome
-from transformers_jax.runs import checks, initialise, schedule
+from transformers_jax.runs import checks, initialise, labels, schedule
 from transformers_jax.training.checkpoint import Base, Checkpoints, any_process
 from transformers_jax.training.state import TrainState, abstract_state
 
@@ -269,20 +269,18 @@ class Experiment:
 
 def settled(config: ConfigDict) -> ConfigDict:
     """The config with all it refers to that decides on the run: a genome's text and unit in place of its file or name,
-    steps in place of epochs, the classes of the training data where a task of images names no labels.
+    steps in place of epochs, the labels of the training data where a task that has some names none.
 
     Raises:
       UserError: there is no such genome, or it is invalid; the training data that make an epoch, or have the classes, cannot be
         read; or it is no config of one run.
     """
+    configuration.check(config)
     checks.run(config)
     config = schedule.scheduled(config)
-    if "labels" in config.task and not config.task.labels and tasks.named(config.task.name).reads == "images":
+    if "labels" in config.task and not config.task.labels and (found := labels.of_training(config)):
         config = config.copy_and_resolve_references()
-        classes = getattr(sources.open_source(config.data, "train"), "classes", ())
-        if not classes:
-            raise UserError(f"config.task.labels is empty, and config.data.source={config.data.source} does not tell them")
-        config.task.labels = tuple(classes)
+        config.task.labels = found
     if not config.model.get("genome"):
         return config
     config = config.copy_and_resolve_references()

@@ -13,6 +13,7 @@ from transformers_jax.data.text.train_tokenizer import learn
 from transformers_jax.inference.predictor import Loaded
 from transformers_jax.interchange import huggingface
 from transformers_jax.mesh import make_mesh
+from transformers_jax.parameters import flat, nest
 
 LINES = [f"the {a} of the {b} is {c}, and so it goes on." for a in ("king", "end", "capital") for b in ("sea", "land")
          for c in ("old", "far away", "7")]  # fmt: skip
@@ -30,11 +31,15 @@ def tokenizer(kind: str = "bpe"):
 
 @functools.cache
 def parameters(vocab_size: int):
-    """(model, params) whose outputs vary."""
+    """(model, params) whose outputs vary, and hardly have a byte in them that is no character."""
     model = models.build(FIELDS, vocab_size)
     shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), model.protocol().example()))["params"]
     random = np.random.default_rng(1)
-    return model, jax.tree.map(lambda x: random.normal(0.0, 0.6, x.shape).astype(np.float32), nn.unbox(shapes))
+    params = jax.tree.map(lambda x: random.normal(0.0, 0.6, x.shape).astype(np.float32), nn.unbox(shapes))
+    params["embedding"] *= 3.0
+    params["position"]["embedding"] *= 3.0
+    params["lm_head"][3:259] = 0.0  # the bytes
+    return model, params
 
 
 @functools.cache
@@ -46,10 +51,11 @@ def there() -> Loaded:
     return Loaded(model, variables, t, make_mesh({"data": 1}, jax.devices()[:1]), None, Path("tiny"), (t.eos_id,))
 
 
-def write(folder: Path) -> Path:
-    """The model as a folder of Hugging Face's."""
+def write(folder: Path, changes: dict | None = None) -> Path:
+    """The model as a folder of Hugging Face's, with other numbers for some parameters by name."""
     t = tokenizer()
     model, params = parameters(t.vocab_size)
+    params = nest(flat(params) | (changes or {}))
     huggingface.save(folder, FIELDS | {"vocab_size": t.vocab_size, "head": "causal_lm"}, params, t)
     (folder / "chat_template.jinja").write_text(CHAT)
     return folder

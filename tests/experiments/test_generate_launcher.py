@@ -2,15 +2,15 @@
 
 import json
 import sys
-from pathlib import Path
 
+import numpy as np
 import pytest
-from launching import call, fails
-
-sys.path.append(str(Path(__file__).resolve().parent.parent / "inference"))
 import tiny_decoder
+from launching import REPOSITORY, call, fails
 
-from experiments import evaluate, generate
+from experiments import evaluate, generate, pretrain
+from transformers_jax import parameters
+from transformers_jax.interchange import huggingface, mapping, peft
 
 PROMPTS = b"the king of the\n\nso it goes, the\n"
 
@@ -30,8 +30,8 @@ def test_a_line_in_a_line_out(model, capfd, monkeypatch):
     flags = [model, "--max_tokens=8"]
     texts = lines_of(capfd, monkeypatch, *flags)
     assert len(texts) == 3 and texts[1] == "" and texts[0] and texts[0] != texts[2]
-    found = [json.loads(line) for line in lines_of(capfd, monkeypatch, *flags, "--format=jsonl",
-             stdin=b'{"prompt": "the king of the", "id": 7}\n\n{"messages": [{"role": "user", "content": "so"}]}\n')]  # fmt: skip
+    asked = b'{"prompt": "the king of the", "id": 7}\n\n{"messages": [{"role": "user", "content": "so"}]}\n'
+    found = [json.loads(line) for line in lines_of(capfd, monkeypatch, *flags, "--format=jsonl", stdin=asked)]
     assert found[0]["id"] == 7 and found[0]["outputs"][0]["text"].replace("\n", "\\n") == texts[0] and found[1] == {}
     assert found[2]["outputs"][0]["finish"] in ("end", "length")
     drawn = lines_of(capfd, monkeypatch, *flags, "--temperature=1.5", "--num_samples=2", "--seed=3")
@@ -49,6 +49,25 @@ def test_one_prompt_is_written_as_it_comes(model, capfd, monkeypatch):
     assert len(json.loads(out)["outputs"][0]["tokens"]) <= 4
 
 
+def test_an_adapter_beside_the_model_writes_what_the_merged_model_does(model, tmp_path, capfd, monkeypatch):
+    built, params = tiny_decoder.parameters(tiny_decoder.tokenizer().vocab_size)
+    random, learned, merged = np.random.default_rng(0), {}, {}
+    for layer in (0, 1):
+        name = f"decoder/layer_{layer}/block/feed_forward/expand/"
+        a, b = random.normal(size=(16, 2)).astype(np.float32), random.normal(size=(2, 32)).astype(np.float32)
+        learned |= {f"{name}lora_a": a, f"{name}lora_b": b, f"{name}lora_scale": np.float32(0.5)}
+        merged[f"{name}kernel"] = parameters.flat(params)[f"{name}kernel"] + 0.5 * a @ b
+    names = huggingface.names_of(tiny_decoder.FIELDS | {"vocab_size": tiny_decoder.tokenizer().vocab_size})
+    plan = mapping.plan(names, "causal_lm", mapping.shapes(built))
+    peft.write(tmp_path / "adapter", plan, learned, base="tiny", head="causal_lm")
+    whole = f"--init_from={tiny_decoder.write(tmp_path / 'merged', merged)}"
+    beside, alone, together = (
+        lines_of(capfd, monkeypatch, *flags, "--max_tokens=8") for flags in
+        ([model, f"--adapter={tmp_path}/adapter"], [model], [whole])
+    )  # fmt: skip
+    assert beside == together != alone
+
+
 def test_a_conversation_keeps_what_was_said(model, capfd, monkeypatch):
     asked = iter(["the king?", "", "<s>", "and the sea?", "/exit", "never asked"])
     monkeypatch.setattr("builtins.input", lambda prompt: next(asked))
@@ -63,6 +82,21 @@ def test_a_conversation_keeps_what_was_said(model, capfd, monkeypatch):
     assert [m["role"] for m in given[-1]] == ["system", "user", "assistant", "user"]
     answers = out.split("\n")
     assert given[-1][2]["content"] == answers[0] and len(answers) == 3
+
+
+def test_a_run_writes_samples_and_goes_on_from_prompts(prose, tmp_path, capfd, monkeypatch):
+    train, validation = prose
+    flags = [f"--config={REPOSITORY}/configs/gpt.py:tiny", f"--workdir={tmp_path}/w", *prose, "--config.training.steps=6"]
+    flags.append(validation.replace("validation=", "test="))
+    code, out, err = call(pretrain, capfd, *flags)
+    assert code == 0, err
+    samples = [json.loads(line) for line in (tmp_path / "w" / "samples.jsonl").read_text().splitlines()]
+    assert samples and all(set(sample) == {"prompt", "continuation", "reference"} for sample in samples)
+    [text] = lines_of(capfd, monkeypatch, f"--workdir={tmp_path}/w", "--max_tokens=6", stdin=b"the value of\n")
+    assert text
+    code, out, err = call(generate, capfd, f"--workdir={tmp_path}/w", "--prompt=the value", "--logprobs", "--max_tokens=5")
+    assert code == 0 and 1 <= len(json.loads(out)["outputs"][0]["tokens"]) <= 5, err
+    fails(generate, capfd, f"--workdir={tmp_path}/w", "--prompt=a", "--adapter=x", says=["--adapter"])
 
 
 def test_mistakes_end_in_one_line(model, tmp_path, capfd, monkeypatch):
