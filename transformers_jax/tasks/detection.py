@@ -46,7 +46,7 @@ class Task(Base):
     """
 
     reads = "images"
-    learned = "objects"
+    learned, counted = "objects", "positions"
     row_fields = ("image", "boxes", "box_labels")
     scored_by, main_metric, bigger_is_better = "predictions", "ap", True
     line_means, line_keys = "the path of an image", ("image",)

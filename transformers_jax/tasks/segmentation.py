@@ -43,7 +43,7 @@ class Task(Base):
     """
 
     reads = "images"
-    learned = "mask"
+    learned, counted = "mask", "pixels"
     row_fields = ("image", "mask")
     scored_by, main_metric, bigger_is_better = "sums", "mean_iou", True
     line_means, line_keys = "the path of an image", ("image",)
@@ -51,7 +51,7 @@ class Task(Base):
     def __init__(self, data, *, labels: Sequence[str] = (), void: int = NO_CLASS, first: int = 0, overlap: float = 0.25):
         self.labels, self.views, self.channels = Labels(labels), Views(data), channels_of(data)
         self.void, self.first, self.overlap = void, first, overlap
-        self.skip = data.get("on_error", "fatal") == "skip"
+        self.skip, self._kept = data.get("on_error", "fatal") == "skip", {}
         self.row_shapes = {"image": (*self.views.size, self.channels), "mask": self.views.size}
         _check(self)
 
@@ -69,7 +69,10 @@ class Task(Base):
         """Whole images."""
         if not self.skip or not isinstance(source, Placed):
             return source
-        return scenes.without_mistakes(source, lambda example: self._mask(example["mask"]) if "mask" in example else None)
+        if id(source) not in self._kept:  # all masks are read for it, once; the source is kept so that its id stays its own
+            kept = scenes.without_mistakes(source, lambda example: "mask" in example and self._mask(example["mask"]))
+            self._kept[id(source)] = source, kept
+        return self._kept[id(source)][1]
 
     def encode(self, example: dict) -> dict[str, Any]:
         """→ `image` and `mask`, uint8 in their own size, and the window to look through, if there is one."""
@@ -148,8 +151,8 @@ class Task(Base):
         losses, predictions = scorer.predictions(split, **model)
         confusion = predictions["confusion"].sum(axis=0, dtype=np.int64)  # [L, L]
         of_class = zip(self.labels.names, scenes.intersection_over_union(confusion), strict=True)
-        scores = losses | scenes.scores_of(confusion) | {f"iou_{name}": float(iou) for name, iou in of_class}
-        return scores, self.samples(scorer.source(split), predictions)
+        scores = {f"iou_{name}": float(iou) for name, iou in of_class if not np.isnan(iou)}
+        return losses | scenes.scores_of(confusion) | scores, self.samples(scorer.source(split), predictions)
 
     def samples(self, source: Sequence[dict], predictions: dict) -> list[dict]:
         """{"image": its file, "mask": its mask's, "mean_iou", "pixel_accuracy", "pixels": {true class: {class that was found:
