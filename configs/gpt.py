@@ -11,7 +11,7 @@ Finetuning: python -m experiments.finetune --config=configs/gpt.py:VARIANT --wor
 | `large`      | 774M, 36 layers of 1,280                                           | not run                             |
 | `xl`         | 1,558M, 48 layers of 1,600                                         | not run                             |
 | `gpt`        | the first GPT: 117M, norms behind the sublayers, rows of 512       | paper: a month on 8 GPUs; not run   |
-| `distilgpt2` | 6 layers of 768 from GPT-2 small, as DistilBERT: --config.task.teacher=FOLDER | not run                  |
+| `distilgpt2` | 6 layers of 768 from GPT-2 small: --config.task.teacher=FOLDER     | not run                             |
 | `quickstart` | 10M parameters on the English Bible, chapter by chapter            | not run                             |
 | `books`      | 5M parameters on text files that are given, on two cores           | 20 minutes planned; not run         |
 | `tiny`       | seconds on a CPU, for tests: files given                           | none                                |
@@ -86,7 +86,7 @@ def books(config: ConfigDict) -> None:
     config.model.update(layers=4, width=256, num_heads=4, mlp_width=1024, dropout=0.0, embedding_dropout=0.0)
     config.model.attention_dropout = 0.0
     config.data.update(source="text", unit="file", batch_size=8)
-    config.training.steps = 2000
+    config.training.steps = 3000
 
 
 def tiny(config: ConfigDict) -> None:

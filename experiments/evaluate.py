@@ -2,8 +2,12 @@
 
 python -m experiments.evaluate --workdir=DIR [--split=test] [--samples=N] [--average=N | --step=N]
     [--config.decoding.beam_size=8 …]
+python -m experiments.evaluate --workdir=DIR --knn=K|--few_shot=N [--split=test] [--average=N | --step=N]
 python -m experiments.evaluate --workdir=DIR|--init_from=FOLDER|WORKDIR|HUB_NAME|FILE.gguf --tasks=FILE,… [--tasks_dir=DIR]
-    [--shots=K] [--seed=N] [--limit=N]
+    [--shots=K] [--seed=N] [--limit=N] [--adapter=FOLDER]
+
+--knn and --few_shot measure the features of a model of images: K nearest neighbours among the training images, and a linear map
+found from N training images of each class.
 
 --tasks measures a language model with files of questions, JSON lines, plain or gzip: choices, pairs of sentences and last words
 by their likelihood, worked answers and answers out of passages by writing them (see `transformers_jax.inference.questions`).
@@ -24,6 +28,9 @@ flags.DEFINE_enum("split", "test", ("train", "validation", "test"), "which examp
 flags.DEFINE_integer("average", None, "over how many of the newest checkpoints", 1, flag_values=FLAGS)
 flags.DEFINE_integer("samples", 0, "examples to print with what the model made of them", 0, flag_values=FLAGS)
 flags.DEFINE_integer("step", None, "one checkpoint, by its step", flag_values=FLAGS)
+flags.DEFINE_string("adapter", None, "--tasks, --init_from: folder of a LoRA adapter of PEFT's", flag_values=FLAGS)
+flags.DEFINE_integer("knn", 0, "images: so many nearest training images vote", 0, flag_values=FLAGS)
+flags.DEFINE_integer("few_shot", 0, "images: of each class, for a linear map of the features", 0, flag_values=FLAGS)
 flags.DEFINE_list("tasks", [], "files of questions", flag_values=FLAGS)
 flags.DEFINE_string("tasks_dir", None, "folder of these files", flag_values=FLAGS)
 flags.DEFINE_integer("shots", 0, "--tasks: examples before each question", 0, flag_values=FLAGS)
@@ -33,28 +40,32 @@ flags.DEFINE_integer("limit", 0, "--tasks: only so many questions of each file, 
 
 def main(args, config) -> None:
     if args.tasks:
-        return measure(args)
+        return measure(args, config)
     if args.init_from:
         raise UserError("--init_from is for --tasks=FILE,…; a split is scored with --workdir of a run")
     from transformers_jax.files import json_value
     from transformers_jax.runs.evaluate import evaluate
     from transformers_jax.runs.experiment import Experiment
 
+    if args.knn or args.few_shot:
+        from transformers_jax.runs.probes import probe
+
+        which = {"knn": args.knn, "few_shot": args.few_shot, "average": args.average, "step": args.step}
+        launch.show(json.dumps(probe(Experiment(config, args.workdir), args.split, **which)))
+        return
     scores, samples = evaluate(Experiment(config, args.workdir), args.split, average=args.average, step=args.step)
     for sample in samples[:: max(1, len(samples) // max(1, args.samples))][: args.samples]:
         launch.show(*(f"{name:<12} {text}" for name, text in sample.items()), "")
     launch.show(json.dumps(json_value(scores), allow_nan=False))
 
 
-def measure(args) -> None:
+def measure(args, config) -> None:
     """Scores of a model on each file of --tasks, a line each, and all of them as one JSON object."""
-    from transformers_jax.inference import likelihood, predictor, questions, written
+    from transformers_jax.inference import likelihood, questions, written
 
-    if bool(args.workdir) == bool(args.init_from):
-        raise UserError("give one of --workdir and --init_from")
     began, found = time.monotonic(), {}
     asked = [questions.read(path) for path in questions.paths_of(args.tasks, args.tasks_dir)]
-    there = predictor.loaded(args.init_from or args.workdir, average=args.average, step=args.step)
+    there = launch.model(args, config)
     scorer = likelihood.Likelihood(there)
     how = {"shots": args.shots, "seed": args.seed, "limit": args.limit}
     for one in asked:

@@ -8,7 +8,7 @@
 
         [--method=greedy|beam|sample] [--temperature=0.7] [--top_k=N] [--top_p=X] [--min_p=X] [--repetition_penalty=X]
         [--num_samples=N] [--beam_size=N] [--alpha=X] [--seed=N] [--stop=TEXT …] [--max_tokens=N] [--slide] [--logprobs]
-        [--average=N | --step=N]
+        [--adapter=FOLDER] [--average=N | --step=N]
 
 Without --method, tokens are drawn where one of the flags of sampling is given, and are the likeliest otherwise. --stop may be
 given several times; \\n in it is the end of a line. With --format=jsonl each line of the output is the line of the input as a
@@ -31,6 +31,7 @@ from transformers_jax.errors import UserError
 
 FLAGS = launch.flags_of(config="workdir")
 flags.DEFINE_string("init_from", None, "the model, in place of --workdir", flag_values=FLAGS)
+flags.DEFINE_string("adapter", None, "--init_from: folder of a LoRA adapter of PEFT's", flag_values=FLAGS)
 flags.DEFINE_string("prompt", None, "one prompt, in place of standard input", flag_values=FLAGS)
 flags.DEFINE_bool("chat", False, "prompts are messages, answered by the model's chat template", flag_values=FLAGS)
 flags.DEFINE_string("system", None, "--chat: a message of the system before all others", flag_values=FLAGS)
@@ -61,17 +62,15 @@ END = ("/exit", "/quit")
 
 
 def main(args, config) -> None:
-    from transformers_jax.inference import generate, predictor
+    from transformers_jax.inference import generate
 
-    if bool(args.workdir) == bool(args.init_from):
-        raise UserError("give one of --workdir and --init_from")
     options = {name: args[name].value for name in OPTIONS}
     stops = tuple(stop.replace("\\n", "\n") for stop in args.stop)
     options = generate.Options(method=args.method or "", stop=stops, **options)
     options.check()
     if args.logprobs and args.format == "text":
         raise UserError("--logprobs: lines of text have no place for them; give --format=jsonl")
-    there = predictor.loaded(args.init_from or args.workdir, average=args.average, step=args.step)
+    there = launch.model(args, config)
     generator = generate.Generator(there, options)
     if args.prompt is not None:
         one(generator, args)

@@ -154,6 +154,24 @@ def parse(values: flags.FlagValues, argv: list[str], help_text: str = "") -> tup
     return args, config
 
 
+def model(args: flags.FlagValues, config: ConfigDict):
+    """What --workdir or --init_from names, a `predictor.Loaded`, for launchers with --average, --step and --adapter.
+
+    Raises:
+      UserError: both or none are given, or it cannot be read.
+    """
+    from transformers_jax.inference import predictor
+    from transformers_jax.runs.experiment import Experiment
+
+    if bool(args.workdir) == bool(args.init_from):
+        raise UserError("give one of --workdir and --init_from")
+    if args.init_from:
+        return predictor.loaded(args.init_from, average=args.average, step=args.step, adapter=args.adapter)
+    if args.adapter:
+        raise UserError("--adapter is for --init_from: a workdir has its own")
+    return predictor.trained(Experiment(config, args.workdir), average=args.average, step=args.step)
+
+
 def given(args: flags.FlagValues, config: ConfigDict) -> dict[str, object]:
     """The keys of the config that the command line sets, "model.dropout" say, with their values."""
     values = dict(configuration.flatten(config))

@@ -1,8 +1,8 @@
 """Answers of a trained model: a line in, a JSON object out, in order; an empty line gives {}.
 
-    python -m experiments.predict --workdir=DIR [--average=N | --step=N] < lines
+    python -m experiments.predict --workdir=DIR [--average=N | --step=N] [--adapter=NAME=WORKDIR …] < lines
     python -m experiments.predict --init_from=FOLDER|WORKDIR|HUB_NAME --task=fill_mask [--top=5] < lines
-    python -m experiments.predict --workdir=DIR IMAGE|FOLDER …
+    python -m experiments.predict --workdir=DIR [--out=FOLDER] IMAGE|FOLDER …
 
 A line is text, by the task of the run:
 
@@ -10,12 +10,18 @@ A line is text, by the task of the run:
     tagging                               words with blanks between them
     span_qa                               question TAB passage
     multiple_choice                       beginning TAB choice TAB choice …
-    image_classification                  the path of an image
+    image_classification, segmentation,
+    detection                             the path of an image
     masked_lm (fill_mask)                 a text with [MASK] for each gap: "Let's stick to [MASK] in this skit"
 
 or a JSON object with the keys of the task's examples. It comes back with labels and their probabilities, a tag for each word,
 the answer and where it stands in the passage, or the best words for each gap. --format=text takes lines that begin with { as
-they are. Of a run on images, files and folders of them may also be arguments, instead of lines.
+they are. Of a run on images, files and folders of them may also be arguments, instead of lines. With --out, segmentation
+writes each image's mask as PNG, whose numbers are the classes, and the image with the mask laid over it; detection the image
+with the boxes.
+
+A JSON object whose key "adapter" is NAME is answered by the run in that WORKDIR, which was trained beside the same base as the
+one in DIR; the base is read once. Others are answered by the latter.
 """
 
 import json
@@ -31,7 +37,9 @@ FLAGS = launch.flags_of(config="workdir", arguments="an image, or a folder of im
 flags.DEFINE_string("init_from", None, "pretrained weights to fill gaps with, in place of --workdir", flag_values=FLAGS)
 flags.DEFINE_enum("task", None, ("fill_mask",), "what to do; by default that which was trained", flag_values=FLAGS)
 flags.DEFINE_enum("format", "auto", ("auto", "text", "jsonl"), "of the lines; auto looks for {", flag_values=FLAGS)
+flags.DEFINE_multi_string("adapter", [], "NAME=WORKDIR of another run beside the same base", flag_values=FLAGS)
 flags.DEFINE_integer("top", 5, "words for a gap", 1, flag_values=FLAGS)
+flags.DEFINE_string("out", None, "folder for masks, and for images with masks or boxes", flag_values=FLAGS)
 flags.DEFINE_integer("average", None, "over how many of the newest checkpoints", 1, flag_values=FLAGS)
 flags.DEFINE_integer("step", None, "one checkpoint, by its step", flag_values=FLAGS)
 
@@ -42,7 +50,7 @@ IMAGES = 256
 
 def main(args, config) -> None:
     from transformers_jax.data.images.folders import images_in
-    from transformers_jax.inference import answers, predictor
+    from transformers_jax.inference import adapters, answers, predictor
     from transformers_jax.runs.experiment import Experiment
 
     if bool(args.workdir) == bool(args.init_from):
@@ -54,6 +62,12 @@ def main(args, config) -> None:
     else:
         there = predictor.trained(Experiment(config, args.workdir), average=args.average, step=args.step)
     answer = answers.answerer(there, args.task or "", top=args.top)
+    if args.out:
+        answer.task.write_to(args.out)
+    if args.adapter:
+        others = adapters.named(there, list(dict.fromkeys(args.adapter)))  # arguments are parsed twice
+        own = {name: answers.answerer(other, top=args.top) for name, other in others.items() if name}
+        answer = answers.ByAdapter({"": answer} | own)
     number, form, what, blocks = 0, args.format, "standard input, line", lines.blocks_of_input()
     if args.arguments:
         if answer.task.reads != "images":

@@ -23,18 +23,23 @@ def main(args, config) -> None:
 def pictures_of(args, config) -> dict:
     """What a trained model can be asked for: attention, and of an encoder a word's vectors. Without a model, nothing."""
     from transformers_jax.data.text.lines import filled
-    from transformers_jax.reporting import word_vectors
+    from transformers_jax.reporting import vision_pictures, word_vectors
     from transformers_jax.reporting.attention import attention_example
+    from transformers_jax.reporting.scenes import worst_scenes
     from transformers_jax.runs.experiment import Experiment
 
     texts = filled(args.sentences, "--sentences") if args.sentences else None
-    found = {}
+    found, run = {}, Experiment(config, args.workdir)
     try:
-        run = Experiment(config, args.workdir)
         if not run.reads_text:
             if args.word or args.sentences:
                 raise UserError(f"--word and --sentences are for encoders of texts; {args.workdir} reads images")
-            return {"positions": False}
+            found["positions"] = False
+            if config.task.name == "segmentation":
+                found["images"] = worst_scenes(run)
+            elif config.task.name == "image_classification":
+                found["more"] = vision_pictures.pictures(run)
+            return found
         if not word_vectors.is_encoder(run):
             if args.word or args.sentences:
                 raise UserError(f"--word and --sentences are for encoders; {args.workdir} holds none")
@@ -45,7 +50,8 @@ def pictures_of(args, config) -> dict:
     except UserError as error:
         if args.word or args.sentences:
             raise
-        logging.warning("the report is without %s: %s", "a word's vectors" if "attention" in found else "attention", error)
+        part = "a word's vectors" if "attention" in found else "attention" if run.reads_text else "pictures of the model"
+        logging.warning("the report is without %s: %s", part, error)
     return found
 
 

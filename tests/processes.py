@@ -28,7 +28,7 @@ def start(file, *arguments, devices: int = 0, before=()) -> subprocess.Popen:
 def finish(process: subprocess.Popen, code: int = 0) -> tuple:
     """(the JSON that it printed last, or None where it was to end otherwise; its stderr) of a script that ends with `code`."""
     try:
-        out, err = process.communicate(timeout=300)
+        out, err = process.communicate(timeout=900)  # on machines that are busy
     finally:
         process.kill()
     assert process.returncode == code, err[-3000:]

@@ -4,7 +4,7 @@ A batch is a plain dict of numpy (or jax) arrays. Data rooms fill it, models and
 between them.
 
 Axes: B batch rows, S source length, T target length (of a text that is only read, its length), H height, W width, C channels
-of an image, K classes.
+of an image, K classes, N objects, S4 the four sides of a box.
 
 A task whose examples are groups, the choices of a question or two sentences to compare, has one more axis: its fields of
 [B, T] are [B, C, T], C being the members of a group there.
@@ -42,6 +42,9 @@ FIELDS: dict[str, Field] = {
     "label": Field(("B",), np.int32, "class of the example; of a group, which member is right"),
     "score": Field(("B",), np.float32, "number to be predicted of the example"),
     "image": Field(("B", "H", "W", "C"), np.uint8, "pixels of an image: the model normalises them, on the device"),
+    "mask": Field(("B", "H", "W"), np.int32, "class of each pixel of an image; 255 where it has none"),
+    "boxes": Field(("B", "N", "S4"), np.float32, "left, top, right, bottom of each object of an image, in pixels"),
+    "box_labels": Field(("B", "N"), np.int32, "class of each object; -1 where there is none, -2 for many in one box"),
     "labels": Field(("B", "K"), np.float32, "1 for each class that the example has, else 0; or a share of it"),
     "starts": Field(("B",), np.int32, "position of the first token of the answer"),
     "ends": Field(("B",), np.int32, "position of the last token of the answer"),

@@ -1,6 +1,6 @@
 """What a model returns, by what it was asked for. A leaf.
 
-Axes: B batch rows, T length, D model width, V vocabulary, L labels, C choices.
+Axes: B batch rows, T length, D model width, V vocabulary, L labels, C choices, P positions of an image's maps.
 """
 
 from typing import NamedTuple
@@ -51,3 +51,20 @@ class PretrainingOutput(NamedTuple):
 
     lm: LanguageModelOutput
     next: jax.Array
+
+
+class DetectionOutput(NamedTuple):
+    """Objects of images, at each position of several maps.
+
+    logits: [B, P, L] of labels, each for itself.
+    distances: [B, P, 4] pixels from the position to the left, upper, right and lower side of its object's box.
+    middle: [B, P] logits, how near the position is to the middle of the box.
+    centres: [P, 2] of the positions, across and down, in pixels.
+    strides: [P] pixels from one position to the next.
+    """
+
+    logits: jax.Array
+    distances: jax.Array
+    middle: jax.Array
+    centres: jax.Array
+    strides: jax.Array

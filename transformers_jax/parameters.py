@@ -24,10 +24,14 @@ def is_boxed(leaf: Any) -> bool:
     return isinstance(leaf, meta.AxisMetadata)
 
 
+def is_packed(leaf: Any) -> bool:
+    """Whether several arrays make up one parameter, as a quantised kernel's do; its class says `one_parameter = True`."""
+    return getattr(type(leaf), "one_parameter", False)
+
+
 def is_whole(leaf: Any) -> bool:
-    """Whether a node of a tree counts as one parameter: a boxed leaf, or an array in several, whose class says so by
-    `one_parameter = True`, as quantised kernels do."""
-    return is_boxed(leaf) or getattr(type(leaf), "one_parameter", False)
+    """Whether a node of a tree counts as one parameter: a boxed leaf or a packed one."""
+    return is_boxed(leaf) or is_packed(leaf)
 
 
 def name_of(path: tuple) -> str:

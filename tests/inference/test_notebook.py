@@ -65,3 +65,14 @@ def test_what_a_model_cannot_do_is_said(labelled):
 def test_importing_the_package_imports_no_jax():
     code = "import sys, transformers_jax; sys.exit('jax' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_the_readmes_example_runs(labelled):
+    """Its lines about a model, with the run above for the model; those that train are the calls tested above."""
+    readme = (CONFIGS.parent / "README.md").read_text(encoding="utf-8")
+    code = readme.split("```python\n")[1].split("```")[0]
+    asked, trained = code.split("tj.train(")
+    names: dict = {}
+    exec(asked.replace('tj.load("F")', f"tj.load({str(labelled[0])!r})"), names)
+    assert names["vectors"].shape == (2, 16) and names["output"].logits.shape[-1] == 2 and names["kernels"]
+    assert 'tj.evaluate("W", "validation")' in trained and ".translate([" in trained

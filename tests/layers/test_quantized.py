@@ -243,7 +243,9 @@ def test_scanned_layers(kind, block, double):
 
 def test_names_and_axes_of_leaves():
     tree = {"query": {"kernel": quantize(normal(2, 64, 4, 16), stacked=True)}}
-    kernel, leaves = tree["query"]["kernel"], parameters.flat(tree)
+    kernel = tree["query"]["kernel"]
+    assert parameters.flat(tree) == {"query/kernel": kernel}  # one parameter, of several arrays
+    leaves = {parameters.name_of(path): x for path, x in jax.tree_util.tree_flatten_with_path(tree)[0]}
     axes = kernel.logical_axes(("layers", "embed", "heads", "kv"))
     assert {f"query/kernel/{name}" for name in axes} == set(leaves)
     assert axes["codes"] == axes["absmax"] == ("layers", "heads", "embed") and axes["nested_offset"] == ("layers",)

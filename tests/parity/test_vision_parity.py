@@ -36,6 +36,10 @@ CASES = [
     ("segformer", "none", {}, (64, 48)),
     ("segformer", "classification", dict(mlp_ratios=[2, 3, 4], hidden_act="relu"), (50, 39)),
     ("segformer", "segmentation", {}, (50, 39)),
+    ("segformer", "segmentation", dict(
+        num_encoder_blocks=4, hidden_sizes=[4, 6, 8, 12], depths=[1, 2, 1, 1], num_attention_heads=[1, 2, 1, 3],
+        sr_ratios=[2, 2, 2, 1], mlp_ratios=[4, 2, 3, 1], patch_sizes=[7, 3, 3, 3], strides=[4, 2, 2, 2], decoder_hidden_size=6,
+    ), (64, 96)),
     ("convnext", "none", {}, (32, 48)),
     ("convnext", "classification", dict(patch_size=2, layer_norm_eps=1e-3, layer_scale_init_value=0.0), (32, 32)),
 ]

@@ -76,13 +76,15 @@ def test_a_new_head_is_new_and_the_rest_is_taken(request, tokenizer, kind, scan)
     np.testing.assert_array_equal(got, params[name])
 
 
-def test_fresh_parameters_get_the_pretrained_ones_in_their_places(folder, tokenizer):
+def test_pretrained_parameters_are_placed_as_the_model_s_are_to_be(folder, tokenizer):
     _, model, params = make(tokenizer, "tagging")
-    fresh = jax.tree.map(lambda x: jax.device_put(np.zeros_like(x)), params)
-    merged = flat(initialise.merged({"params": fresh}, initialise.initial(str(folder), model))["params"])
-    assert merged["embeddings/word"].any() and not merged["classifier/kernel"].any()
+    place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    wanted = {"params": jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, np.float32, sharding=place), params)}
+    found = parameters.flat(initialise.placed(initialise.initial(str(folder), model), wanted)["params"])
+    assert set(parameters.flat(params)) - set(found) == {"classifier/kernel", "classifier/bias"}
+    assert all(isinstance(x, jax.Array) and x.dtype == np.float32 for x in found.values())
     with pytest.raises(ValueError, match="not parameters of the model: other"):
-        initialise.merged({"params": fresh}, {"other": np.ones(1)})
+        initialise.placed({"other": np.ones(1)}, wanted)
 
 
 def test_every_second_layer(folder, tokenizer):
@@ -272,3 +274,22 @@ def test_mistakes_end_in_one_line(folder, workdir, tmp_path, capfd):
     (tmp_path / "other" / "config.json").write_text(json.dumps(config | {"model_type": "t5", "architectures": ["T5Model"]}))
     assert run(tmp_path / "other", tmp_path / "new") == 2
     assert "'t5' (T5Model) is not supported; supported are" in capfd.readouterr().err and not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("name", ["gpt", "llama"])
+def test_decoders_there_and_back_again(tmp_path, name):
+    """Its workdir has rows no longer than the model reads, and what comes back are the same numbers."""
+    tokenizer = learn("byte_bpe", LINES, 300)
+    sizes = dict(name=name, width=8, num_heads=2, mlp_width=16, layers=2, max_length=40, head="causal_lm")
+    sizes |= {"kv_heads": 1} if name == "llama" else {}
+    fields = sizes | {"vocab_size": tokenizer.vocab_size}
+    model, rng = models.build(fields, 0), np.random.default_rng(0)
+    drawn = {n: rng.standard_normal(s).astype(np.float32) for n, s in mapping.shapes(model).items()}
+    huggingface.save(tmp_path / "folder", fields, parameters.nest(drawn), tokenizer)
+    assert run(tmp_path / "folder", tmp_path / "W") == 0
+    config = configuration.read(tmp_path / "W")
+    assert config.data.lengths.tokens == 40 and config.task.name == "causal_lm" and config.model.name == name
+    assert run(tmp_path / "W", tmp_path / "back") == 0
+    _, leaves, _ = huggingface.opened(tmp_path / "back")
+    there, back = huggingface.opened(tmp_path / "folder")[1], {n: np.asarray(x) for n, x in leaves.items()}
+    assert there.keys() == back.keys() and all(np.array_equal(np.asarray(there[n]), back[n]) for n in back)

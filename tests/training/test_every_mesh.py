@@ -5,7 +5,7 @@ import functools
 import processes
 import pytest
 import tiny_meshes
-from tiny_meshes import DECODING, MODELS, WAYS
+from tiny_meshes import CONTINUING, DECODING, MODELS, WAYS
 
 CORE = ("transformer", "luong", "bert", "gpt", "vit")
 """One of each kind: attention and a recurrence that decode, an encoder, a decoder and images. The others are `slow`."""
@@ -41,7 +41,7 @@ def test_a_mesh_learns_what_one_device_does(name, way):
     assert one["steps"][0][0] != one["evaluated"] and one["steps"][0][1] > 0.1
 
 
-@pytest.mark.parametrize("name", cases(DECODING))
+@pytest.mark.parametrize("name", cases(DECODING + CONTINUING))
 @pytest.mark.parametrize("way", [way for way in WAYS if way != "pmap"])
 @pytest.mark.parametrize("method", ["greedy", "beam"])
 def test_a_mesh_decodes_what_one_device_does(name, way, method):

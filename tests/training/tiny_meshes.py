@@ -17,6 +17,7 @@ import optax
 
 from transformers_jax import models
 from transformers_jax.decoding.decoder import Decoder
+from transformers_jax.decoding.prompts import PromptDecoder
 from transformers_jax.genomes.genome import EVOLVED_TRANSFORMER, replace
 from transformers_jax.layers.losses import label_sums
 from transformers_jax.mesh import AXES, global_batch, make_mesh
@@ -66,6 +67,9 @@ MODELS = {
 
 DECODING = ("transformer", "evolved_transformer", "luong", "genome")
 """Those that write a target after a source here."""
+
+CONTINUING = ("gpt", "llama")
+"""Those that go on from prompts."""
 
 
 @functools.cache
@@ -151,6 +155,8 @@ def measure(name: str, mesh, parallelism: str, *, dropout: float = 0.1, decodes:
     found = {}
     if decodes and name in DECODING:
         found["decoded"] = {method: decode(model, state.params, mesh, method) for method in ("greedy", "beam")}
+    if decodes and name in CONTINUING:
+        found["decoded"] = {method: go_on(model, state.params, mesh, method) for method in ("greedy", "beam")}
 
     step = make_train_step(model, task, tx, seed=2, parallelism=parallelism)
     step = compile_step(step, mesh, shardings, make_batch(0), parallelism=parallelism)
@@ -171,6 +177,15 @@ def decode(model, params, mesh, method):
     decoder = Decoder(model, None, method=method, batch_size=16 if method == "beam" else 8, **options)
     decoder.sizes = decoder.sizes[-1:]  # one program
     return [[best.ids, best.score] for best, *_ in decoder.decode(sources, params)]
+
+
+def go_on(model, params, mesh, method):
+    """Prompts of unequal lengths and limits; of each two beams, or one output."""
+    random = np.random.default_rng(4)
+    prompts = [random.integers(3, VOCAB, 1 + number % 6).tolist() for number in range(11)]
+    options = {"longest": 16, "batch_size": 32, "mesh": mesh, "beam_size": 2, "n_best": 2 if method == "beam" else 1}
+    found = PromptDecoder(model, params, ends=(EOS,), method=method, **options).decode(prompts, limits=[*range(1, 12)])
+    return [[best.ids, best.score] for best, *_ in found]
 
 
 def every_way(name: str) -> dict:

@@ -119,7 +119,7 @@ def train_iterator(
     """
     check(config, shape)
     if config.get("workers", 0):
-        raise UserError("config.data.workers: documents are read by one thread, which encodes on all cores; set it to 0")
+        raise UserError("config.data.workers: one thread reads documents; set it to 0, and make token files of large texts")
     shard = range(process_index, len(source), process_count)
     if not shard:
         raise UserError(f"config.data.train: {len(source)} documents are too few for {process_count} processes")

@@ -57,6 +57,11 @@ class CacheLayout:
         pairs = zip(self.structure.flatten_up_to(cache), self.rows, strict=True)
         return self.structure.unflatten([x if axis is None else jnp.repeat(x, beams, axis) for x, axis in pairs])
 
+    def repeat_moving(self, moving: Leaves, beams: int) -> Leaves:
+        """The changing leaves with each row `beams` times in a row; a model of prompts shares the others."""
+        pairs = zip(moving, self._of(True, self.rows), strict=True)
+        return [x if axis is None else jnp.repeat(x, beams, axis) for x, axis in pairs]
+
     def take(self, moving: Leaves, origins: jax.Array, index: jax.Array) -> Leaves:
         """Reorders the beams within each sentence: beam k goes on from what was beam origins[b, k]; one take a leaf.
 

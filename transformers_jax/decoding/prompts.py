@@ -1,7 +1,8 @@
 """Going on from prompts of different lengths: sorted by length, batched, each continued from its own last token.
 
-A prompt is read once, whatever number of outputs it gets. Outputs are written a few steps a call of one compiled program,
-and the cache stays on the devices between calls, so that text can be shown, and stop strings found, while it is written.
+A prompt is read once, whatever number of outputs it gets, and they share its keys and values. Outputs are written a few steps
+a call of one compiled program, and the cache stays on the devices between calls, so that text can be shown, and stop strings
+found, while it is written.
 
 Axes: G prompts of a batch, P prompt length, B rows, which are outputs: G times the outputs of a prompt; V vocabulary.
 """
@@ -126,6 +127,8 @@ class PromptDecoder:
         params = nn.unbox(self.params if params is None else params)
         limits = [limits] * len(prompts) if isinstance(limits, int) else list(limits)
         count = 1 if self.method == "beam" else samples
+        if not all(len(ids) for ids in prompts):
+            raise ValueError("a prompt has no tokens: put the token in front that begins texts")
         groups = [
             [Continuation(list(ids), limit, first + i, k) for k in range(count)]
             for i, (ids, limit) in enumerate(zip(prompts, limits, strict=True))
@@ -192,7 +195,7 @@ class PromptDecoder:
                         done[b] |= bool(one.finish)
                 left, numbers[2] = left - lengths, numbers[2] + lengths
         for one in outputs:
-            if not one.finish and not self.slide:
+            if not one.finish and (not self.slide or one.limit < 1):
                 one.finish = LENGTH  # the model's
 
     def _decoded_by_beams(self, params, groups, watch) -> list[list[Continuation]]:
@@ -236,7 +239,8 @@ class PromptDecoder:
         self.compilations += 1  # runs when this is traced, not when it is executed
         first, cache = self._start_model(params, batch, room)
         layout = self._layout(params)
-        moving, constant = layout.split(layout.repeat(cache, samples) if samples > 1 else cache)
+        moving, constant = layout.split(cache)
+        moving = layout.repeat_moving(moving, samples)
         seen = None
         if self.penalty != 1:
             size = jax.eval_shape(self._step_model, params, cache, first)[0].shape[-1]
@@ -274,7 +278,8 @@ class PromptDecoder:
         self.compilations += 1
         first, cache = self._start_model(params, batch, room)
         layout = self._layout(params)
-        moving, constant = layout.split(layout.repeat(cache, self.beam_size))
+        moving, constant = layout.split(cache)
+        moving = layout.repeat_moving(moving, self.beam_size)
 
         def step(moving, tokens):
             logits, cache = self._step_model(params, layout.join(moving, constant), tokens)

@@ -82,7 +82,7 @@ def row_keys(seed: jax.Array, rows: jax.Array, step: jax.Array) -> jax.Array:
 
 
 def output_keys(seed: jax.Array, numbers: jax.Array) -> jax.Array:
-    """Keys [B] of the next draws of outputs: a function of the seed and of each row's own numbers [B, n] and of nothing else."""
+    """Keys [B] of the next draws of outputs: a function of the seed and each row's own numbers [B, n], and of nothing else."""
     return jax.vmap(lambda row: functools.reduce(jax.random.fold_in, row, seed))(numbers)
 
 

@@ -8,10 +8,10 @@ from transformers_jax.layers.adapter import ADAPTER
 from transformers_jax.layers.product import LOW_RANK
 from transformers_jax.layers.quantized import KINDS
 
-HEAD = r"^(pooler|classifier|choice|next_sentence|lm|lm_bias)(/|$)"
+HEAD = r"^(batch_stats:)?(pooler|classifier|choice|next_sentence|lm|lm_bias|decode_head|detection_head)(/|$)"
 """Parameters of heads, which may be new."""
 
-NEW_HEAD = r"^(pooler|classifier|choice|next_sentence)(/|$)"
+NEW_HEAD = r"^(pooler|classifier|choice|next_sentence|decode_head|detection_head)(/|$)"
 """Parameters of heads that are a task's own: pretrained models bring the others along."""
 
 NAMES = {"all": ".", "head": HEAD}

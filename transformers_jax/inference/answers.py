@@ -1,5 +1,7 @@
 """What a trained model answers to lines of text or JSON: its task says what a line is, and what is answered."""
 
+import contextlib
+import json
 from collections.abc import Callable, Sequence
 
 from transformers_jax.data.text.labelled_sources import json_example
@@ -59,6 +61,51 @@ class Answers:
             error.number = expanded[error.number].get("example", error.number)
             raise
         return self.task.samples(examples, found)
+
+
+class ByAdapter:
+    """Answers by the model that each example names by its key "adapter"; by that of the name "" where it names none.
+
+    Args:
+      answers: by name; see `adapters.named` for their models.
+    """
+
+    def __init__(self, answers: dict[str, "Answers"]):
+        self.answers = answers
+
+    @property
+    def task(self) -> Task:
+        """That of the model which answers where no name is given."""
+        return self.answers[""].task
+
+    def example(self, line: str, form: str, where: str) -> dict:
+        """See `example_of`; raises UserError also for a name that there is not."""
+        name = ""
+        if form == "jsonl" or form == "auto" and line.lstrip().startswith("{"):
+            with contextlib.suppress(ValueError, AttributeError):  # the model's own `example` says what is wrong
+                name = json.loads(line).get("adapter", "")
+        if not isinstance(name, str) or name not in self.answers:
+            known = ", ".join(filter(None, self.answers))
+            raise UserError(f"{where} names the adapter {name!r}; there are {known}")
+        return self.answers[name].example(line, form, where) | {"adapter": name}
+
+    def __call__(self, examples: Sequence[dict], where: Callable[[int], str]) -> list[dict]:
+        """See `Answers`; the examples of one model go through it together."""
+        found: list[dict] = [{}] * len(examples)
+        errors = []
+        for name, answer in self.answers.items():
+            places = [i for i, example in enumerate(examples) if example.get("adapter", "") == name]
+            try:
+                answered = answer([examples[i] for i in places], lambda i, places=places: where(places[i])) if places else []
+            except Unreadable as error:
+                error.number = places[error.number]
+                errors.append(error)
+                continue
+            for i, entry in zip(places, answered, strict=True):
+                found[i] = entry
+        if errors:
+            raise min(errors, key=lambda error: error.number)
+        return found
 
 
 def example_of(line: str, task: Task, form: str, where: str) -> dict:

@@ -120,7 +120,7 @@ class Generator:
     def template(self) -> ChatTemplate:
         """How conversations are written: as the model's task has it, or its vocabulary."""
         if self._template is None:
-            self._template = getattr(self.there.task, "template", None) or ChatTemplate(self.tokenizer)
+            self._template = self.there.task and self.there.task.template or ChatTemplate(self.tokenizer)
         return self._template
 
     def prompt_ids(self, example: dict) -> list[int]:
@@ -194,21 +194,10 @@ class Generator:
     @property
     def _decoder(self) -> PromptDecoder:
         if self._made is None:
-            ends = sorted({*self.there.ends, *self._end_of_turn()})
+            template = self.there.task and self.there.task.template or self.tokenizer.chat_template
+            ends = sorted({*self.there.ends, *(self.template.ends() if template else ())})
             self._made = PromptDecoder(self.there.model, self.there.variables["params"], ends=ends, **self._shared)
         return self._made
-
-    def _end_of_turn(self) -> tuple[int, ...]:
-        """The special token that the model's own template puts behind an answer."""
-        if not hasattr(self.there.task, "template") and self.tokenizer.chat_template is None:
-            return ()
-        asked = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
-        try:
-            ids, answers = self.template.encode(asked)
-        except UserError:
-            return ()
-        last = [i for i, answer in zip(ids, answers, strict=True) if answer][-1:]
-        return tuple(i for i in last if self.tokenizer.token(i) in self.tokenizer.special_names)
 
 
 class _Watcher:

@@ -21,7 +21,7 @@ from transformers_jax.tasks.task import Task
 
 
 class Continuations(Task):
-    """Examples {"before": token ids, one or more, "ids": the token ids that are scored}: a task to be handed to a `Predictor`."""
+    """Examples {"before": token ids, one or more, "ids": token ids that are scored}: a task to be handed to a `Predictor`."""
 
     one_a_row = True
     streams = {"": ("tokens", "targets", "weights")}
@@ -114,9 +114,9 @@ def measure(likelihood: Likelihood, asked: Questions, *, shots: int = 0, seed: i
       limit: only so many questions, the file's first; 0 for all.
 
     Returns:
-      "accuracy", "stderr", its standard error, and "questions". With choices also "accuracy_by_byte", where the likeliest answer
-      by byte is taken, and "chance", the accuracy of guessing. Of last words, which are right if greedy decoding writes them,
-      "perplexity" of the word.
+      "accuracy", "stderr", its standard error, and "questions". With choices also "accuracy_by_byte", where the likeliest
+      answer by byte is taken, and "chance", the accuracy of guessing. Of last words, which are right if greedy decoding writes
+      them, "perplexity" of the word.
 
     Raises:
       UserError: examples before questions that have none to show, or more of them than there are.

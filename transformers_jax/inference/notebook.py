@@ -2,7 +2,7 @@
 
     import transformers_jax as tj
 
-    model = tj.load("W")                       # a workdir, a folder of transformers, or a name on the hub
+    model = tj.load("W")                       # a workdir, a folder of transformers, a GGUF file, or a name on the hub
     model.predict(["A gripping film."])        # what its task answers, one dict a line
 """
 
@@ -17,7 +17,8 @@ from ml_collections import ConfigDict
 from transformers_jax import config as configuration
 from transformers_jax.errors import UserError
 from transformers_jax.inference import answers, embeddings, predictor
-from transformers_jax.interchange import huggingface
+from transformers_jax.inference import generate as generating
+from transformers_jax.interchange import gguf_model, huggingface
 from transformers_jax.interchange import recipe as recipes
 from transformers_jax.runs import evaluate as evaluation
 from transformers_jax.runs import initialise
@@ -91,6 +92,22 @@ class Model:
         decoder = self._once("decoder", tuple(sorted(decoding.items())), lambda: self._run.decoder(self.params, **decoding))
         return [best[0][0] for best in self._run.task.translate(lines, decoder)]
 
+    def generate(self, prompts: Sequence[str | Sequence[dict]], **options: Any) -> list[str] | list[list[str]]:
+        """How the model goes on from each prompt; with num_samples above 1 a list of so many texts for each.
+
+        Args:
+          prompts: texts, or conversations, lists of {"role": …, "content": …}, which are answered.
+          options: fields of `inference.generate.Options`: max_tokens=40, temperature=0.7, say.
+
+        Raises:
+          UserError: the model continues no texts, or an option is not possible.
+        """
+        wanted = generating.Options(**options)
+        writes = self._once("generate", wanted, lambda: generating.Generator(self._there, wanted))
+        found = writes([{"prompt" if isinstance(prompt, str) else "messages": prompt} for prompt in prompts])
+        texts = [[output["text"] for output in one["outputs"]] for one in found]
+        return [best for [best] in texts] if wanted.num_samples == 1 else texts
+
     def _once(self, kind: str, options: Any, make) -> Any:
         """What `make` gives, made once for these options: what is compiled stays."""
         if (kind, options) not in self._made:
@@ -99,7 +116,7 @@ class Model:
 
 
 def load(path: str | os.PathLike, *, average: int | None = None, step: int | None = None) -> Model:
-    """The model of a workdir, of a folder of `transformers`, or of a name on the Hugging Face hub.
+    """The model of a workdir, of a folder of `transformers`, of a GGUF file, or of a name on the Hugging Face hub.
 
     Args:
       average, step: of a workdir: so many of the newest checkpoints, or one checkpoint instead.
@@ -107,6 +124,8 @@ def load(path: str | os.PathLike, *, average: int | None = None, step: int | Non
     Raises:
       UserError: there is no such model, or it cannot be read.
     """
+    if gguf_model.is_file(path):
+        return Model(predictor.loaded(str(path)))
     folder = initialise.folder_of(str(path), key="path")
     if huggingface.is_folder(folder):
         return Model(predictor.loaded(str(path)))

@@ -11,14 +11,14 @@ import jax
 import numpy as np
 import optax
 from absl import logging
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from transformers_jax import config as configuration
-from transformers_jax import models
+from transformers_jax import models, parameters
 from transformers_jax.data import collate as collating
 from transformers_jax.data.text.tokenizer import Tokenizer
 from transformers_jax.errors import Unreadable, UserError
-from transformers_jax.interchange import gguf_model, huggingface, mapping, stacking
+from transformers_jax.interchange import gguf_model, huggingface, mapping, peft, stacking
 from transformers_jax.mesh import global_batch, make_mesh
 from transformers_jax.models.protocol import CONTINUES, ENCODES, TEXT
 from transformers_jax.outputs import EncoderOutput
@@ -58,6 +58,12 @@ class Loaded(NamedTuple):
     task: Any
     folder: Path
     ends: tuple[int, ...] = ()
+
+    def with_adapter(self, path: str) -> "Loaded":
+        """The model of another run beside the same base, whose arrays are this one's; see `adapters.beside`."""
+        from transformers_jax.inference.adapters import beside
+
+        return beside(self, path)
 
     def predictor(self, task: Any) -> "Predictor":
         """For what the model itself gives."""
@@ -101,35 +107,44 @@ def trained(run: Experiment, *, average: int | None = None, step: int | None = N
     return Loaded(run.model, variables, run.tokenizer, run.mesh, run.task, run.workdir, ends)
 
 
-def loaded(path: str, *, average: int | None = None, step: int | None = None) -> Loaded:
+def loaded(path: str, *, average: int | None = None, step: int | None = None, adapter: str | None = None) -> Loaded:
     """The model of a folder of Hugging Face's, of a workdir, of a GGUF file, or of a name on the hub.
 
     Args:
       average, step: of a workdir, see `Experiment.trained`.
+      adapter: folder of PEFT's with a LoRA adapter beside a model of Hugging Face's or of a GGUF file.
 
     Raises:
       UserError: there is none, or it has no tokenizer.
     """
+    beside = None if adapter is None else initialise.folder_of(adapter, key="--adapter")
     if gguf_model.is_file(path):
-        return _assembled(*gguf_model.opened(path), path)
+        return _assembled(*gguf_model.opened(path), path, beside)
     folder = initialise.folder_of(path)
     if not huggingface.is_folder(folder):
+        if beside:
+            raise UserError(f"--adapter={adapter} is for folders of transformers and GGUF files, and {path} is a workdir")
         return trained(Experiment(configuration.read(folder), folder), average=average, step=step)
     opened = huggingface.opened(folder)
-    return _assembled(*opened, huggingface.end_ids(folder, opened.tokenizer), path, folder)
+    return _assembled(*opened, huggingface.end_ids(folder, opened.tokenizer), path, beside)._replace(folder=folder)
 
 
-def _assembled(fields, leaves, tokenizer, ends, path: str, folder: Path | None = None) -> Loaded:
+def _assembled(fields, leaves, tokenizer, ends, path: str, adapter: Path | None) -> Loaded:
     """The model of a foreign file, its numbers on the devices."""
     model, mesh = models.build(fields, 0), make_mesh({})
-    if CONTINUES in model.protocol().does and fields["layers"] > SCANNED:
+    if CONTINUES in model.protocol().does and fields["layers"] > SCANNED and not adapter:  # an adapter's layers are apart
         model = models.build(fields | {"scan_layers": True}, 0)
     if tokenizer is None and TEXT in model.protocol().reads:
         raise UserError(f"--init_from={path} has no tokenizer that can be read: put a tokenizer.json beside its weights")
     state = abstract_state(model, optax.identity(), model.protocol().example(), mesh)
     found = mapping.placed(stacking.arranged(leaves, mapping.named(state.variables)), state.variables)
-    variables = {"params": found.pop("params"), "model_state": found}
-    return Loaded(model, variables, tokenizer, mesh, None, folder or Path(path), ends)
+    params = found.pop("params")
+    if adapter:
+        plan = mapping.plan(huggingface.names_of(fields), model.protocol().head, mapping.shapes(model))
+        copied = NamedSharding(mesh, PartitionSpec())
+        added = {name: jax.device_put(array, copied) for name, array in peft.read(adapter, plan).leaves.items()}
+        params = parameters.nest(parameters.flat(params) | added)
+    return Loaded(model, {"params": params, "model_state": found}, tokenizer, mesh, None, Path(path), ends)
 
 
 class Predictor:

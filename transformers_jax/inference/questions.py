@@ -7,16 +7,19 @@
     {"question": str, "answer": str}                               a worked answer that ends with "#### 42" (GSM8K)
     {"question": str, "context": str, "answers": [str, …]}         an answer out of a passage (SQuAD)
 
-The last two are answered by writing, the others by likelihood. A file has lines of one kind. Other keys are not looked at.
+The last two are answered by writing, the others by likelihood. A file has lines of one kind. Other keys are not looked at. A
+file whose name ends with .json may be one of SQuAD's own; its questions without an answer are left out.
 """
 
 import json
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
+from transformers_jax.data.text import labelled_sources
 from transformers_jax.data.text.lines import filled
 from transformers_jax.errors import UserError
 
@@ -76,12 +79,8 @@ def read(path: Path, key: str = "--tasks") -> Questions:
     Raises:
       UserError: names file and line of what is not a question, or of another kind than the first.
     """
-    lines, kind, questions = filled(str(path), key), "", []
-    for number in range(len(lines)):
-        if not lines[number].strip():
-            continue
-        where = f"{path}, line {number + 1}"
-        content = _object(lines[number], where)
+    kind, questions = "", []
+    for where, content in _squad(path) if _is_squad(path, key) else _objects(path, key):
         found = _kind(content, where)
         if kind and found != kind:
             raise UserError(f"{where} is of the kind {found!r}, and the lines before it of the kind {kind!r}")
@@ -89,6 +88,28 @@ def read(path: Path, key: str = "--tasks") -> Questions:
         questions.append(_question(content, kind, where))
     name = Path(path).name.removesuffix(".gz").removesuffix(".jsonl").removesuffix(".json")
     return Questions(name, kind, questions)
+
+
+def _is_squad(path: Path, key: str) -> bool:
+    """Whether a file is one of SQuAD's own: one object with "data"."""
+    return ".json" in path.suffixes and re.match(rb'\s*\{[^{\[]*"data"\s*:\s*\[', filled(str(path), key).data) is not None
+
+
+def _squad(path: Path) -> Iterator[tuple[str, dict]]:
+    """(place, object) of each question of a file of SQuAD's that has an answer."""
+    table = labelled_sources.KINDS["squad"]({"test": str(path)}, "test")
+    for i in range(len(table)):
+        if table[i]["answers"]:
+            yield table.where(i), table[i]
+
+
+def _objects(path: Path, key: str) -> Iterator[tuple[str, dict]]:
+    """(place, object) of each line that is not empty."""
+    lines = filled(str(path), key)
+    for number in range(len(lines)):
+        if lines[number].strip():
+            where = f"{path}, line {number + 1}"
+            yield where, _object(lines[number], where)
 
 
 def paths_of(names: Sequence[str], folder: str | None) -> list[Path]:

@@ -9,7 +9,7 @@ import functools
 import importlib
 import itertools
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,7 +20,7 @@ from transformers_jax import models
 from transformers_jax.data.images import processing
 from transformers_jax.data.text.tokenizer import Tokenizer
 from transformers_jax.errors import UserError
-from transformers_jax.interchange import config_json, mapping, stacking, tokenizers, weights
+from transformers_jax.interchange import config_json, mapping, preparation, stacking, tokenizers, weights
 from transformers_jax.models.name_map import INERT, NEUTRAL, NameMap, Row, Tie, match
 from transformers_jax.models.protocol import CONTINUES, IMAGES, Protocol
 
@@ -128,6 +128,7 @@ def save(
     *,
     model_state: dict | None = None,
     labels: Sequence[str] = (),
+    data: Mapping[str, Any] | None = None,
     shard_bytes: int = weights.SHARD_BYTES,
 ) -> None:
     """Writes a folder that `transformers` loads with nothing missing and nothing unexpected.
@@ -137,6 +138,7 @@ def save(
       params: the model's, nested; layers stacked or apart. They are written in their own dtype.
       model_state: other collections by name: running statistics.
       labels: names of the head's labels.
+      data: config.data of a run that gives images one label: how they are prepared.
 
     Raises:
       UserError: a model, head or parameter that `transformers` has no name for.
@@ -160,7 +162,7 @@ def save(
     weights.write(path, itertools.chain(arrays, mapping.constants(names, about.head, plan).items()), shard_bytes)
     (path / CONFIG).write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
     if IMAGES in about.reads and model.config.channels == len(processing.HALF):
-        preparation(model.config, names).write(path)
+        preparation.of_run(model.config, names, data).write(path)
     if tokenizer:
         prompts = CONTINUES in about.does
         tokenizers.write(path, tokenizer, longest=about.longest, pair_types=about.token_types, prompts=prompts)
@@ -169,7 +171,7 @@ def save(
 # config.json
 
 def end_ids(path: Path, tokenizer: Tokenizer | None) -> tuple[int, ...]:
-    """The tokens that end what a folder's model writes: those of generation_config.json and config.json, and the tokenizer's."""
+    """The tokens that end what a folder's model writes, by generation_config.json, config.json and the tokenizer."""
     found = {tokenizer.eos_id} if tokenizer else set()
     for file in (CONFIG, "generation_config.json"):
         if (path / file).is_file():
@@ -265,7 +267,7 @@ def normalisation(path: Path) -> dict:
     Raises:
       UserError: it says so in a way that is not computed here.
     """
-    if not any((path / file).exists() for file in (processing.FILE, processing.WHOLE_FILE)):
+    if not preparation.is_said(path):
         return {}
     said = processing.ImageProcessing.read(path)
     scale = 255 * said.rescale_factor if said.do_rescale else 255  # ours are numbers of pixels divided by 255
@@ -288,18 +290,6 @@ def _described(about: Protocol, names: NameMap, labels: Sequence[str]) -> dict:
     if about.head == "sequence" and about.labels == 1:
         found["problem_type"] = "regression"
     return found
-
-
-def preparation(config, names: NameMap) -> processing.ImageProcessing:
-    """How images are prepared for a model with this config: its family's way, to the config's size, mean and std."""
-    kind = processing.OF_MODELS[names.model_type]
-    edge = "shortest_edge" if kind == "ConvNext" else None
-    size = {edge: config.image_size} if edge else {"height": config.image_size, "width": config.image_size}
-    content = {"image_processor_type": f"{kind}ImageProcessor", "size": size}
-    for name in ("mean", "std"):
-        value = getattr(config, name)
-        content[f"image_{name}"] = list(value * 3 if len(value) == 1 else value)
-    return processing.ImageProcessing.from_dict(content, "config.model")
 
 
 def _special(tokenizer: Tokenizer, described: dict, names: NameMap) -> dict:

@@ -84,17 +84,31 @@ def joined_product(q, parts):
 
     Args:
       q: [B, N, T, H].
-      parts: of (k, v, seen) as in `product`.
+      parts: of (k, v, seen) as in `product`. Keys and values may have fewer rows, each of them for B / rows of q side by side.
 
     Returns:
       [B, N, T, H].
     """
-    scores = [scaled_scores(q, k) for k, _, _ in parts]
+    scores = [_side_by_side(scaled_scores, q, k) for k, _, _ in parts]
     seen = [jnp.broadcast_to(seen, x.shape) for x, (_, _, seen) in zip(scores, parts, strict=True)]
     weights = masked_softmax(jnp.concatenate(scores, axis=-1), jnp.concatenate(seen, axis=-1))
     ends = np.cumsum([x.shape[-1] for x in scores])[:-1]
     of_parts = zip(jnp.split(weights, ends, axis=-1), parts, strict=True)
-    return sum(weighted(w.astype(v.dtype), v) for w, (_, v, _) in of_parts)
+    return sum(_side_by_side(weighted, w.astype(v.dtype), v) for w, (_, v, _) in of_parts)
+
+
+def _side_by_side(product, x, shared):
+    """product(x, shared) of x [B, N, T, …] with an array of fewer rows: rows that share one become its queries.
+
+    So the outputs of one prompt read its keys and values together, which are not copied.
+    """
+    rows, times = shared.shape[0], x.shape[0] // shared.shape[0]
+    if times == 1:
+        return product(x, shared)
+    _, N, T, _ = x.shape
+    queries = x.reshape(rows, times, N, T, -1).swapaxes(1, 2).reshape(rows, N, times * T, -1)
+    out = product(queries, shared).reshape(rows, N, times, T, -1).swapaxes(1, 2)
+    return out.reshape(x.shape[0], N, T, -1)
 
 
 def scaled_scores(q, k):

@@ -6,7 +6,7 @@ import pkgutil
 
 from transformers_jax.errors import UserError
 
-SHARED = {"decoder_only", "encoder", "image_encoder", "name_map", "protocol", "with_genome"}
+SHARED = {"decoder_only", "encoder", "image_encoder", "name_map", "protocol", "pyramid_heads", "with_genome"}
 """Files of this folder that are no architecture."""
 
 

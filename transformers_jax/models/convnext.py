@@ -19,7 +19,8 @@ from transformers_jax.layers.feedforward import FeedForward
 from transformers_jax.layers.norms import LayerNorm
 from transformers_jax.models import image_encoder
 from transformers_jax.models.name_map import Head, NameMap, Row, activation_from_hf, activation_to_hf, linear, norm, renamed
-from transformers_jax.outputs import EncoderOutput, LabelOutput
+from transformers_jax.models.pyramid_heads import DetectionHead, SegmentationHead
+from transformers_jax.outputs import DetectionOutput, EncoderOutput, LabelOutput
 
 NORM_EPSILON = 1e-6
 """Of all layer norms but the last, whose is `Config.norm_epsilon`."""
@@ -41,6 +42,8 @@ class Config(image_encoder.Config):
     depths: blocks of each stage.  widths: channels of each stage.
     patch_size: of the first convolution, which moves by its own width.
     layer_scale: initial scale of each branch's channels; 0 for none.
+    decoder_width: of heads "segmentation" and "detection".
+    decoder_layers: of head "detection", convolutions in front of each output.
     """
 
     depths: tuple[int, ...] = (3, 3, 9, 3)
@@ -48,6 +51,8 @@ class Config(image_encoder.Config):
     patch_size: int = 4
     layer_scale: float = 1e-6
     drop_path: float = 0.1
+    decoder_width: int = 256
+    decoder_layers: int = 4
 
     def __post_init__(self):
         super().__post_init__()
@@ -83,6 +88,9 @@ class Block(nn.Module):
 class Model(image_encoder.ImageEncoder):
     """Stem and stages with one head; `pyramid` gives what each stage makes of images."""
 
+    heads = ("none", "classification", "segmentation", "detection")
+    configs = {"classification": "convnext.py:finetune"}
+
     def setup(self):
         c = self.config
         self.stem = Conv2d(c.widths[0], c.patch_size, c.patch_size, **c.numbers())
@@ -95,13 +103,22 @@ class Model(image_encoder.ImageEncoder):
         self.down = [Conv2d(width, 2, 2, axes=("embed", "mlp"), **c.numbers()) for width in c.widths[1:]]
         self.final_norm = c.norm_layer()
         self.setup_head()
+        if c.head == "segmentation":
+            self.decode_head = SegmentationHead(c, len(c.depths))
+        if c.head == "detection":
+            self.detection_head = DetectionHead(c, len(c.depths), c.patch_size)
 
     @nn.nowrap
     def smallest(self) -> int:
         return self.config.patch_size * 2 ** (len(self.config.depths) - 1)
 
-    def __call__(self, batch: dict, *, deterministic: bool = True) -> EncoderOutput | LabelOutput:
-        """Logits [B, L]; for head "none" the last map [B, H / 32, W / 32, D] and its normed mean [B, D]."""
+    def __call__(self, batch: dict, *, deterministic: bool = True) -> EncoderOutput | LabelOutput | DetectionOutput:
+        """Logits: [B, L], for head "segmentation" [B, H / 4, W / 4, L]; for head "none" the last map [B, H / 32, W / 32, D] and
+        its normed mean [B, D]."""
+        if self.config.head == "segmentation":
+            return LabelOutput(self.decode_head(self.pyramid(batch, deterministic), deterministic))
+        if self.config.head == "detection":
+            return self.detection_head(self.pyramid(batch, deterministic))
         hidden = self.encode(batch, deterministic)
         pooled = self.final_norm(image_encoder.mean_pool(hidden))  # [B, D]
         if self.config.head == "classification":

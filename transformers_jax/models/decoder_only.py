@@ -87,6 +87,7 @@ class DecoderOnly(nn.Module):
 
     config: Any
     block: Callable[..., nn.Module] | None = None
+    configs = {}  # by head, the config that a converted model's workdir begins with
     genome_cells = {"block": ("causal", "layers")}
 
     @nn.nowrap
@@ -102,6 +103,7 @@ class DecoderOnly(nn.Module):
             heads=HEADS,
             token_heads=("causal_lm",),
             tied=c.tie_embeddings,
+            configs=self.configs,
         )
 
     def setup_tables(self) -> None:
@@ -160,7 +162,8 @@ class DecoderOnly(nn.Module):
     def step(self, tokens: jax.Array) -> jax.Array:
         """Reads the next token of each row, [B], and returns the logits of the one after it, [B, V] float32."""
         index = self.get_variable("cache", "index")
-        place = Place(index, self.get_variable("cache", "before"), self.window())
+        before = self.get_variable("cache", "before")  # [B], or one for several outputs of a prompt side by side
+        place = Place(index, jnp.repeat(before, tokens.shape[0] // before.shape[0]), self.window())
         x = self.embed(tokens[:, None], place.positions(), True)  # [B, 1, D]
         x = self.decoder(x, place, method="step")  # [B, 1, D]
         self.put_variable("cache", "index", index + 1)

@@ -62,6 +62,8 @@ class Config(decoder_only.Config):
 class Model(decoder_only.DecoderOnly):
     """The decoder."""
 
+    configs = {"causal_lm": "gpt.py:small"}
+
     def setup(self):
         c = self.config
         self.setup_tables()

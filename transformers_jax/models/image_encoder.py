@@ -13,12 +13,14 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from transformers_jax.errors import UserError
 from transformers_jax.layers.dropout import Dropout
 from transformers_jax.layers.feedforward import ACTIVATIONS
 from transformers_jax.layers.norms import LayerNorm
 from transformers_jax.layers.projections import Linear
+from transformers_jax.layers.resize import resize
 from transformers_jax.models.protocol import ENCODES, IMAGES, Protocol
 
 HALF, IMAGENET_MEAN, IMAGENET_STD = (0.5, 0.5, 0.5), (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -132,6 +134,15 @@ class ImageEncoder(nn.Module):
         return self.classifier(self.classifier_drop(pooled, deterministic=deterministic))
 
     @nn.nowrap
+    def fitted(self, name: str, array: Any, shape: tuple[int, ...]) -> Any:
+        """A pretrained leaf as this model has it: learned positions of images of another size are interpolated (Dosovitskiy
+        et al. 2021, section 3.2); all else, and what has another width, stays as it is.
+        """
+        if name != "positions" or array.shape == tuple(shape) or array.shape[1:] != tuple(shape[1:]):
+            return array
+        return fitted_positions(np.asarray(array), shape[0])
+
+    @nn.nowrap
     def protocol(self) -> Protocol:
         """What this model tells about itself."""
         c, labelled = self.config, self.heads[1:]
@@ -148,6 +159,17 @@ class ImageEncoder(nn.Module):
             configs=self.configs,
             sizes={"H": c.image_size, "W": c.image_size, "C": c.channels},
         )
+
+
+def fitted_positions(table: np.ndarray, rows: int) -> np.ndarray:
+    """The positions [T, D] of a square grid, behind a class token's if there is one, as so many rows for another grid."""
+    there, wanted = math.isqrt(len(table)), math.isqrt(rows)
+    first = len(table) - there**2
+    if first != rows - wanted**2 or first > 1:
+        return table
+    grid = table[first:].reshape(there, there, -1)  # [h, w, D]
+    grid = resize(jnp.asarray(grid, jnp.float32), (wanted, wanted), "bicubic")
+    return np.concatenate([table[:first], np.asarray(grid, table.dtype).reshape(wanted**2, -1)])
 
 
 def mean_pool(x: jax.Array) -> jax.Array:

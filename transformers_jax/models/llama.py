@@ -116,6 +116,8 @@ class Config(decoder_only.Config):
 class Model(decoder_only.DecoderOnly):
     """The decoder."""
 
+    configs = {"causal_lm": "llama.py:smollm2_135m"}
+
     def setup(self):
         c = self.config
         self.setup_tables()

@@ -182,6 +182,7 @@ class Model(image_encoder.ImageEncoder):
     """The stages with one head; `pyramid` gives what each stage makes of images."""
 
     heads = ("none", "classification", "segmentation")
+    configs = {"segmentation": "segformer.py:b0"}
 
     def setup(self):
         c = self.config

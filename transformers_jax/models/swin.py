@@ -37,7 +37,8 @@ from transformers_jax.models.name_map import (
     norm,
     renamed,
 )
-from transformers_jax.outputs import EncoderOutput, LabelOutput
+from transformers_jax.models.pyramid_heads import DetectionHead, SegmentationHead
+from transformers_jax.outputs import DetectionOutput, EncoderOutput, LabelOutput
 
 NORM_EPSILON = 1e-5
 """Of the norms after the patches and before they are merged; the others have `Config.norm_epsilon`."""
@@ -61,6 +62,8 @@ class Config(image_encoder.Config):
     mlp_ratio: how many times wider the feed-forward is inside.
     patch_size: P.
     absolute_positions: learned positions are added to the patches too (table 4's ablation).
+    decoder_width: of heads "segmentation" and "detection".
+    decoder_layers: of head "detection", convolutions in front of each output.
     """
 
     width: int = 96
@@ -72,6 +75,8 @@ class Config(image_encoder.Config):
     absolute_positions: bool = False
     norm_epsilon: float = 1e-5
     drop_path: float = 0.1
+    decoder_width: int = 256
+    decoder_layers: int = 4
 
     def __post_init__(self):
         super().__post_init__()
@@ -207,6 +212,9 @@ class PatchMerging(nn.Module):
 class Model(image_encoder.ImageEncoder):
     """Patches and stages with one head; `pyramid` gives what each stage makes of images."""
 
+    heads = ("none", "classification", "segmentation", "detection")
+    configs = {"classification": "swin.py:finetune"}
+
     def setup(self):
         c = self.config
         self.patches = Conv2d(c.width, c.patch_size, c.patch_size, **c.numbers())
@@ -222,9 +230,18 @@ class Model(image_encoder.ImageEncoder):
         self.merge = [PatchMerging(c) for _ in c.depths[1:]]
         self.final_norm = c.norm_layer()
         self.setup_head()
+        if c.head == "segmentation":
+            self.decode_head = SegmentationHead(c, len(c.depths))
+        if c.head == "detection":
+            self.detection_head = DetectionHead(c, len(c.depths), c.patch_size)
 
-    def __call__(self, batch: dict, *, deterministic: bool = True) -> EncoderOutput | LabelOutput:
-        """Logits [B, L]; for head "none" hidden states [B, h · w, D] of the last stage and their mean [B, D]."""
+    def __call__(self, batch: dict, *, deterministic: bool = True) -> EncoderOutput | LabelOutput | DetectionOutput:
+        """Logits: [B, L], for head "segmentation" [B, H / 4, W / 4, L]; for head "none" hidden states [B, h · w, D] of the last
+        stage and their mean [B, D]."""
+        if self.config.head == "segmentation":
+            return LabelOutput(self.decode_head(self.pyramid(batch, deterministic), deterministic))
+        if self.config.head == "detection":
+            return self.detection_head(self.pyramid(batch, deterministic))
         hidden = self.encode(batch, deterministic)
         pooled = image_encoder.mean_pool(hidden)  # [B, D]
         if self.config.head == "classification":

@@ -137,6 +137,7 @@ class Model(image_encoder.ImageEncoder):
 
     block: Callable[..., nn.Module] | None = None
     genome_cells = {"block": ("encoder", "layers")}
+    configs = {"classification": "vit.py:finetune"}
 
     def setup(self):
         c = self.config

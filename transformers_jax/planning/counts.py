@@ -21,8 +21,8 @@ def shapes(model, batch: Mapping) -> dict:
 
 def count(tree) -> int:
     """Elements of all leaves, with or without names of axes around them; of a quantised kernel those that it stands for."""
-    leaves = jax.tree.leaves(nn.unbox(tree), is_leaf=parameters.is_whole)
-    return sum(x.size if parameters.is_whole(x) else math.prod(x.shape) for x in leaves)
+    leaves = jax.tree.leaves(nn.unbox(tree), is_leaf=parameters.is_packed)
+    return sum(x.size if parameters.is_packed(x) else math.prod(x.shape) for x in leaves)
 
 
 def bytes_of(tree) -> int:

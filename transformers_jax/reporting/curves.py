@@ -8,6 +8,7 @@ import numpy as np
 
 from transformers_jax.reporting.style import GREY, MARKERS, colour, figure
 from transformers_jax.runs.record import Record
+from transformers_jax.training.metrics import SPEEDS
 
 
 class Plot(NamedTuple):
@@ -33,6 +34,9 @@ PLOTS = (
     Plot("top5_accuracy", "Top five", "share among the five likeliest", best="max"),
     Plot("real_accuracy", "ReaL accuracy", "share with one of the right labels", best="max"),
     Plot("mean_average_precision", "Mean average precision", "mean over classes (0–1)", best="max"),
+    Plot("mean_iou", "Mean IoU", "intersection over union, mean over classes", best="max"),
+    Plot("ap", "Average precision", "COCO's, mean over overlaps and classes", best="max"),
+    Plot("ap50", "AP50", "average precision at an overlap of one half", best="max"),
     Plot("next_accuracy", "Sentence pairs", "share of pairs told apart", best="max"),
     Plot("bleu", "BLEU", "BLEU (0–100)", best="max"),
     Plot("f1", "F1", "F1 (0–1)", best="max"),
@@ -42,6 +46,7 @@ PLOTS = (
     Plot("learning_rate", "Learning rate", "learning rate", noisy=False),
     Plot("tokens_per_second", "Speed", "target tokens per second"),
     Plot("examples_per_second", "Speed", "examples per second"),
+    Plot("pixels_per_second", "Speed", "pixels that are learned, per second"),
 )
 
 
@@ -118,7 +123,7 @@ def finish_axes(axes, plot: Plot, record: Record, splits: list[str]) -> None:
     axes.margins(x=0.02, y=0.12)
     if plot.log:
         scale_logarithmically(axes)
-    elif plot.metric in ("tokens_per_second", "examples_per_second"):
+    elif plot.metric in SPEEDS:
         axes.set_ylim(bottom=0)
         axes.yaxis.set_major_formatter(EngFormatter(sep=""))
     elif plot.metric == "learning_rate":

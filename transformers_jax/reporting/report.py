@@ -1,13 +1,14 @@
 """Makes the report of a run or a search: pictures and one page, in the folder `report/` of its workdir."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
 from transformers_jax.errors import UserError
 from transformers_jax.files import write_whole
 from transformers_jax.genomes.genome import from_json
-from transformers_jax.reporting import search_pictures
+from transformers_jax.reporting import scenes, search_pictures
 from transformers_jax.reporting.attention import Attention
 from transformers_jax.reporting.cell_picture import draw_cell, genome_of
 from transformers_jax.reporting.confusion import draw_confusion, table_of
@@ -26,6 +27,8 @@ def make_report(
     samples: Sequence[Mapping[str, str]] | None = None,
     positions: bool = True,
     word: WordVectors | None = None,
+    images: tuple[Sequence[scenes.Scene], Sequence[str]] | None = None,
+    more: Mapping[str, Callable[[Path], None]] = MappingProxyType({}),
 ) -> Path:
     """Writes report/index.html and its pictures as PNG files beside it; a run or search may still be going on.
 
@@ -34,7 +37,9 @@ def make_report(
       attention: weights of one sentence pair to draw (see `attention.attention_of`); none if not given.
       samples: e.g. {"source": …, "reference": …, "translation": …}; those of samples.jsonl if not given.
       positions: draw the sinusoidal positions as well.
+      images: scenes with their true and their found classes, and the names of the classes (see `scenes.worst_scenes`).
       word: one word's vectors in different sentences (see `encoder.word_example`); none if not given.
+      more: title → what draws a picture into a file (see `vision_pictures.pictures`).
 
     Returns:
       The path of the page.
@@ -62,6 +67,17 @@ def make_report(
     if (record.config.get("task") or {}).get("name") == "image_classification" and (table := table_of(samples)):
         pictures["Confusions"] = folder / "confusions.png"
         draw_confusion(*table, pictures["Confusions"])
+    for title, draw in more.items():
+        pictures[title] = folder / f"{title.lower().replace(' ', '_')}.png"
+        draw(pictures[title])
+    if images and images[0]:
+        pictures["Worst images"] = folder / "scenes.png"
+        scenes.draw_scenes(*images, pictures["Worst images"])
+    if table := scenes.confusion_of(samples):
+        pictures |= {"Intersection over union": folder / "iou.png", "Confusions": folder / "confusions.png"}
+        scenes.draw_iou(*table, pictures["Intersection over union"])
+        scenes.draw_pixels(*table, pictures["Confusions"])
+        samples = [{key: value for key, value in sample.items() if key != "pixels"} for sample in samples]
     return _write(folder, page(record, curves, pictures, samples))
 
 

@@ -19,6 +19,9 @@ DROPOUTS = ("dropout", "attention_dropout", "classifier_dropout", "span_dropout"
 """Keys of config.model that the run decides where the pretrained model is a workdir's, which may have learned without any;
 a folder of `transformers` says what its model is finetuned with."""
 
+OF_HEAD = ("decoder_width", "decoder_layers")
+"""Keys of config.model that the run decides where the pretrained model does not say them: it has another head."""
+
 OF_TASK = ("head", "labels")
 """Keys of config.model that follow from the task."""
 
@@ -43,9 +46,13 @@ def adopted(config: ConfigDict, path: str, given: Mapping[str, object] = {}) -> 
         raise UserError(f"--init_from={path} holds a {fields['name']}, which {does}; config.task.name is {config.task.name}")
     allowed = {f.name for f in dataclasses.fields(importlib.import_module(f"{models.__name__}.{fields['name']}").Config)}
     mine = OWN if huggingface.is_folder(folder) else OWN + DROPOUTS
+    mine += tuple(key for key in OF_HEAD if key not in fields)
     own = {key: config.model[key] for key in mine if key in config.model and key in allowed}
     theirs = {key.removeprefix("model."): value for key, value in given.items() if key.startswith("model.")}
     config = config.copy_and_resolve_references()
+    if "image_size" in fields and isinstance(config.data.get("size"), int):
+        own["image_size"] = config.data.size if "data.size" in given else fields["image_size"]
+        config.data.size = own["image_size"]
     with config.unlocked():
         config.model = ConfigDict(fields | own | theirs)
     if "tokenizer.path" not in given and tasks.named(config.task.name).reads == "text":

@@ -16,9 +16,9 @@ from transformers_jax import models, parameters, tasks
 from transformers_jax.data.text.tokenizer import Tokenizer
 from transformers_jax.errors import UserError
 from transformers_jax.finetuning import lora, trainable
-from transformers_jax.interchange import huggingface, mapping, peft, recipe, stacking, tokenizers, weights
+from transformers_jax.interchange import huggingface, mapping, peft, preparation, recipe, stacking, tokenizers, weights
 from transformers_jax.layers.pooling import Recipe
-from transformers_jax.models.protocol import TEXT, Protocol
+from transformers_jax.models.protocol import IMAGES, TEXT, Protocol
 from transformers_jax.runs import initialise, train
 from transformers_jax.runs.experiment import Experiment
 from transformers_jax.training.checkpoint import Checkpoints
@@ -57,7 +57,8 @@ def _to_workdir(folder: Path, workdir: Path, config_of: Callable[[str], ConfigDi
     config = _config_for(fields, folder, config_of)
     workdir.mkdir(parents=True, exist_ok=True)
     configuration.save(config, workdir)
-    _copy_tokenizer(folder, workdir, tokenizer)
+    if TEXT in models.build(fields, fields["vocab_size"]).protocol().reads:
+        _copy_tokenizer(folder, workdir, tokenizer)
     with Checkpoints(workdir / "checkpoints") as checkpoints:
         checkpoints.save(0, _whole(leaves), config=config.to_dict())
     return f"{count(leaves)} parameters in {workdir}, a workdir"
@@ -95,20 +96,26 @@ def _whole(leaves: dict[str, weights.Leaf]) -> dict:
 def _describe_task(config: ConfigDict, folder: Path, about: Protocol) -> None:
     """Sets what a folder of `transformers` says about its task: the length of texts, their vectors, the labels."""
     described, task, head, longest = huggingface.read_config(folder), config.task, about.head, about.longest
-    if head == "none" and "pooling" in task:
+    if IMAGES in about.reads:
+        config.data.update({"size": config.model.image_size, "channels": config.model.channels} | preparation.keys(folder))
+    elif head == "none" and "pooling" in task:
         found = recipe.read(folder)
         _describe_recipe(task, found, folder)
         task.max_length = config.data.lengths.tokens = about.within(found.max_length).longest
-    elif head in about.labelled and head != "tagging":
+    elif head in about.labelled and head != "tagging" and "max_length" in task:
         task.max_length = config.data.lengths.tokens = longest
     elif longest and task.get("max_length", 0) > longest:  # others read in windows
         task.max_length = longest
+    if longest and config.data.lengths.get("tokens", 0) > longest:
+        config.data.lengths.tokens = longest
     if head not in about.labelled:
         return
     names = huggingface.label_names(described)
     kind = described.get("problem_type")
     if head == "sequence" and (kind == "multi_label_classification" or kind == "regression" and len(names) > 1):
         raise UserError(f"{folder / huggingface.CONFIG}: problem_type {kind} of {len(names)} labels is not supported")
+    if head == "classification" and kind == "multi_label_classification":
+        task.objective = "sigmoid"
     if "labels" in task:
         task.labels = () if head == "sequence" and len(names) == 1 else tuple(names)
     if task.name == "sequence_classification" and not task.labels:
@@ -154,7 +161,8 @@ def _to_folder(workdir: Path, folder: Path, merge: bool) -> str:
         raise UserError(f"--from={workdir}: its checkpoint lacks {initialise.some(missing)}")
     variables = mapping.variables((name, found[name]) for name in wanted)
     params, labels = variables.pop("params"), tuple(config.get("task", {}).get("labels", ()))
-    huggingface.save(folder, fields, params, tokenizer, model_state=variables, labels=labels)
+    data = config.data if config.task.name == "image_classification" else None
+    huggingface.save(folder, fields, params, tokenizer, model_state=variables, labels=labels, data=data)
     if config.get("task", {}).get("name") == "similarity" and tokenizer:
         recipe.write(folder, tasks.build(config.task, tokenizer).recipe, fields["width"])
     return f"{count(params)} parameters in {folder}, a folder of transformers"
@@ -197,10 +205,10 @@ def _from_peft(folder: Path, workdir: Path, config_of: Callable[[str], ConfigDic
         raise UserError(f"--from={folder} does not name the model that it is beside: give --base")
     source = initialise.folder_of(base, key="--base")
     fields = initialise.described(source)
-    heads = models.build(fields, fields["vocab_size"]).protocol().heads
+    about = models.build(fields, fields["vocab_size"]).protocol()
     if "head" in fields:
-        fields["head"] = peft.head_of(folder, heads, fields["head"])
-    if "labels" in fields and (labels := peft.labels_of(folder)):
+        fields["head"] = peft.head_of(folder, about.heads, fields["head"])
+    if fields.get("head") in about.labelled and (labels := peft.labels_of(folder)):
         fields["labels"] = labels
     model = models.build(fields, fields["vocab_size"])
     plan = mapping.plan(huggingface.names_of(fields), model.protocol().head, mapping.shapes(model))

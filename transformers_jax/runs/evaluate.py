@@ -10,10 +10,14 @@ import numpy as np
 from absl import logging
 
 from transformers_jax.decoding.decoder import Decoder
+from transformers_jax.decoding.prompts import PromptDecoder
 from transformers_jax.mesh import global_batch
 from transformers_jax.runs.experiment import Experiment
 from transformers_jax.training.metrics import means
 from transformers_jax.training.step import compile_eval_step, make_eval_step, make_scoring_step, make_totals_step
+
+CONTINUED = 48
+"""Tokens of a sample that goes on from a prompt, at most."""
 
 
 class Scorer:
@@ -67,6 +71,14 @@ class Scorer:
         if key not in self._decoders:
             self._decoders[key] = self.experiment.decoder(**changes)
         return self._decoders[key]
+
+    def continued(self, prompts: list[list[int]], model: dict) -> list[list[int]]:
+        """The tokens that a model of prompts writes after each, the likeliest one at a time."""
+        run = self.experiment
+        ends = {run.tokenizer.eos_id, *(run.task.template.ends() if run.task.template else ())}
+        options = {"ends": sorted(ends), "pad_id": run.tokenizer.pad_id, "longest": run.model.protocol().longest}
+        decoder = PromptDecoder(run.model, model["params"], **options, mesh=run.mesh)
+        return [best.ids for best, *_ in decoder.decode(prompts, limits=CONTINUED)]
 
     def _compiled(self, make: Callable):
         return compile_eval_step(make(self.experiment.model, self.experiment.task), self.experiment.mesh)

@@ -183,7 +183,7 @@ class Experiment:
         """Endless batches of this process, with `get_state` and `set_state`. Raises UserError as `checks.known` does."""
         index, count = data_shard(self.mesh)
         checks.known(self.task, self.source("train"))
-        examples = self.examples("train")
+        examples = self.task.to_train(self.source("train"))
         place = {"process_index": index, "process_count": count, "parts": self.parts}
         return pipeline.train_iterator(examples, self.task, self.config.data, seed=self.config.seed, **place)
 

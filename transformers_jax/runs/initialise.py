@@ -80,8 +80,9 @@ def initial(
     found = found if only is None else stacking.chosen(found, only)
     found = stacking.arranged(found, wanted)
     taken, other = {}, []
+    fitted = getattr(model, "fitted", lambda name, array, shape: array)  # a model of images interpolates positions
     for name in [name for name in found if name in wanted]:
-        taken[name] = _cut(name, found[name], wanted[name])
+        taken[name] = fitted(name, _cut(name, found[name], wanted[name]), wanted[name])
         if taken[name].shape != wanted[name]:
             other.append(f"{name} {taken.pop(name).shape} there, {wanted[name]} here")
     new = [name for name in wanted if name not in taken]
@@ -192,6 +193,7 @@ def folder_of(path: str, key: str = "--init_from") -> Path:
     except ImportError as error:
         raise UserError(f"{key}={path}: no such folder; for a name on the hub install huggingface_hub") from error
     files = ["*.safetensors", "*.safetensors.index.json", huggingface.CONFIG, *tokenizers.FILES, *recipe.FILES]
+    files += ["*processor_config.json"]  # of images
     try:
         return Path(huggingface_hub.snapshot_download(str(path), allow_patterns=files))
     except Exception as error:  # of the library, the network or the file system
@@ -211,7 +213,8 @@ def fields_of(folder: Path) -> dict:
         return dict(configuration.read(folder).get("model", {}))
     described = huggingface.read_config(folder)
     name, _, _ = huggingface.architecture(described)
-    return {"name": name} | config_json.fields(described, name)
+    fields = {"name": name} | config_json.fields(described, name)
+    return fields | (huggingface.normalisation(folder) if "mean" in huggingface.fields_of(name) else {})
 
 
 def described(folder: Path) -> dict:

@@ -86,7 +86,7 @@ class Task(Base):
     def continuations(self, source: Sequence[dict], generate: Generate) -> list[dict]:
         """How the first documents' beginnings go on: {"prompt", "continuation", "reference"}."""
         documents = [self.document(source[i]).ids.tolist() for i in range(min(SAMPLES, len(source)))]
-        prompts = [ids[:PROMPT] for ids in documents]
+        prompts = [[self.tokenizer.bos_id, *ids[:PROMPT]] for ids in documents]
         decode = self.tokenizer.decode
         return [
             {"prompt": decode(prompt), "continuation": decode(found), "reference": decode(ids[PROMPT : PROMPT + len(found)])}

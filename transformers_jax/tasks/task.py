@@ -50,6 +50,7 @@ class Task:
       learned: the key of an example that training needs and prediction does not, "label" say; "" if there is none.
       frozen: pattern over the names of parameters that never learn; "" for none.
       contrasts: whether the loss of an example depends on the rest of its batch, which must then stay in one piece.
+      counted: what the weight of its loss counts, "pixels" say; "" for tokens of texts and examples of images.
       mask_rate: share of a row's tokens that the model is asked to predict; 0.0 where it is not a share that decides.
 
     How it is scored:
@@ -63,6 +64,7 @@ class Task:
       line_means: what a line of text to be answered is, "a text, or two with a TAB between them" say; "" for a task that
         answers no lines.
       line_keys: the keys that a line has which is a JSON object.
+      template: a `data.text.chat.ChatTemplate`, how conversations were written that the model was trained on; None for none.
     """
 
     reads: str = "text"
@@ -77,6 +79,7 @@ class Task:
     learned: str = ""
     frozen: str = ""
     contrasts: bool = False
+    counted: str = ""
     mask_rate: float = 0.0
 
     scored_by: str = "loss"
@@ -86,6 +89,7 @@ class Task:
     recipe: Any = None
     line_means: str = ""
     line_keys: tuple[str, ...] = ()
+    template: Any = None
 
     @property
     def name(self) -> str:
@@ -109,6 +113,10 @@ class Task:
           UserError: an example does not go with config.task.
         """
         return source
+
+    def to_train(self, source: Sequence[dict]) -> Sequence[dict]:
+        """What `encode` takes in training, where that is something else than `examples`: whole images, say, and not windows."""
+        return self.examples(source)
 
     def encode(self, example: dict) -> dict[str, Any]:
         """The fields of one of `examples`, by name: those of `streams` are 1-D int32 arrays, of groups lists of C such arrays;
@@ -226,7 +234,9 @@ class Task:
           model: {"params": …, "model_state": …}.
         """
         scores, predictions = self._measured(scorer, split, model)
-        return scores, self.samples(scorer.source(split), predictions) if predictions else []
+        if predictions:
+            return scores, self.samples(scorer.source(split), predictions)
+        return scores, self.continuations(scorer.source(split), lambda prompts: scorer.continued(prompts, model))
 
     def validate(self, scorer, model: dict, *, sentences: int | None = None) -> dict[str, Any]:
         """Loss and scores of the validation split, while a model is trained.
@@ -269,6 +279,14 @@ class Task:
           top: how many answers are given where several are possible.
         """
         return self, model
+
+    def write_to(self, folder: str) -> None:
+        """Answers are written into a folder, too, where they are pictures.
+
+        Raises:
+          UserError: the task has none, or the folder cannot be made.
+        """
+        raise UserError(f"--out={folder}: config.task.name={self.name} writes no files")
 
     def of_line(self, cells: Sequence[str]) -> dict:
         """The raw example of a line of text, by its parts between TABs.

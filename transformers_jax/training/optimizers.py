@@ -12,6 +12,7 @@
 | clip_norm | 0.0 | gradients are scaled down to this global norm; 0 is off |
 | weight_decay | 0.0 | adamw, adafactor: an update takes rate × weight_decay × weight away; sgd: L2, into the gradient |
 | decay_pattern | "(^|/)kernel$" | names of what decays (see `parameters`); by default no norm, bias or embedding |
+| layer_decay | 1.0 | a layer's updates over those of the layer above it (see `layer_decay`); 1 is off |
 | b1, b2, eps | by name | adam 0.9, 0.98, 1e-9 (Vaswani et al. 2017, section 5.3); adamw 0.9, 0.999, 1e-8 |
 | momentum | 0.0 | sgd |
 | decay_rate, min_factored | 0.8, 128 | adafactor: power of the second moment's decay; smallest axis that is factored |
@@ -29,6 +30,7 @@ from absl import logging
 
 from transformers_jax import parameters
 from transformers_jax.errors import UserError
+from transformers_jax.training.layer_decay import by_layer
 
 Schedule = Callable[[Any], Any]
 
@@ -44,6 +46,7 @@ DEFAULTS: dict[str, Any] = {
     "clip_norm": 0.0,
     "weight_decay": 0.0,
     "decay_pattern": "",
+    "layer_decay": 1.0,
     "b1": None,
     "b2": None,
     "eps": None,
@@ -65,7 +68,8 @@ def make_optimizer(
       among: names of the parameters that decay_pattern must match one of; by default those that are updated.
 
     Returns:
-      The Optax transformation (clipping, the rule, weight decay, the rate), and the schedule: updates so far → rate.
+      The Optax transformation (clipping, the rule, weight decay, the rate, its decay by layers), and the schedule: updates so
+      far → rate.
 
     Raises:
       UserError: an unknown key, optimizer or schedule (the known ones are listed), or a value out of range.
@@ -77,7 +81,10 @@ def make_optimizer(
     rule = _choose(OPTIMIZERS, "name", options)
     schedule = make_schedule(options, total_steps)
     clip = [optax.clip_by_global_norm(options["clip_norm"])] if options["clip_norm"] else []
-    return optax.chain(*clip, rule(schedule, options)), schedule
+    if not 0 < options["layer_decay"] <= 1:
+        raise UserError(f"config.optimizer.layer_decay is {options['layer_decay']}; it must be above 0, and 1 or less")
+    decay = [by_layer(options["layer_decay"])] if options["layer_decay"] != 1 else []
+    return optax.chain(*clip, rule(schedule, options), *decay), schedule
 
 
 def make_schedule(options: Mapping, total_steps: int) -> Schedule:

@@ -83,7 +83,7 @@ def state_shardings(state: Any, axes: Mapping[str, tuple], mesh: Mesh, rules: Ru
 
 def _arrays(name: str, leaf: Any, axes: tuple | None) -> dict[str, tuple[Any, tuple | None]]:
     """The arrays of a parameter by name, with their logical axes: itself, or those that a quantised kernel is made of."""
-    if not parameters.is_whole(leaf):
+    if not parameters.is_packed(leaf):
         return {name: (leaf, axes)}
     known = leaf.logical_axes(axes) if axes else {}
     fields, _ = jax.tree_util.tree_flatten_with_path(leaf)

@@ -174,7 +174,7 @@ def _unboxed(boxed: dict) -> dict:
     def value(leaf):
         if not parameters.is_boxed(leaf):
             return leaf
-        return leaf.value if parameters.is_whole(leaf.value) else leaf.unbox()
+        return leaf.value if parameters.is_packed(leaf.value) else leaf.unbox()
 
     return jax.tree.map(value, boxed, is_leaf=parameters.is_whole)
 

@@ -16,7 +16,7 @@ CONTENT = "\ufeff# one\r\n\n\n  two é\nthree\n \nfour\n# five\n\n"
 @pytest.mark.parametrize("zipped", [False, True])
 def test_as_the_source_has_them(tmp_path, unit, begins, zipped):
     content = CONTENT.encode()
-    (tmp_path / "a.txt").write_bytes(gzip.compress(content) if zipped else content)
+    (tmp_path / "a.txt").write_bytes(gzip.compress(content, mtime=0) if zipped else content)
     config = ConfigDict(dict(source="text", train=str(tmp_path / "a.txt"), unit=unit, begins=begins, tfds_name=""))
     source = open_source(config, "train")
     wanted = [source[i]["text"] for i in range(len(source))]
@@ -25,7 +25,7 @@ def test_as_the_source_has_them(tmp_path, unit, begins, zipped):
 
 def test_json_lines(tmp_path):
     path = tmp_path / "a.jsonl.gz"
-    path.write_bytes(gzip.compress(b'{"text": "a\\nb"}\n\n{"text": "c", "id": 3}\n'))
+    path.write_bytes(gzip.compress(b'{"text": "a\\nb"}\n\n{"text": "c", "id": 3}\n', mtime=0))
     assert list(texts([path], "document")) == ["a\nb", "c"]
 
 
@@ -35,7 +35,7 @@ def test_json_lines(tmp_path):
         ("a.jsonl", b'{"text": "a"}\n{"texts": "b"}\n', "a.jsonl, line 2 is no JSON object with a text"),
         ("a.jsonl", b'{"text": 3}\n', "a.jsonl, line 1: text is no text"),
         ("a.txt", b"a\nb\xff\n", "--files: .*a.txt, line 2 is not UTF-8"),
-        ("a.txt", gzip.compress(b"abc" * 99)[:-9], "--files: cannot read .*a.txt"),
+        ("a.txt", gzip.compress(b"abc" * 99, mtime=0)[:-9], "--files: cannot read .*a.txt"),
         ("b.txt", None, "--files: no file .*b.txt"),
     ],
 )

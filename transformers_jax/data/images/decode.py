@@ -16,6 +16,8 @@ from transformers_jax.errors import UserError
 WHITE = (255, 255, 255, 255)
 SIXTEEN_BITS = ("I;16", "I;16L", "I;16B", "I;16N")
 """Pillow's modes of a grey image with 16 bits a pixel."""
+ORIENTATION, TURNED = 0x0112, (5, 6, 7, 8)
+"""EXIF's tag of the orientation, and its values of photographs that lie on a side."""
 TAIL = 64  # bytes at the end of a file that are searched for its last marker
 
 
@@ -58,6 +60,20 @@ def decode_mask(mask: str | os.PathLike | bytes, *, where: str) -> np.ndarray:
         numbers are not those that were saved; a number is above 255.
     """
     return _read(mask, where, _numbers)
+
+
+def size_of(image: str | os.PathLike | bytes, *, where: str) -> tuple[int, int]:
+    """(height, width) of an image or a mask as `decode` gives it; only the beginning of the file is read.
+
+    Raises:
+      UserError: the file is missing or no image; the message names `where`.
+    """
+
+    def size(opened: Image.Image) -> tuple[int, int]:
+        width, height = opened.size
+        return (width, height) if opened.getexif().get(ORIENTATION) in TURNED else (height, width)
+
+    return _read(image, where, size)
 
 
 def check(path: str | os.PathLike, *, where: str) -> None:

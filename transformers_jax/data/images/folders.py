@@ -115,7 +115,7 @@ def _folders(config, split: str) -> Images:
             mistakes.met(f"{folder} is a class that {config.train} has not: {_some(classes)}")
             continue
         found = 0
-        for path in _files_in(folder, mistakes.key):
+        for path in files_in(folder, mistakes.key):
             found += 1
             if not path.lower().endswith(SUFFIXES):
                 mistakes.met(f"{path} is no image by its name ({', '.join(SUFFIXES)}); remove or rename it")
@@ -145,7 +145,7 @@ def _classes_in(config, split: str) -> tuple[tuple[str, ...], list[str]]:
     return names, [path for entry, path in paths.items() if entry not in names and path.lower().endswith(SUFFIXES)]
 
 
-def _files_in(folder: str, key: str) -> Iterator[str]:
+def files_in(folder: str, key: str) -> Iterator[str]:
     """The files of a folder and of those in it, in the order of their names."""
 
     def failed(error: OSError):
@@ -169,7 +169,7 @@ def images_in(path: str, key: str) -> list[str]:
         if not os.path.exists(path):
             raise UserError(f"{key}: no file or folder {path}")
         return [path]
-    found = [file for file in _files_in(path, key) if file.lower().endswith(SUFFIXES)]
+    found = [file for file in files_in(path, key) if file.lower().endswith(SUFFIXES)]
     if not found:
         raise UserError(f"{key}: {path} has no images ({', '.join(SUFFIXES)})")
     return found

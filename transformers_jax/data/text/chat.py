@@ -101,6 +101,15 @@ class ChatTemplate:
         self._check(messages)
         return self.tokenizer.encode_marked(self.render(messages, add_generation_prompt=True, **more))[0]
 
+    def ends(self) -> tuple[int, ...]:
+        """The special token that ends an answer, where the template writes one."""
+        try:
+            ids, answers = self.encode([{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}])
+        except UserError:
+            return ()
+        last = [i for i, answer in zip(ids, answers, strict=True) if answer][-1:]
+        return tuple(i for i in last if self.tokenizer.token(i) in self.tokenizer.special_names)
+
     def encode(self, messages: Sequence[dict], **more: Any) -> Conversation:
         """The tokens of a conversation with its answers, as its whole text has them, and which are the answers'.
 

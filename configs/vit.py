@@ -1,0 +1,95 @@
+"""ViT: "An Image is Worth 16x16 Words: Transformers for Image Recognition at Scale" (Dosovitskiy et al. 2021).
+
+    python -m experiments.pretrain --config=configs/vit.py:digits --workdir=/tmp/digits
+    python -m experiments.finetune --config=configs/vit.py:finetune --workdir=/tmp/pets --init_from=FOLDER|WORKDIR
+        --config.data.size=384 --config.data.train=DIR --config.data.validation=DIR
+
+`digits` learns from 4,000 digits of MNIST (`pip install transformers_jax[images]`); `folders` from class folders of small
+photographs. `finetune` goes on from pretrained weights (appendix B.1.1), at another resolution where data.size says so.
+
+`base_16` to `huge_14` and `hybrid`, a ResNet-50 below ViT-B/16, are table 1's sizes with the recipe for ImageNet alone
+(table 3: AdamW at 3e-3, weight decay 0.3, 300 epochs of batches of 4,096); `deit_*` are the sizes and the recipe of Touvron et
+al. 2021. The papers' top-1 on ImageNet: B/16 77.9, L/16 76.5 (table 5, at 384), DeiT 72.2, 79.8 and 81.8. Not run here.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import base
+
+LARGE = dict(width=1024, num_heads=16, mlp_width=4096, layers=24)
+HUGE = dict(width=1280, num_heads=16, mlp_width=5120, layers=32, patch_size=14)
+
+
+def paper(config: ConfigDict, **model) -> None:
+    """Table 3's column ImageNet; warmup of 10,000 steps."""
+    base.imagenet(config, batch_size=4096, epochs=300, warmup=0)
+    config.model.update(dict(dropout=0.1, attention_dropout=0.0) | model)
+    config.optimizer.update(learning_rate=3e-3, weight_decay=0.3, warmup_steps=10_000)
+
+
+def deit(config: ConfigDict, **model) -> None:
+    """Touvron et al. 2021, table 9, without repeated augmentation."""
+    base.imagenet(config, batch_size=1024, epochs=300, warmup=5)
+    base.deit(config, drop_path=0.1, **model)
+    config.optimizer.update(learning_rate=1e-3, weight_decay=0.05, clip_norm=0.0)
+
+
+def digits(config: ConfigDict) -> None:
+    base.few_digits(config, steps=4000)
+    config.model.update(width=96, num_heads=3, mlp_width=192, layers=6, patch_size=4, drop_path=0.1)
+    config.data.update(randaugment_ops=1, randaugment_magnitude=5.0)
+
+
+def folders(config: ConfigDict) -> None:
+    base.photos(config)
+    config.model.update(width=192, num_heads=3, mlp_width=384, layers=6, patch_size=4, drop_path=0.1)
+    config.data.update(randaugment_ops=1)
+
+
+def finetune(config: ConfigDict) -> None:
+    """Appendix B.1.1: SGD with momentum and without weight decay. A batch is an eighth of the paper's, and so is the rate."""
+    base.image_finetuning(config)
+    config.optimizer.update(name="sgd", momentum=0.9, learning_rate=0.03 / 8)
+
+
+def tiny(config: ConfigDict) -> None:
+    base.laptop(config)
+    base.tiny_images(config)
+    config.model.update(width=16, num_heads=2, mlp_width=32, layers=2, patch_size=4)
+
+
+VARIANTS = {
+    "base_16": (paper,),
+    "base_32": (lambda config: paper(config, patch_size=32),),
+    "large_16": (lambda config: paper(config, **LARGE),),
+    "large_32": (lambda config: paper(config, patch_size=32, **LARGE),),
+    "huge_14": (lambda config: paper(config, **HUGE),),
+    "hybrid": (lambda config: paper(config, stem="resnet"),),
+    "deit_tiny": (lambda config: deit(config, width=192, num_heads=3, mlp_width=768),),
+    "deit_small": (lambda config: deit(config, width=384, num_heads=6, mlp_width=1536),),
+    "deit_base": (deit,),
+    "digits": (digits,),
+    "folders": (folders,),
+    "finetune": (finetune,),
+    "tiny": (tiny,),
+}
+
+
+def get_config(variant: str = "digits") -> ConfigDict:
+    config = base.vision("vit")
+    with config.unlocked():
+        config.model.width = 768  # of a position's vector
+        config.model.num_heads = 12  # a divisor of it
+        config.model.mlp_width = 3072  # inside the feed-forward
+        config.model.layers = 12
+        config.model.patch_size = 16  # pixels of a patch's side
+        config.model.positions = "learned"  # interpolated at other sizes; or "sinusoidal_2d", or "none"
+        config.model.pooling = "class"  # what is read for the label: a class token, or the "mean" of the patches
+        config.model.stem = "patches"  # or "resnet": positions of a ResNet take the place of patches
+        config.model.stem_depths = (3, 4, 9)  # of its stages
+        config.model.stem_width = 64
+        config.model.attention_dropout = 0.0
+        config.model.layer_scale = 0.0  # initial scale of each branch's channels; 0: none
+        config.model.genome = ""  # other blocks: a genome's JSON file, text or name
+        config.model.genome_unit = 0  # width of one relative output dimension of it; 0 is width // 2
+    return base.varied(config, VARIANTS, variant).lock()

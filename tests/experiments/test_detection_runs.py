@@ -1,0 +1,123 @@
+"""Runs that find objects: trained, stopped and resumed, evaluated and used; and their mistakes."""
+
+import json
+
+import numpy as np
+import pytest
+import scenes
+from launching import REPOSITORY, call, content, fails, metrics
+from real_data import shared_data
+
+from experiments import evaluate, predict, pretrain, report
+from transformers_jax import config as configuration
+from transformers_jax.runs import train as training
+from transformers_jax.runs.experiment import Experiment
+
+pytest.importorskip("pycocotools", reason="needs pycocotools: pip install transformers_jax[images]")
+CONFIG = f"--config={REPOSITORY}/configs/fcos.py"
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("photos") / "voc"
+    scenes.write_voc(folder, {"train": 40, "validation": 10, "test": 3})
+    return folder
+
+
+def flags(photos) -> list[str]:
+    named = [f"--config.data.{s}={photos}/ImageSets/Main/{s}.txt" for s in ("train", "validation", "test")]
+    return [f"{CONFIG}:tiny", *named]
+
+
+@pytest.fixture(scope="module")
+def trained(photos, tmp_path_factory):
+    """The workdir of a run that nothing disturbed."""
+    from experiments import launch
+
+    workdir = tmp_path_factory.mktemp("trained") / "run"
+    assert launch.call(pretrain.main, pretrain.FLAGS, ["pretrain", *flags(photos), f"--workdir={workdir}"]) == 0
+    return workdir
+
+
+def test_objects_are_found(trained, capfd):
+    lines = metrics(trained)
+    first, last = (line for line in lines if line["split"] == "validation")
+    assert last["ap"] > max(0.2, first["ap"]) and last["examples"] == 10 and last["loss"] < first["loss"]
+    assert configuration.read(trained).task.labels == ("blue", "red")
+    code, out, err = call(evaluate, capfd, f"--workdir={trained}", "--split=validation")
+    found = json.loads(out.splitlines()[-1])
+    assert code == 0 and np.isclose(found["ap"], last["ap"]) and np.isclose(found["loss"], last["loss"], rtol=1e-5), err
+
+
+def test_a_run_that_was_stopped_ends_as_one_that_was_not(trained, photos, tmp_path, capfd, monkeypatch):
+    to_device, seen = training.global_batch, []
+
+    def batch_of(batch, mesh, **options):
+        seen.append(batch["boxes"])
+        if len(seen) == 43:
+            raise KeyboardInterrupt
+        return to_device(batch, mesh, **options)
+
+    monkeypatch.setattr(training, "global_batch", batch_of)
+    workdir = tmp_path / "run"
+    assert call(pretrain, capfd, *flags(photos), f"--workdir={workdir}")[0] == 130
+    assert call(pretrain, capfd, *flags(photos), f"--workdir={workdir}")[0] == 0
+    assert len(seen) == 43 + 40 and all(np.array_equal(seen[i], seen[i + 3]) for i in (40, 41, 42))
+    (params, state), (wanted, wanted_state) = content(workdir), content(trained)
+    assert metrics(workdir) == metrics(trained) and state == wanted_state
+    np.testing.assert_equal(params, wanted)
+
+
+def test_boxes_are_told_in_the_images_own_pixels(trained, photos, tmp_path, capfd):
+    from PIL import Image
+
+    given = photos / "JPEGImages/test_1.jpg"
+    large = Image.open(given).resize((128, 96), Image.Resampling.NEAREST)
+    large.save(tmp_path / "large.png")
+    code, out, err = call(predict, capfd, f"--workdir={trained}", given, tmp_path / "large.png")
+    small, large = (json.loads(line) for line in out.splitlines())
+    assert code == 0 and small["image"] == str(given) and small["objects"] and "truth" not in small, err
+    assert {thing["label"] for thing in small["objects"]} <= {"red", "blue"}
+    best, other = small["objects"][0], large["objects"][0]
+    assert 0 <= best["box"][0] < best["box"][2] <= 32 and best["label"] == other["label"]
+    np.testing.assert_allclose(np.array(best["box"]) * 4, other["box"], atol=12)
+    code, out, _ = call(predict, capfd, f"--workdir={trained}", f"--out={tmp_path}/x", given)
+    drawn = np.array(Image.open(json.loads(out)["drawn"])).astype(int)
+    changed = np.abs(drawn - np.array(Image.open(given)).astype(int)).sum(axis=-1) > 60
+    assert code == 0 and drawn.shape == (24, 32, 3) and 10 < changed.sum() < 24 * 32
+    (tmp_path / "y").write_text("a file")
+    fails(predict, capfd, f"--workdir={trained}", f"--out={tmp_path}/y", given, says=["--out=", "cannot be made"])
+
+
+def test_samples_and_report(trained, photos, capfd):
+    samples = Experiment(configuration.read(trained), trained).samples()
+    assert [sample["image"] for sample in samples] == [f"{photos}/JPEGImages/test_{i}.jpg" for i in range(3)]
+    assert samples[0]["truth"] == [] and len(samples[1]["truth"]) == 2
+    code, _, err = call(report, capfd, f"--workdir={trained}")
+    assert code == 0 and "Average precision" in (trained / "report/index.html").read_text(), err
+
+
+@pytest.mark.parametrize(
+    "flag, says",
+    [
+        ("--config.data.train=nowhere/ImageSets/Main/train.txt", ["config.data.train", "no file nowhere"]),
+        ("--config.task.labels=('red','green')", ["'blue'", "config.task.labels"]),
+        ("--config.data.size=(2,2)", ["images of 2×2 pixels are too small"]),
+        ("--config.data.source=coco", ["give a JSON file and the folder of its images"]),
+    ],
+)
+def test_mistakes_end_in_one_line(photos, tmp_path, capfd, flag, says):
+    fails(pretrain, capfd, *flags(photos), flag, f"--workdir={tmp_path}/run", says=says)
+
+
+def test_real_cells_make_batches(tmp_path):
+    folder = shared_data("bccd")
+    config = configuration.load(f"{REPOSITORY}/configs/fcos.py:bccd")
+    config.data.train = f"{folder}/BCCD/ImageSets/Main/train.txt"
+    config.task.labels = ("Platelets", "RBC", "WBC")
+    iterator = Experiment(config, tmp_path, training=True).train_iterator()
+    batch = next(iterator)
+    iterator.close()
+    assert batch["image"].shape == (8, 240, 320, 3) and batch["boxes"].shape == (8, 100, 4)
+    there = batch["boxes"][batch["box_labels"] >= 0]
+    assert len(there) > 30 and (there[:, 2:] > there[:, :2]).all() and there.max() <= 320

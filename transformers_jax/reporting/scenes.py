@@ -1,0 +1,114 @@
+"""Pictures of a run that labels pixels: its worst images, the intersection over union of each class, and confusions.
+
+Axes: L labels, h height, w width of an image.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from transformers_jax.reporting.style import COLOURS, GREY, figure
+from transformers_jax.runs.experiment import Experiment
+from transformers_jax.tasks.parts import scenes
+
+MOST_SCENES = 6
+MOST_CLASSES = 30
+
+
+class Scene(NamedTuple):
+    """An image, uint8 [h, w, C], with its true classes and those that were found, uint8 [h, w]; what it is called."""
+
+    image: np.ndarray
+    truth: np.ndarray
+    found: np.ndarray
+    title: str
+
+
+def worst_scenes(run: Experiment) -> tuple[list[Scene], tuple[str, ...]]:
+    """(the worst of the test split's images, as samples.jsonl has them, names of the classes); empty before a run has ended.
+
+    Raises:
+      UserError: there is no trained model, or an image is no longer there.
+    """
+    from transformers_jax.inference import predictor
+
+    samples = [sample for sample in run.samples() if {"image", "mask", "mean_iou"} <= set(sample)][:MOST_SCENES]
+    if not samples:
+        return [], run.task.labels.names
+    there = predictor.trained(run)
+    task, _ = there.task.answering(there.model, top=1)
+    examples = [{"image": sample["image"], "mask": sample["mask"]} for sample in samples]
+    found = task.classes(examples, there.predictor(task)(task.examples(examples)))
+    drawn = []
+    for example, classes, sample in zip(examples, found, samples, strict=True):
+        fields = task.encode(example)
+        title = f"{Path(sample['image']).name}  mean IoU {sample['mean_iou']:.2f}"
+        drawn.append(Scene(fields["image"], fields["mask"], classes, title))
+    return drawn, task.labels.names
+
+
+def draw_scenes(drawn: Sequence[Scene], names: Sequence[str], path: Path) -> None:
+    """A row an image: the image, its true classes, and those that were found, each laid over the image."""
+    from matplotlib.patches import Patch
+
+    tall = 2.6 * float(np.mean([scene.truth.shape[0] / scene.truth.shape[1] for scene in drawn])) + 0.35
+    used = sorted({int(k) for scene in drawn for k in np.unique([*np.unique(scene.truth), *np.unique(scene.found)])})
+    used = [k for k in used if k < len(names)]
+    with figure(path, 8.4, tall * len(drawn) + 0.3 * (1 + len(used) // 6)) as canvas:
+        grid = canvas.subplots(len(drawn), 3, squeeze=False)
+        for row, scene in zip(grid, drawn, strict=True):
+            pictures = scene.image, scenes.blended(scene.image, scene.truth), scenes.blended(scene.image, scene.found)
+            for axes, picture, title in zip(row, pictures, (scene.title, "truth", "prediction"), strict=True):
+                axes.imshow(np.broadcast_to(picture, (*picture.shape[:2], 3)))
+                axes.set_title(title, fontsize=8, fontweight="normal", pad=3)
+                axes.set_axis_off()
+        palette = scenes.colours(256) / 255
+        patches = [Patch(color=palette[k], label=names[k]) for k in used]
+        canvas.legend(handles=patches, loc="outside lower center", ncols=6, fontsize=8)
+
+
+def confusion_of(samples: Sequence[Mapping]) -> tuple[np.ndarray, list[str]] | None:
+    """([L, L] pixels of class i that were taken for class j, names of the classes) of all samples; None where none has any."""
+    total: dict[tuple[str, str], int] = {}
+    for sample in samples:
+        for true, row in sample.get("pixels", {}).items():
+            for found, count in row.items():
+                total[true, found] = total.get((true, found), 0) + count
+    names = list(dict.fromkeys(name for pair in total for name in pair))
+    table = np.array([[total.get((true, found), 0) for found in names] for true in names])
+    return (table, names) if names else None
+
+
+def draw_iou(table: np.ndarray, names: Sequence[str], path: Path) -> None:
+    """A bar for the intersection over union of each class, the best first, with its share of the pixels beside its name."""
+    values, shares = scenes.intersection_over_union(table), table.sum(axis=1) / table.sum()
+    order = np.argsort(-values)[:MOST_CLASSES]
+    with figure(path, 7.5, 0.28 * len(order) + 1.0) as canvas:
+        axes = canvas.subplots()
+        axes.barh(range(len(order)), values[order], color=COLOURS["validation"], height=0.7)
+        axes.set_yticks(range(len(order)), [f"{names[k]} ({shares[k]:.1%})" for k in order], fontsize=8)
+        axes.invert_yaxis()
+        axes.set_xlim(0, 1)
+        axes.axvline(float(np.nanmean(values)), color=GREY, linewidth=1, linestyle="--")
+        axes.set_xlabel(f"intersection over union; mean {np.nanmean(values):.3f}")
+        axes.grid(False, axis="y")
+
+
+def draw_pixels(table: np.ndarray, names: Sequence[str], path: Path) -> None:
+    """A square of colour for each pair of classes, the share of the true class's pixels, with it written in per cent."""
+    order = np.argsort(-table.sum(axis=1))[:MOST_CLASSES]
+    shares = table[np.ix_(order, order)] / table.sum(axis=1)[order, None].clip(1)
+    edge = max(3.0, 0.4 * len(order)) + 1.6
+    with figure(path, edge, edge) as canvas:
+        axes = canvas.subplots()
+        axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+        axes.grid(False)
+        axes.set_xticks(range(len(order)), [names[k] for k in order], rotation=90, fontsize=8)
+        axes.set_yticks(range(len(order)), [names[k] for k in order], fontsize=8)
+        axes.set_xlabel("predicted")
+        axes.set_ylabel("true")
+        for (i, j), share in np.ndenumerate(shares):
+            if share >= 0.005:
+                axes.text(j, i, f"{share:.0%}", ha="center", va="center", fontsize=6, color="white" if share > 0.5 else "black")
