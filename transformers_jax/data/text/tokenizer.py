@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from itertools import groupby
 from pathlib import Path
@@ -30,6 +30,9 @@ from transformers_jax.files import write_whole
 SPECIAL_TOKENS = ("<pad>", "<s>", "</s>")
 BYTE_TOKENS = tuple(f"<0x{byte:02X}>" for byte in range(256))
 _FIXED = SPECIAL_TOKENS + BYTE_TOKENS + words.MARKS
+LONGEST_WORD = 200
+"""Characters of a word that merges are learned from in one piece."""
+
 _PROBE = "Ein  Mädchen, 3 DOGS:\tdon't 'être' <s>[MASK] ﬁ é ß 日本語 🙂 "
 
 
@@ -358,7 +361,9 @@ def learn_bpe(
     alphabet = _alphabet(counts, alphabet_limit, min_count)
     tokens, pairs = dict.fromkeys([*_FIXED, *alphabet]), []
     known = {*words.MARKS, *alphabet}.__contains__
-    runs = ((tuple(run), n) for word, n in counts.items() for inside, run in groupby(word, known) if inside)
+    runs = ((part, n) for word, n in counts.items() for inside, run in groupby(word, known) if inside for part in _parts(run))
+    if (longest := max(map(len, counts))) > LONGEST_WORD:
+        logging.warning("a word of %d characters: words are learned from in parts of %d", longest, LONGEST_WORD)
     learned = bpe.learn(runs)
     while len(tokens) != vocab_size and len(pairs) != merges:
         if not (pair := next(learned, None)):
@@ -368,6 +373,12 @@ def learn_bpe(
         pairs.append(pair)
         tokens["".join(pair)] = None
     return Tokenizer._of(list(tokens), pairs)
+
+
+def _parts(run: Iterable[str]) -> Iterator[tuple[str, ...]]:
+    """A run of characters in parts of at most LONGEST_WORD: a merge walks over every part that has its pair."""
+    run = tuple(run)
+    return (run[at : at + LONGEST_WORD] for at in range(0, len(run), LONGEST_WORD))
 
 
 def _alphabet(counts: Counter[str], limit: int, min_count: int) -> list[str]:
