@@ -158,7 +158,7 @@ DTYPES = OneOf(("bfloat16", "float16", "float32"))
 ACTIVATIONS = OneOf(("relu", "gelu", "gelu_tanh", "swish"))
 HEADS = (
     "none", "masked_lm", "pretraining", "next_sentence", "sequence", "tagging", "span", "multiple_choice", "causal_lm",
-    "classification", "segmentation", "",
+    "classification", "segmentation", "detection", "",
 )  # fmt: skip
 METHODS = ("evolution", "evolution_no_hurdles", "evolution_random_seed", "random")
 
@@ -183,6 +183,8 @@ TABLE: dict[str, Any] = {
     "data.lengths.*": Whole(1),
     "data.boundaries": Each(Whole(1)),
     # of images
+    "segmentation/data.size": Each(Whole(1), 2), "detection/data.size": Each(Whole(1), 2),
+    "data.scale": Each(Number(0, above=True), 2), "data.most_of_one": Number(0, 1, above=True),
     "data.size": Whole(1), "data.channels": Whole(1, 4), "data.padding": Whole(0),
     "data.interpolation": OneOf(("nearest", "bilinear", "bicubic", "lanczos", "box", "hamming")),
     "data.crop": OneOf(("inception", "pad", "center", "squash")),
@@ -238,6 +240,9 @@ TABLE: dict[str, Any] = {
     "model.norm_epsilon": Number(0, above=True), "model.stddev": Number(0, above=True), "model.layer_scale": Number(0),
     "model.mlp_ratio": Number(0, above=True), "model.mlp_ratios": Each(Number(0, above=True)),
     "model.mean": Each(Number(-1000, 1000)), "model.std": Each(Number(0, above=True)),
+    **dict.fromkeys(
+        ("model.depths", "model.widths", "model.reductions", "model.patch_sizes", "model.strides", "swin/model.num_heads",
+         "segformer/model.num_heads"), Each(Whole(1))),
     "model.rope_original_length": Whole(1), "model.rope_*": Number(0, above=True),
     **dict.fromkeys(
         ("model.scan_layers", "model.remat", "model.*_bias", "model.share_embeddings", "model.tie_embeddings",
@@ -272,6 +277,8 @@ TABLE: dict[str, Any] = {
     "task.layers": Each(Whole(0)),
     "task.mask_rate": Number(0, 1, above=True), "task.label_smoothing": SHARE, "task.short": PROBABILITY,
     "task.temperature": Number(0, above=True), "task.highest": Number(0, above=True), "task.scale": Number(0, above=True),
+    "segmentation/task.overlap": SHARE, "task.void": Whole(0, 255), "task.first": Whole(0, 255),
+    "task.most_objects": Whole(1), "task.least": Number(0, 1, above=True, below=True),
     "task.overlap": Whole(-1), "task.threshold": Number(-1e9),
     **dict.fromkeys(
         ("task.whole_words", "task.no_answers", "task.normalise", "task.lowercase", "task.real"), Flag()),

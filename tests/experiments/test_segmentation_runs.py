@@ -169,10 +169,10 @@ def resave(path, change) -> None:
 @pytest.mark.parametrize(
     "flag, says",
     [
-        ("--config.data.size=(24,)", ["config.data.size=(24,)"]),
+        ("--config.data.size=(24,)", ["config.data.size is (24,)"]),
         ("--config.data.scale=(2.0,1.0)", ["config.data.scale=(2.0, 1.0)"]),
         ("--config.task.labels=()", ["config.task.labels is empty", "image_masks"]),
-        ("--config.task.overlap=1.0", ["config.task.overlap=1.0"]),
+        ("--config.task.overlap=1.0", ["config.task.overlap is 1.0"]),
         ("--config.data.train=photos", ["config.data.train='photos'", "a folder of images and one of their masks"]),
     ],
 )
