@@ -199,7 +199,7 @@ TABLE: dict[str, Any] = {
     "optimizer.d_model": Whole(0), "optimizer.warmup_steps": Whole(0), "optimizer.min_factored": Whole(1),
     "optimizer.decay_pattern": Text(regex=True),
     "optimizer.warmup_share": SHARE, "optimizer.b1": SHARE, "optimizer.b2": SHARE, "optimizer.momentum": SHARE,
-    "optimizer.end_factor": PROBABILITY,
+    "optimizer.end_factor": PROBABILITY, "optimizer.layer_decay": Number(0, 1, above=True),
     "optimizer.factor": Number(0, above=True), "optimizer.decay_rate": Number(0, above=True),
     "optimizer.learning_rate": Number(0), "optimizer.eps": Number(0), "optimizer.weight_decay": Number(0),
     "optimizer.clip_norm": Number(0),
