@@ -241,7 +241,7 @@ TABLE: dict[str, Any] = {
     "model.mlp_ratio": Number(0, above=True), "model.mlp_ratios": Each(Number(0, above=True)),
     "model.mean": Each(Number(-1000, 1000)), "model.std": Each(Number(0, above=True)),
     **dict.fromkeys(
-        ("model.depths", "model.widths", "model.reductions", "model.patch_sizes", "model.strides", "swin/model.num_heads",
+        ("model.depths", "model.stem_depths", "model.widths", "model.reductions", "model.patch_sizes", "model.strides", "swin/model.num_heads",
          "segformer/model.num_heads"), Each(Whole(1))),
     "model.rope_original_length": Whole(1), "model.rope_*": Number(0, above=True),
     **dict.fromkeys(
