@@ -27,13 +27,13 @@ def paper(config: ConfigDict, **model) -> None:
 
 def digits(config: ConfigDict) -> None:
     base.few_digits(config, steps=2000)
-    config.model.update(widths=(32, 64), depths=(2, 2), patch_size=2, layer_scale=0.1, drop_path=0.1)
-    config.data.update(randaugment_ops=1, randaugment_magnitude=5.0)
+    config.model.update(widths=(32, 64), depths=(2, 2), patch_size=2, layer_scale=0.0)
+    config.optimizer.update(learning_rate=3e-3)
 
 
 def folders(config: ConfigDict) -> None:
     base.photos(config)
-    config.model.update(widths=(48, 96, 192), depths=(2, 2, 2), patch_size=2, layer_scale=0.1, drop_path=0.1)
+    config.model.update(widths=(48, 96, 192), depths=(2, 2, 2), patch_size=2, layer_scale=0.0, drop_path=0.1)
     config.data.update(randaugment_ops=1)
 
 

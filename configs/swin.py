@@ -27,7 +27,6 @@ def paper(config: ConfigDict, **model) -> None:
 def digits(config: ConfigDict) -> None:
     base.few_digits(config, steps=2000)
     config.model.update(width=48, depths=(2, 4), num_heads=(2, 4), window=7, patch_size=2, mlp_ratio=2.0, drop_path=0.1)
-    config.data.update(randaugment_ops=1, randaugment_magnitude=5.0)
 
 
 def folders(config: ConfigDict) -> None:

@@ -37,7 +37,6 @@ def deit(config: ConfigDict, **model) -> None:
 def digits(config: ConfigDict) -> None:
     base.few_digits(config, steps=4000)
     config.model.update(width=96, num_heads=3, mlp_width=192, layers=6, patch_size=4, drop_path=0.1)
-    config.data.update(randaugment_ops=1, randaugment_magnitude=5.0)
 
 
 def folders(config: ConfigDict) -> None:

@@ -62,7 +62,8 @@ def draw_images(shown: Sequence[Shown], path: Path) -> None:
             axes.set_axis_off()
             if one is not None:
                 show(axes, one.image)
-                axes.set_title("\n".join(_short(line) for line in one.title.split("\n")), fontsize=7, fontweight="normal", pad=3)
+                title = "\n".join(_short(line) for line in one.title.split("\n"))
+                axes.set_title(title, fontsize=7, fontweight="normal", pad=3)
 
 
 def draw_rollout(shown: Sequence[Shown], shares: np.ndarray, path: Path) -> None:
@@ -92,7 +93,7 @@ def draw_distances(apart: np.ndarray, size: int, path: Path) -> None:
         axes.set_ylabel("mean attention distance, pixels")
         axes.set_title(f"images of {size} × {size} pixels", fontsize=9, fontweight="normal", color=GREY)
         axes.set_xticks(numbers if layers <= 16 else numbers[:: math.ceil(layers / 12)])
-        axes.set_ylim(0, None)
+        axes.set_ylim(0, 1.08 * float(apart.max()))
         axes.legend(fontsize=8)
 
 
