@@ -194,7 +194,6 @@ TABLE: dict[str, Any] = {
     "data.flip": PROBABILITY, "data.erasing": PROBABILITY,
     "data.colour": Either(Number(0), Each(Number(0))),
     "data.randaugment_magnitude": Number(0, 30),
-    "data.scale": Each(Number(0, above=True), 2), "data.most_of_one": Number(0, 1, above=True),
     **dict.fromkeys(
         ("model.depths", "model.widths", "model.stem_depths", "model.patch_sizes", "model.reductions", "model.strides"),
         Each(Whole(1))),
@@ -247,9 +246,6 @@ TABLE: dict[str, Any] = {
     "model.norm_epsilon": Number(0, above=True), "model.stddev": Number(0, above=True), "model.layer_scale": Number(0),
     "model.mlp_ratio": Number(0, above=True), "model.mlp_ratios": Each(Number(0, above=True)),
     "model.mean": Each(Number(-1000, 1000)), "model.std": Each(Number(0, above=True)),
-    **dict.fromkeys(
-        ("model.depths", "model.stem_depths", "model.widths", "model.reductions", "model.patch_sizes", "model.strides", "swin/model.num_heads",
-         "segformer/model.num_heads"), Each(Whole(1))),
     "model.rope_original_length": Whole(1), "model.rope_*": Number(0, above=True),
     **dict.fromkeys(
         ("model.scan_layers", "model.remat", "model.*_bias", "model.share_embeddings", "model.tie_embeddings",
@@ -292,8 +288,7 @@ TABLE: dict[str, Any] = {
     **dict.fromkeys(
         ("task.choices", "task.duplicates", "task.stride", "task.max_question", "task.max_answer", "task.best"), Whole(1)),
     **dict.fromkeys(("task.soft", "task.hard", "task.cosine", "task.mixup", "task.cutmix"), Number(0)),
-    "task.max_length": Whole(0), "task.first": Whole(0), "task.void": Whole(0), "task.most_objects": Whole(1),
-    "task.least": PROBABILITY, "model.stem_width": Whole(1),
+    "task.max_length": Whole(0), "model.stem_width": Whole(1),
     # decoding
     "decoding.method": OneOf(("greedy", "beam", "sample")),
     "decoding.beam_size": Whole(1), "decoding.n_best": Whole(1), "decoding.batch_size": Whole(1),
