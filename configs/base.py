@@ -294,6 +294,7 @@ def transformer(name: str) -> ConfigDict:
     config.task = ConfigDict()
     config.task.name = "translation"
     config.task.label_smoothing = 0.1  # share of the probability that all tokens divide among them
+    config.task.bleu_tokenize = ""  # sacreBLEU's tokenisation, "zh" say; "": that of the target language
     config.tokenizer.update(kind="bpe", vocab_size=37_000)
     config.data.update(source="tfds", languages=("en", "de"), max_length=128)
     config.data.update(batch_size=196, boundaries=(16, 24, 32, 48, 64, 96, 128), tokens_per_batch=25_000)

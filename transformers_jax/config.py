@@ -28,7 +28,7 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 
 MAY_CHANGE = (
     "training.steps", "training.*_every", "training.bleu_sentences", "training.keep_checkpoints",
-    "training.average_checkpoints", "training.parallelism", "decoding.*", "mesh.*",
+    "task.bleu_tokenize", "training.average_checkpoints", "training.parallelism", "decoding.*", "mesh.*",
     "data.data_dir", "data.workers", "data.prefetch", "data.cache",
     "search.controls", "search.final_*", "search.retries",
 )  # fmt: skip

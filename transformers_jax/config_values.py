@@ -152,13 +152,14 @@ def _known(module: str, of: str = "known") -> Callable[[], Iterable[str]]:
     return lambda: getattr(importlib.import_module(f"transformers_jax.{module}"), of)()
 
 
+SEVERAL = Either(Whole(1), Each(Whole(1)))
 SHARE, PROBABILITY = Number(0, 1, below=True), Number(0, 1)
 PATTERNS = Each(Text(regex=True))
 DTYPES = OneOf(("bfloat16", "float16", "float32"))
 ACTIVATIONS = OneOf(("relu", "gelu", "gelu_tanh", "swish"))
 HEADS = (
     "none", "masked_lm", "pretraining", "next_sentence", "sequence", "tagging", "span", "multiple_choice", "causal_lm",
-    "classification", "segmentation", "",
+    "classification", "segmentation", "detection", "",
 )  # fmt: skip
 METHODS = ("evolution", "evolution_no_hurdles", "evolution_random_seed", "random")
 
@@ -183,13 +184,19 @@ TABLE: dict[str, Any] = {
     "data.lengths.*": Whole(1),
     "data.boundaries": Each(Whole(1)),
     # of images
-    "data.size": Whole(1), "data.channels": Whole(1, 4), "data.padding": Whole(0),
+    "segmentation/data.size": Each(Whole(1), 2), "detection/data.size": Each(Whole(1), 2),
+    "data.scale": Each(Number(0, above=True), 2), "data.most_of_one": Number(0, 1, above=True),
+    "data.size": SEVERAL, "model.image_size": SEVERAL, "model.num_heads": SEVERAL,
+    "data.channels": Whole(1, 4), "data.padding": Whole(0),
     "data.interpolation": OneOf(("nearest", "bilinear", "bicubic", "lanczos", "box", "hamming")),
     "data.crop": OneOf(("inception", "pad", "center", "squash")),
     "data.crop_scale": Each(Number(0, above=True), 2), "data.crop_ratio": Each(Number(0, above=True), 2),
     "data.flip": PROBABILITY, "data.erasing": PROBABILITY,
     "data.colour": Either(Number(0), Each(Number(0))),
     "data.randaugment_magnitude": Number(0, 30),
+    **dict.fromkeys(
+        ("model.depths", "model.widths", "model.stem_depths", "model.patch_sizes", "model.reductions", "model.strides"),
+        Each(Whole(1))),
     "data.on_error": OneOf(("fatal", "skip")),
     # the update
     "optimizer.name": OneOf(("adam", "adamw", "adafactor", "sgd")),
@@ -198,6 +205,7 @@ TABLE: dict[str, Any] = {
     "optimizer.decay_pattern": Text(regex=True),
     "optimizer.warmup_share": SHARE, "optimizer.b1": SHARE, "optimizer.b2": SHARE, "optimizer.momentum": SHARE,
     "optimizer.end_factor": PROBABILITY,
+    "optimizer.layer_decay": Number(0, 1, above=True),
     "optimizer.factor": Number(0, above=True), "optimizer.decay_rate": Number(0, above=True),
     "optimizer.learning_rate": Number(0), "optimizer.eps": Number(0), "optimizer.weight_decay": Number(0),
     "optimizer.clip_norm": Number(0),
@@ -244,10 +252,10 @@ TABLE: dict[str, Any] = {
          "model.input_feeding", "model.bidirectional", "model.qk_norm", "model.pooler", "model.absolute_positions",
          "model.token_types_as_tokens"), Flag()),
     **dict.fromkeys(
-        ("model.width", "model.num_heads", "model.mlp_width", "model.embedding_width", "model.decoder_width",
+        ("model.width", "model.mlp_width", "model.embedding_width", "model.decoder_width",
          "model.max_length", "model.encoder_layers", "model.decoder_layers", "model.labels", "model.groups", "model.inner",
          "model.languages",
-         "model.channels", "model.image_size", "model.patch_size", "swin/model.window"), Whole(1)),
+         "model.channels", "model.patch_size", "swin/model.window"), Whole(1)),
     **dict.fromkeys(
         ("data.max_words", "data.max_words_evaluation", "data.chunk_words", "data.stride", "data.max_length",
          "data.tokens_per_batch", "data.window", "data.prefetch", "data.workers", "data.resize", "data.randaugment_ops",
@@ -264,19 +272,23 @@ TABLE: dict[str, Any] = {
     "task.pooling": OneOf(("mean", "first", "max", "mean_sqrt_len", "weighted_mean", "last")),
     "task.similarity": OneOf(("cosine", "dot", "euclidean", "manhattan")),
     "task.prompts": Each(Text()), "task.prompt": Text(), "task.teacher": Text(), "task.template": Text(),
+    "task.bleu_tokenize": OneOf(
+        ("", "13a", "zh", "ja-mecab", "ko-mecab", "char", "intl", "none", "spm", "flores101", "flores200", "spBLEU-1K")),
     "task.masking": OneOf(("dynamic", "static")),
     "task.relation": OneOf(("next_sentence", "sentence_order")),
     "task.of": OneOf(("masked_lm", "causal_lm")),
     "task.layers": Each(Whole(0)),
     "task.mask_rate": Number(0, 1, above=True), "task.label_smoothing": SHARE, "task.short": PROBABILITY,
     "task.temperature": Number(0, above=True), "task.highest": Number(0, above=True), "task.scale": Number(0, above=True),
-    "task.overlap": Whole(-1), "task.threshold": Number(-1e9),
+    "tagging/task.overlap": Whole(-1), "task.overlap": SHARE, "task.threshold": Number(-1e9),
+    "task.void": Whole(0, 255), "task.first": Whole(0, 255),
+    "task.most_objects": Whole(1), "task.least": Number(0, 1, above=True, below=True),
     **dict.fromkeys(
         ("task.whole_words", "task.no_answers", "task.normalise", "task.lowercase", "task.real"), Flag()),
     **dict.fromkeys(
         ("task.choices", "task.duplicates", "task.stride", "task.max_question", "task.max_answer", "task.best"), Whole(1)),
     **dict.fromkeys(("task.soft", "task.hard", "task.cosine", "task.mixup", "task.cutmix"), Number(0)),
-    "task.max_length": Whole(0),
+    "task.max_length": Whole(0), "model.stem_width": Whole(1),
     # decoding
     "decoding.method": OneOf(("greedy", "beam", "sample")),
     "decoding.beam_size": Whole(1), "decoding.n_best": Whole(1), "decoding.batch_size": Whole(1),

@@ -37,7 +37,8 @@ def variants():
 def test_every_config_goes_together(variant):
     config, tokenizer = configuration.load(f"{CONFIGS}/{variant}"), placeholder(1000)
     teacher = {"teacher": "given"} if config.task.name == "distillation" else {}
-    read = {"labels": ("a", "b")} if config.task.get("labels") == () and "image" in config.task.name else {}  # from the data
+    from_data = config.task.get("labels") == () and tasks.named(config.task.name).reads == "images"
+    read = {"labels": ("a", "b")} if from_data else {}
     task = tasks.build(dict(config.task) | teacher | read, tokenizer, config.data)
     model = models.build(dict(config.model) | task.model_fields(), 1000)
     configuration.check(config)

@@ -10,6 +10,7 @@ from tiny_decoder import there, tokenizer
 
 from transformers_jax.data.text.chat import ChatTemplate
 from transformers_jax.errors import UserError
+from transformers_jax.inference import predictor
 from transformers_jax.inference.generate import Generator, Options
 
 PROMPTS = ["the king of the", "so it goes", "", "the capital of the land is far away, and"]
@@ -140,3 +141,16 @@ def test_prompts_of_a_run_begin_as_its_documents_did():
     assert ours.prompt_ids({"prompt": "the"}) == [t.bos_id, *t.encode("the")]
     assert ours.prompt_ids({"prompt": ""}) == [t.bos_id]
     assert np.array_equal(generator().prompt_ids({"prompt": ""}), [t.bos_id])
+
+
+def test_from_a_notebook(tmp_path):
+    import transformers_jax as tj
+
+    folder = tiny_decoder.write(tmp_path / "hf")
+    model, there = tj.load(folder), predictor.loaded(str(folder))
+    asked = Generator(there, Options(max_tokens=10))(ASKED[:2])
+    assert model.generate(PROMPTS[:2], max_tokens=10) == [text for [text] in texts(asked)]
+    several = model.generate(PROMPTS[:1], max_tokens=5, num_samples=2)
+    assert [len(row) for row in several] == [2]
+    with pytest.raises(UserError, match="spells '<s>'"):
+        model.generate([[{"role": "user", "content": "<s>"}]])

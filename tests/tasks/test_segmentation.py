@@ -13,6 +13,7 @@ from transformers_jax.errors import UserError
 from transformers_jax.outputs import LabelOutput
 from transformers_jax.tasks.parts import scenes
 from transformers_jax.tasks.parts.tiles import tiles
+from transformers_jax.tasks.segmentation import classes_of
 
 DATA = ConfigDict({"size": (4, 6), "channels": 3, "scale": (0.5, 2.0)})
 RANDOM = np.random.default_rng(0)
@@ -141,7 +142,7 @@ def test_windows_are_put_together_again():
         part = source[own.examples(source)[i]["example"]]["mask"][tile.top : tile.top + 4, tile.left : tile.left + 6]
         mask[: part.shape[0], : part.shape[1]] = part
         seen.append(mask)
-    for example_, classes in zip(source, drawn.classes(source, {"classes": np.stack(seen)}), strict=True):
+    for example_, classes in zip(source, classes_of(drawn, source, {"classes": np.stack(seen)}), strict=True):
         assert np.array_equal(classes, example_["mask"])
 
 

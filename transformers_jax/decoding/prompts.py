@@ -195,7 +195,7 @@ class PromptDecoder:
                         done[b] |= bool(one.finish)
                 left, numbers[2] = left - lengths, numbers[2] + lengths
         for one in outputs:
-            if not one.finish and not self.slide:
+            if not one.finish and (not self.slide or one.limit < 1):
                 one.finish = LENGTH  # the model's
 
     def _decoded_by_beams(self, params, groups, watch) -> list[list[Continuation]]:

@@ -20,7 +20,7 @@ from transformers_jax import models
 from transformers_jax.data.images import processing
 from transformers_jax.data.text.tokenizer import Tokenizer
 from transformers_jax.errors import UserError
-from transformers_jax.interchange import mapping, preparation, stacking, tokenizers, weights
+from transformers_jax.interchange import config_json, mapping, preparation, stacking, tokenizers, weights
 from transformers_jax.models.name_map import INERT, NEUTRAL, NameMap, Row, Tie, match
 from transformers_jax.models.protocol import CONTINUES, IMAGES, Protocol
 
@@ -198,6 +198,7 @@ def read_config(path: Path) -> dict:
         raise UserError(f"{file} is not JSON: {error}") from error
     if not isinstance(config, dict):
         raise UserError(f"{file}: a JSON object was expected")
+    config_json.check(config, file)
     return config
 
 
@@ -276,7 +277,7 @@ def normalisation(path: Path) -> dict:
 
 def label_names(config: dict) -> list[str]:
     """The names of the labels in the order of the head's rows."""
-    given = config.get("id2label") or {str(i): f"LABEL_{i}" for i in range(config.get("num_labels", 2))}
+    given = config.get("id2label") or {str(i): f"LABEL_{i}" for i in range(config.get("num_labels") or 2)}
     return [given[key] for key in sorted(given, key=int)]
 
 
@@ -328,9 +329,9 @@ def _choose(config: dict, name: str, names: NameMap, wanted: str, there: dict[st
 
     Of two tied leaves the file may have either: `there` has both afterwards.
     """
-    module = _module(name)
     own = fields_of(name)
-    fields = {"name": name} | module.from_hf(config) | ({"labels": len(label_names(config))} if "labels" in own else {})
+    fields = {"name": name} | config_json.fields(config, name)
+    fields |= {"labels": len(label_names(config))} if "labels" in own else {}
     heads = [wanted, "pretraining"] if wanted == "masked_lm" and "pretraining" in names.heads else [wanted]
     tried = []
     for head in heads:
@@ -350,6 +351,11 @@ def _choose(config: dict, name: str, names: NameMap, wanted: str, there: dict[st
         raise UserError(f"the weights lack {len(missing)} leaves of {names.heads[wanted].architecture}: {', '.join(missing)}")
     if unknown := [leaf for leaf in unused if not names.knows(leaf)]:
         raise UserError(f"{len(unknown)} leaves of the weights have no name here: {', '.join(unknown)}")
+    if layers := [leaf for leaf in unused if any(match(row, leaf) for row in names.rows(fields.get("head", wanted)))]:
+        raise UserError(
+            f"config.json says fewer layers than the weights have, which hold {layers[0]} and {len(layers) - 1} more leaves "
+            "that the model does not: set its number of layers to theirs"
+        )
     if unused:
         logging.info("leaves of other heads are left out: %s", ", ".join(unused))
     return fields, plan

@@ -15,12 +15,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from safetensors.numpy import save_file
 
 from transformers_jax.errors import UserError
 from transformers_jax.finetuning.lora import LEAF
 from transformers_jax.interchange import mapping
-from transformers_jax.interchange.weights import Weights, refuse_pickle
+from transformers_jax.interchange.weights import Weights, refuse_pickle, save
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."
@@ -276,7 +275,7 @@ def write(
     }
     folder.mkdir(parents=True, exist_ok=True)
     contiguous = {name: np.ascontiguousarray(x, dtype=np.float32) for name, x in arrays.items()}
-    save_file(contiguous, folder / WEIGHTS, metadata={"format": "pt"})
+    save(contiguous, folder / WEIGHTS)
     (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 

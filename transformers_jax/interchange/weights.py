@@ -10,6 +10,7 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
+from absl import logging
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
@@ -32,11 +33,13 @@ class Weights:
     def __init__(self, folder: Path):
         self.folder = folder
         index = folder / INDEX
-        if index.is_file():
+        if index.is_file() and (folder / SINGLE).is_file():
+            logging.warning("%s has %s and %s: the first is read, as transformers reads it", folder, SINGLE, INDEX)
+        elif index.is_file():
             self._files = self._sharded(index)
-        else:
-            file = self._single()
-            self._files = dict.fromkeys(self._open(file).keys(), file)
+            return
+        file = self._single()
+        self._files = dict.fromkeys(self._open(file).keys(), file)
 
     @cached_property
     def _handles(self) -> dict:
@@ -156,6 +159,14 @@ def refuse_pickle(file: Path) -> None:
         )
 
 
+def save(arrays: dict[str, np.ndarray], file: Path) -> None:
+    """Writes a safetensors file that others may read as they may read any new file here: the library itself shuts them out."""
+    file.touch()
+    mode = file.stat().st_mode
+    save_file(arrays, file, metadata={"format": "pt"})
+    file.chmod(mode & 0o777)
+
+
 def write(folder: Path, leaves: Iterable[tuple[str, np.ndarray]], shard_bytes: int = SHARD_BYTES) -> None:
     """Writes model.safetensors, or shards of up to `shard_bytes` with their index."""
     shards: list[dict[str, np.ndarray]] = [{}]
@@ -171,7 +182,7 @@ def write(folder: Path, leaves: Iterable[tuple[str, np.ndarray]], shard_bytes: i
     count = len(shards)
     names = [SINGLE] if count == 1 else [f"model-{i:05}-of-{count:05}.safetensors" for i in range(1, count + 1)]
     for file, shard in zip(names, shards, strict=True):
-        save_file(shard, folder / file, metadata={"format": "pt"})
+        save(shard, folder / file)
     if count > 1:
         listed = {name: file for file, shard in zip(names, shards, strict=True) for name in shard}
         index = {"metadata": {"total_size": total}, "weight_map": listed}

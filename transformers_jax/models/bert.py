@@ -208,6 +208,11 @@ def from_hf(config: dict) -> dict:
 
 def to_hf(config: Config) -> dict:
     """The config.json of a `Config`, without architecture and labels."""
+    if config.variant not in _ROBERTAS and config.position_offset:
+        raise UserError(
+            f"config.model.position_offset is {config.position_offset}, which transformers' {config.variant} does not have: "
+            "its positions begin at row 0"
+        )
     special = {"pad_token_id": config.position_offset - 1, "bos_token_id": 0, "eos_token_id": 2}
     return {hf: getattr(config, ours) for hf, ours in _FIELDS.items()} | {
         "model_type": config.variant,

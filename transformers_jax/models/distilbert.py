@@ -12,6 +12,7 @@ import functools
 
 import jax
 
+from transformers_jax.errors import UserError
 from transformers_jax.layers.blocks import EncoderBlock, Stack
 from transformers_jax.layers.embeddings import Embeddings, TokenTransform
 from transformers_jax.layers.masks import Mask
@@ -92,6 +93,9 @@ _FIELDS = {
     "initializer_range": "stddev",
 }
 
+EPSILON = 1e-12
+"""Of the layer norms: its config.json has no key for another."""
+
 _LAYER, _OURS = "transformer.layer.{i}.", "encoder/layer_{i}/block/"
 _BODY = (
     Row("embeddings.word_embeddings.weight", "embeddings/word"),
@@ -142,5 +146,7 @@ def from_hf(config: dict) -> dict:
 
 def to_hf(config: Config) -> dict:
     """The config.json of a `Config`, without architecture and labels."""
+    if config.norm_epsilon != EPSILON:
+        raise UserError(f"config.model.norm_epsilon is {config.norm_epsilon}; transformers' distilbert has {EPSILON} alone")
     fields = {hf: getattr(config, ours) for hf, ours in _FIELDS.items()}
     return fields | {"model_type": "distilbert", "activation": activation_to_hf(config.activation), "pad_token_id": 0}

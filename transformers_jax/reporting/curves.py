@@ -8,6 +8,7 @@ import numpy as np
 
 from transformers_jax.reporting.style import GREY, MARKERS, colour, figure
 from transformers_jax.runs.record import Record
+from transformers_jax.training.metrics import SPEEDS
 
 
 class Plot(NamedTuple):
@@ -45,6 +46,7 @@ PLOTS = (
     Plot("learning_rate", "Learning rate", "learning rate", noisy=False),
     Plot("tokens_per_second", "Speed", "target tokens per second"),
     Plot("examples_per_second", "Speed", "examples per second"),
+    Plot("pixels_per_second", "Speed", "pixels that are learned, per second"),
 )
 
 
@@ -121,7 +123,7 @@ def finish_axes(axes, plot: Plot, record: Record, splits: list[str]) -> None:
     axes.margins(x=0.02, y=0.12)
     if plot.log:
         scale_logarithmically(axes)
-    elif plot.metric in ("tokens_per_second", "examples_per_second"):
+    elif plot.metric in SPEEDS:
         axes.set_ylim(bottom=0)
         axes.yaxis.set_major_formatter(EngFormatter(sep=""))
     elif plot.metric == "learning_rate":

@@ -12,6 +12,7 @@ import numpy as np
 from transformers_jax.reporting.style import COLOURS, GREY, figure
 from transformers_jax.runs.experiment import Experiment
 from transformers_jax.tasks.parts import scenes
+from transformers_jax.tasks.segmentation import classes_of
 
 MOST_SCENES = 6
 MOST_CLASSES = 30
@@ -40,7 +41,7 @@ def worst_scenes(run: Experiment) -> tuple[list[Scene], tuple[str, ...]]:
     there = predictor.trained(run)
     task, _ = there.task.answering(there.model, top=1)
     examples = [{"image": sample["image"], "mask": sample["mask"]} for sample in samples]
-    found = task.classes(examples, there.predictor(task)(task.examples(examples)))
+    found = classes_of(task, examples, there.predictor(task)(task.examples(examples)))
     drawn = []
     for example, classes, sample in zip(examples, found, samples, strict=True):
         fields = task.encode(example)

@@ -38,6 +38,7 @@ from transformers_jax.finetuning import method, trainable
 from transformers_jax.mesh import ROWS, data_shard, make_mesh, row_sharding
 from transformers_jax.models import with_genome
 from transformers_jax.runs import checks, initialise, labels, schedule
+from transformers_jax.tasks import translation
 from transformers_jax.training.checkpoint import Base, Checkpoints, any_process
 from transformers_jax.training.state import TrainState, abstract_state
 
@@ -281,6 +282,9 @@ def settled(config: ConfigDict) -> ConfigDict:
     if "labels" in config.task and not config.task.labels and (found := labels.of_training(config)):
         config = config.copy_and_resolve_references()
         config.task.labels = found
+    if config.task.get("bleu_tokenize") == "" and len(config.data.languages) == 2:
+        config = config.copy_and_resolve_references()
+        config.task.bleu_tokenize = translation.tokenisation_of(config.data.languages[1])
     if not config.model.get("genome"):
         return config
     config = config.copy_and_resolve_references()

@@ -6,7 +6,6 @@
 """
 
 import functools
-import importlib
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,7 +25,7 @@ from transformers_jax.finetuning.adapters import has_adapters
 from transformers_jax.finetuning.fingerprint import fingerprint
 from transformers_jax.finetuning.quantization import quantized_like
 from transformers_jax.finetuning.trainable import HEAD
-from transformers_jax.interchange import huggingface, mapping, recipe, stacking, tokenizers, weights
+from transformers_jax.interchange import config_json, huggingface, mapping, recipe, stacking, tokenizers, weights
 from transformers_jax.layers.quantized import is_quantized
 from transformers_jax.runs import label_rows
 from transformers_jax.training.checkpoint import Checkpoints
@@ -214,7 +213,7 @@ def fields_of(folder: Path) -> dict:
         return dict(configuration.read(folder).get("model", {}))
     described = huggingface.read_config(folder)
     name, _, _ = huggingface.architecture(described)
-    fields = {"name": name} | importlib.import_module(f"{models.__name__}.{name}").from_hf(described)
+    fields = {"name": name} | config_json.fields(described, name)
     return fields | (huggingface.normalisation(folder) if "mean" in huggingface.fields_of(name) else {})
 
 

@@ -46,17 +46,17 @@ class Task(Base):
     """
 
     reads = "images"
-    learned = "objects"
+    learned, counted = "objects", "positions"
     row_fields = ("image", "boxes", "box_labels")
     scored_by, main_metric, bigger_is_better = "predictions", "ap", True
     line_means, line_keys = "the path of an image", ("image",)
 
     def __init__(self, data, *, labels: Sequence[str] = (), most_objects: int = 100, least: float = 0.05):
-        self.labels, self.views, self.channels = Labels(labels), Views(data), channels_of(data)
+        self.labels, self._views, self._channels = Labels(labels), Views(data), channels_of(data)
         self.most_objects, self.least = most_objects, least
-        self.folder, self.written = None, set()  # of pictures of what is found
+        self._folder, self._written = None, set()  # of pictures of what is found
         shapes = {"boxes": (most_objects, 4), "box_labels": (most_objects,)}
-        self.row_shapes = {"image": (*self.views.size, self.channels)} | shapes
+        self.row_shapes = {"image": (*self._views.size, self._channels)} | shapes
         if most_objects < 1:
             raise UserError(f"config.task.most_objects={most_objects} is below 1")
         if not 0 < least < 1:
@@ -75,7 +75,7 @@ class Task(Base):
 
     def encode(self, example: dict) -> dict[str, Any]:
         """→ `image`, uint8 in its own size, and all its `boxes` [n, 4] and `box_labels` [n]."""
-        image, objects = read_image(example["image"], self.channels), example.get("objects", ())
+        image, objects = read_image(example["image"], self._channels), example.get("objects", ())
         if "size" in example and tuple(example["size"]) != image.shape[:2]:
             shown = ["×".join(map(str, size)) for size in (image.shape[:2], example["size"])]
             raise UserError(f"{example['image']} has {shown[0]} pixels, and {shown[1]} by its annotations")
@@ -85,12 +85,12 @@ class Task(Base):
 
     def augment(self, fields: dict, rng: np.random.Generator) -> dict:
         """A random part of the image with what is seen of its objects; `image` uint8 [H, W, C]."""
-        seen = self._seen(self.views.draw(*fields["image"].shape[:2], rng), fields)
-        return seen | {"image": self.views.coloured(seen["image"], rng)}
+        seen = self._seen(self._views.draw(*fields["image"].shape[:2], rng), fields)
+        return seen | {"image": self._views.coloured(seen["image"], rng)}
 
     def unaugmented(self, fields: dict) -> dict:
         """All of it."""
-        return self._seen(whole(*fields["image"].shape[:2], self.views.size), fields)
+        return self._seen(whole(*fields["image"].shape[:2], self._views.size), fields)
 
     def _seen(self, view: View, fields: dict) -> dict:
         found, kept = view.boxes(fields["boxes"])
@@ -98,7 +98,7 @@ class Task(Base):
         labels = np.full(self.most_objects, -1, np.int32)
         count = min(len(kept), self.most_objects)
         corners[:count], labels[:count] = found[:count], fields["box_labels"][kept[:count]]
-        return {"image": self.views.image(view, fields["image"]), "boxes": corners, "box_labels": labels}
+        return {"image": self._views.image(view, fields["image"]), "boxes": corners, "box_labels": labels}
 
     # -- Loss and predictions ---------------------------------------------------------------------------------------------
 
@@ -157,7 +157,7 @@ class Task(Base):
         answers = []
         for i in range(len(source)):
             height, width = _size(source[i])
-            view = whole(height, width, self.views.size)
+            view = whole(height, width, self._views.size)
             scale = np.array([width / view.size[1], height / view.size[0]] * 2)
             sides, objects = np.array([width, height] * 2), []
             for box, score, number in zip(*(predictions[key][i] for key in ("boxes", "scores", "classes")), strict=True):
@@ -174,17 +174,17 @@ class Task(Base):
             image, things = source[i]["image"], source[i].get("objects")
             sample = {"image": str(image)} if isinstance(image, (str, os.PathLike)) else {}
             keys = ("label", "box", "crowd")
-            if self.folder:
-                stem = scenes.free_name(Path(image).stem if sample else f"image_{i}", self.written)
-                drawn = read_image(image, self.channels), answer["objects"], self.labels.names
-                sample |= scenes.write_boxes(self.folder, stem, *drawn)
+            if self._folder:
+                stem = scenes.free_name(Path(image).stem if sample else f"image_{i}", self._written)
+                drawn = read_image(image, self._channels), answer["objects"], self.labels.names
+                sample |= scenes.write_boxes(self._folder, stem, *drawn)
             truth = {} if things is None else {"truth": [{k: thing[k] for k in keys if k in thing} for thing in things]}
             samples.append(sample | truth | answer)
         return samples
 
     def write_to(self, folder: str) -> None:
         """Images are written there, with the boxes that are found."""
-        self.folder = scenes.made(folder)
+        self._folder = scenes.made(folder)
 
     def of_line(self, cells: Sequence[str]) -> dict:
         """{"image": path}."""

@@ -43,16 +43,16 @@ class Task(Base):
     """
 
     reads = "images"
-    learned = "mask"
+    learned, counted = "mask", "pixels"
     row_fields = ("image", "mask")
     scored_by, main_metric, bigger_is_better = "sums", "mean_iou", True
     line_means, line_keys = "the path of an image", ("image",)
 
     def __init__(self, data, *, labels: Sequence[str] = (), void: int = NO_CLASS, first: int = 0, overlap: float = 0.25):
-        self.labels, self.views, self.channels = Labels(labels), Views(data), channels_of(data)
+        self.labels, self._views, self._channels = Labels(labels), Views(data), channels_of(data)
         self.void, self.first, self.overlap = void, first, overlap
-        self.skip = data.get("on_error", "fatal") == "skip"
-        self.row_shapes = {"image": (*self.views.size, self.channels), "mask": self.views.size}
+        self._skip, self._kept = data.get("on_error", "fatal") == "skip", {}
+        self.row_shapes = {"image": (*self._views.size, self._channels), "mask": self._views.size}
         _check(self)
 
     def model_fields(self) -> dict:
@@ -63,17 +63,20 @@ class Task(Base):
 
     def examples(self, source: Sequence[dict]) -> Sequence[dict]:
         """The windows of all images; without those whose masks have other classes, where config.data.on_error=skip."""
-        return Tiled(self.to_train(source), self.views.size, self.overlap)
+        return Tiled(self.to_train(source), self._views.size, self.overlap)
 
     def to_train(self, source: Sequence[dict]) -> Sequence[dict]:
         """Whole images."""
-        if not self.skip or not isinstance(source, Placed):
+        if not self._skip or not isinstance(source, Placed):
             return source
-        return scenes.without_mistakes(source, lambda example: self._mask(example["mask"]) if "mask" in example else None)
+        if id(source) not in self._kept:  # all masks are read for it, once; the source is kept so that its id stays its own
+            kept = scenes.without_mistakes(source, lambda example: "mask" in example and self._mask(example["mask"]))
+            self._kept[id(source)] = source, kept
+        return self._kept[id(source)][1]
 
     def encode(self, example: dict) -> dict[str, Any]:
         """→ `image` and `mask`, uint8 in their own size, and the window to look through, if there is one."""
-        image = read_image(example["image"], self.channels)
+        image = read_image(example["image"], self._channels)
         mask = self._mask(example["mask"]) if "mask" in example else np.full(image.shape[:2], NO_CLASS, np.uint8)
         if mask.shape != image.shape[:2]:
             shown = ["×".join(map(str, size)) for size in (mask.shape, image.shape[:2])]
@@ -101,14 +104,14 @@ class Task(Base):
 
     def augment(self, fields: dict, rng: np.random.Generator) -> dict:
         """A random part of the image and its mask: `image` uint8 [H, W, C], `mask` uint8 [H, W]."""
-        view, mask = self.views.draw_varied(fields["mask"], rng)
-        return {"image": self.views.coloured(self.views.image(view, fields["image"]), rng), "mask": mask}
+        view, mask = self._views.draw_varied(fields["mask"], rng)
+        return {"image": self._views.coloured(self._views.image(view, fields["image"]), rng), "mask": mask}
 
     def unaugmented(self, fields: dict) -> dict:
         """What its window shows; pixels of the mask that belong to another window have no class."""
         image, mask, tile = (fields[key] for key in ("image", "mask", "tile"))
         tile = tile or Tile(0, 0, (0, image.shape[0]), (0, image.shape[1]))
-        view = window(*image.shape[:2], self.views.size, tile.top, tile.left)
+        view = window(*image.shape[:2], self._views.size, tile.top, tile.left)
         own = np.full_like(mask, NO_CLASS)
         inside = slice(*tile.rows), slice(*tile.columns)
         own[inside] = mask[inside]
@@ -148,8 +151,8 @@ class Task(Base):
         losses, predictions = scorer.predictions(split, **model)
         confusion = predictions["confusion"].sum(axis=0, dtype=np.int64)  # [L, L]
         of_class = zip(self.labels.names, scenes.intersection_over_union(confusion), strict=True)
-        scores = losses | scenes.scores_of(confusion) | {f"iou_{name}": float(iou) for name, iou in of_class}
-        return scores, self.samples(scorer.source(split), predictions)
+        scores = {f"iou_{name}": float(iou) for name, iou in of_class if not np.isnan(iou)}
+        return losses | scenes.scores_of(confusion) | scores, self.samples(scorer.source(split), predictions)
 
     def samples(self, source: Sequence[dict], predictions: dict) -> list[dict]:
         """{"image": its file, "mask": its mask's, "mean_iou", "pixel_accuracy", "pixels": {true class: {class that was found:
@@ -180,13 +183,12 @@ class Task(Base):
 class Drawn(Task):
     """The classes of an image's pixels, whose truth need not be known.
 
-    Attributes:
-      folder: where masks are written to, and images with their mask laid over them; None for nowhere.
+    Masks, and images with their mask laid over them, are written into `_folder`, if there is one.
     """
 
     def __init__(self, task: Task):
         self.__dict__.update(task.__dict__)
-        self.folder, self.written = None, set()
+        self._folder, self._written = None, set()
 
     def predict(self, output: LabelOutput, batch: dict) -> dict[str, jax.Array]:
         """`classes` [B, H, W] uint8."""
@@ -194,37 +196,38 @@ class Drawn(Task):
 
     def write_to(self, folder: str) -> None:
         """Masks are written there."""
-        self.folder = scenes.made(folder)
-
-    def classes(self, source: Sequence[dict], predictions: dict) -> list[np.ndarray]:
-        """The classes of each image in its own size, uint8 [h, w], of what was predicted of its windows."""
-        tiled = self.examples(source)
-        found: dict[int, np.ndarray] = {}
-        for (number, tile), seen in zip(tiled.windows, predictions["classes"], strict=True):
-            ends = tile.rows[1], tile.columns[1]  # of the last window those of the image
-            there = found.get(number, np.zeros((0, 0), np.uint8))
-            grown = np.zeros([max(had, end) for had, end in zip(there.shape, ends, strict=True)], np.uint8)
-            grown[: there.shape[0], : there.shape[1]] = there
-            own = seen[tile.rows[0] - tile.top : tile.rows[1] - tile.top, tile.columns[0] - tile.left :]
-            grown[slice(*tile.rows), slice(*tile.columns)] = own[:, : tile.columns[1] - tile.columns[0]]
-            found[number] = grown
-        return [found[i] for i in range(len(found))]
+        self._folder = scenes.made(folder)
 
     def samples(self, source: Sequence[dict], predictions: dict) -> list[dict]:
         """{"image": its file, "classes": {class: its share of the pixels}} of each image; where they are written, its mask's
         files."""
         samples = []
-        for i, classes in enumerate(self.classes(source, predictions)):
+        for i, classes in enumerate(classes_of(self, source, predictions)):
             image, counts = source[i]["image"], np.bincount(classes.ravel(), minlength=len(self.labels))
             order = [k for k in np.argsort(-counts, kind="stable") if counts[k]]
             shares = {self.labels.names[k]: round(float(counts[k] / classes.size), 4) for k in order}
             sample = {"image": _named(image)} if isinstance(image, (str, os.PathLike)) else {}
             sample |= {"classes": shares}
-            if self.folder:
-                stem = scenes.free_name(Path(image).stem if sample.get("image") else f"image_{i}", self.written)
-                sample |= scenes.write(self.folder, stem, read_image(image, self.channels), classes, self.first)
+            if self._folder:
+                stem = scenes.free_name(Path(image).stem if sample.get("image") else f"image_{i}", self._written)
+                sample |= scenes.write(self._folder, stem, read_image(image, self._channels), classes, self.first)
             samples.append(sample)
         return samples
+
+
+def classes_of(task: Task, source: Sequence[dict], predictions: dict) -> list[np.ndarray]:
+    """The classes of each image in its own size, uint8 [h, w], of what was predicted of its windows."""
+    tiled = task.examples(source)
+    found: dict[int, np.ndarray] = {}
+    for (number, tile), seen in zip(tiled.windows, predictions["classes"], strict=True):
+        ends = tile.rows[1], tile.columns[1]  # of the last window those of the image
+        there = found.get(number, np.zeros((0, 0), np.uint8))
+        grown = np.zeros([max(had, end) for had, end in zip(there.shape, ends, strict=True)], np.uint8)
+        grown[: there.shape[0], : there.shape[1]] = there
+        own = seen[tile.rows[0] - tile.top : tile.rows[1] - tile.top, tile.columns[0] - tile.left :]
+        grown[slice(*tile.rows), slice(*tile.columns)] = own[:, : tile.columns[1] - tile.columns[0]]
+        found[number] = grown
+    return [found[i] for i in range(len(found))]
 
 
 def _finest(output: LabelOutput, batch: dict) -> jax.Array:

@@ -50,6 +50,7 @@ class Task:
       learned: the key of an example that training needs and prediction does not, "label" say; "" if there is none.
       frozen: pattern over the names of parameters that never learn; "" for none.
       contrasts: whether the loss of an example depends on the rest of its batch, which must then stay in one piece.
+      counted: what the weight of its loss counts, "pixels" say; "" for tokens of texts and examples of images.
       mask_rate: share of a row's tokens that the model is asked to predict; 0.0 where it is not a share that decides.
 
     How it is scored:
@@ -78,6 +79,7 @@ class Task:
     learned: str = ""
     frozen: str = ""
     contrasts: bool = False
+    counted: str = ""
     mask_rate: float = 0.0
 
     scored_by: str = "loss"

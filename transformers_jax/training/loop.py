@@ -81,7 +81,7 @@ def train(
       log_every, eval_every, checkpoint_every: in steps; 0 is never. At the end all three are due.
       learning_rate: steps made → rate of the next, for the lines.
       token_metric: the sum by which other sums are divided, and which is counted a second.
-      counted: what that sum is of: "tokens", or "examples".
+      counted: what that sum is of: "tokens", "examples", "pixels" …
       flops_per_step, peak_flops: operations of a step; operations a second of all devices together.
       config: JSON values, kept beside the checkpoints.
       should_stop: asked between steps; once true it stays so (see `graceful_stop`). Several processes agree on the

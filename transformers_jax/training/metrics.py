@@ -20,11 +20,12 @@ from absl import logging
 
 from transformers_jax.files import write_whole
 
-SPEEDS = ("tokens_per_second", "examples_per_second")
+SPEEDS = ("tokens_per_second", "examples_per_second", "pixels_per_second", "positions_per_second")
 TIMING_KEYS = (*SPEEDS, "seconds", "first_step_seconds", "evaluation_seconds", "flops", "share_of_peak")
 """Keys that depend on the machine.
 
-tokens_per_second, or of a run without tokens examples_per_second: loss weight a second, without compilation and evaluation.
+tokens_per_second, or of what else the loss is over, examples_per_second say: loss weight a second, without compilation and
+  evaluation.
 seconds: since the run began, over all its resumptions.
 first_step_seconds: until the first step of a process was done, compilation included.
 evaluation_seconds: of the line's evaluation.

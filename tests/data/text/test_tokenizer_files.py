@@ -186,3 +186,24 @@ def test_the_order_in_a_folder(tmp_path):
     assert Tokenizer.load(tmp_path).tokens("guitar") == ["gui", "##tar"]
     library_file(tmp_path / "tokenizer.json")
     assert Tokenizer.load(tmp_path).tokens("guitar") == ["guitar"]
+
+
+@pytest.mark.parametrize(
+    "text, words",
+    [
+        ("a cafe\u0301 plays", ["a", "cafe\u0301", "plays"]),
+        ("हिन्दी की", ["हिन्दी", "की"]),
+        ("e\u0301\u0323.", ["e\u0301\u0323", "."]),
+    ],
+)
+def test_marks_that_an_uncased_vocabulary_drops_belong_to_their_token(tmp_path, text, words):
+    letters = sorted(set("cafeplysहनदकी."))
+    tokens = [*UNCASED[:5], *letters, *("##" + letter for letter in letters)]
+    tokenizer = Tokenizer.load(write_wordpiece(tmp_path, tokens, do_lower_case=True))
+    ids, places = tokenizer.encode_with_offsets(text)
+    ends = {end for _, end in places}
+    at = 0
+    for word in words:
+        at = text.index(word, at) + len(word)
+        assert at in ends, (word, places)
+    assert all(a[1] <= b[0] for a, b in zip(places, places[1:], strict=False))

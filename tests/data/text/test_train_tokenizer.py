@@ -4,7 +4,8 @@ import pydoc_data.topics
 
 import pytest
 
-from transformers_jax.data.text.tokenizer import Tokenizer
+from transformers_jax.data.text import bpe, train_tokenizer
+from transformers_jax.data.text.tokenizer import Tokenizer, learn_bpe
 from transformers_jax.data.text.train_tokenizer import KINDS, learn, placeholder
 from transformers_jax.errors import UserError
 
@@ -58,3 +59,25 @@ def test_mistakes_are_named():
 def test_a_placeholder_has_the_size_and_the_special_tokens():
     t = placeholder(1000)
     assert t.vocab_size == 1000 and t.mask_id is not None and t.surrounding(pair=True) == 3
+
+
+def test_one_long_run_of_letters_is_learned_from_in_parts(caplog):
+    run = "acgt" * 1500
+    assert list(train_tokenizer.parts(f"a {run} b")) == [f"a {run[:1000]}", *[run[:1000]] * 5, " b"]
+    assert list(train_tokenizer.parts("a few words")) == ["a few words"]
+    assert "acgtacgt" in {train_tokenizer.learn("byte_bpe", [run, "words"] * 3, 280).token(i) for i in range(280)}
+
+
+def test_merges_too(monkeypatch, caplog):
+    given = []
+
+    def learn(words):
+        given.extend(words)
+        return learned(given)
+
+    learned = bpe.learn
+    monkeypatch.setattr(bpe, "learn", learn)
+    tokenizer = learn_bpe(["acgt" * 500 + " words"], merges=4)
+    assert max(len(word) for word, _ in given) == 200 and sum(len(word) for word, _ in given) == 2000 + 1 + 6
+    assert "a word of 2001 characters: words are learned from in parts of 200" in caplog.text
+    assert tokenizer.tokens("acgtacgt")[0] == "acgtacgt"

@@ -1,5 +1,6 @@
 """Two texts as an encoder reads them: what is cut away where they are too long, and where their tokens stand."""
 
+import unicodedata
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -65,3 +66,14 @@ def place(text: str, start: int, end: int) -> tuple[int, int]:
     token = text[start:end]
     start += len(token) - len(token.lstrip())
     return start, max(start, start + len(token.strip()))
+
+
+def with_marks(text: str, places: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Places, in order, each drawn out over the combining marks behind it that belong to no token."""
+    found = []
+    for i, (start, end) in enumerate(places):
+        limit = places[i + 1][0] if i + 1 < len(places) else len(text)
+        while start < end < limit and unicodedata.category(text[end]).startswith("M"):
+            end += 1
+        found.append((start, end))
+    return found

@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from itertools import groupby
 from pathlib import Path
@@ -21,7 +21,7 @@ import tokenizers
 from absl import logging
 
 from transformers_jax.data.text import added_tokens, bpe, moses, token_bytes, tokenizer_files, words
-from transformers_jax.data.text.pairs import Joined, place, truncated
+from transformers_jax.data.text.pairs import Joined, place, truncated, with_marks
 from transformers_jax.data.text.sentencepiece_model import SPACE
 from transformers_jax.data.text.tokenizer_files import SpecialIds
 from transformers_jax.errors import UserError
@@ -30,6 +30,9 @@ from transformers_jax.files import write_whole
 SPECIAL_TOKENS = ("<pad>", "<s>", "</s>")
 BYTE_TOKENS = tuple(f"<0x{byte:02X}>" for byte in range(256))
 _FIXED = SPECIAL_TOKENS + BYTE_TOKENS + words.MARKS
+LONGEST_WORD = 200
+"""Characters of a word that merges are learned from in one piece."""
+
 _PROBE = "Ein  Mädchen, 3 DOGS:\tdon't 'être' <s>[MASK] ﬁ é ß 日本語 🙂 "
 
 
@@ -103,14 +106,15 @@ class Tokenizer:
         """The ids of a text, and for each token where it stands: text[start:end], without white space around it.
 
         Places are in order. Where a character makes several tokens, each stands at the whole character; so does a mark
-        that the tokenizer adds, at the character before it. A token of white space is empty, start == end.
+        that the tokenizer adds, at the character before it. Combining marks that the tokenizer drops, accents in an uncased
+        vocabulary say, belong to the token before them. A token of white space is empty, start == end.
         """
         encoding = self._encoding(text)
         places, last = [], 0
         for start, end in encoding.offsets:
             places.append(place(text, max(start, last) if end > last else start, end))
             last = max(last, end)
-        return encoding.ids, places
+        return encoding.ids, with_marks(text, places)
 
     def encode_marked(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
         """The ids of a text in which the names of special tokens stand for these tokens, as in what a chat template gives; and
@@ -357,7 +361,9 @@ def learn_bpe(
     alphabet = _alphabet(counts, alphabet_limit, min_count)
     tokens, pairs = dict.fromkeys([*_FIXED, *alphabet]), []
     known = {*words.MARKS, *alphabet}.__contains__
-    runs = ((tuple(run), n) for word, n in counts.items() for inside, run in groupby(word, known) if inside)
+    runs = ((part, n) for word, n in counts.items() for inside, run in groupby(word, known) if inside for part in _parts(run))
+    if (longest := max(map(len, counts))) > LONGEST_WORD:
+        logging.warning("a word of %d characters: words are learned from in parts of %d", longest, LONGEST_WORD)
     learned = bpe.learn(runs)
     while len(tokens) != vocab_size and len(pairs) != merges:
         if not (pair := next(learned, None)):
@@ -367,6 +373,12 @@ def learn_bpe(
         pairs.append(pair)
         tokens["".join(pair)] = None
     return Tokenizer._of(list(tokens), pairs)
+
+
+def _parts(run: Iterable[str]) -> Iterator[tuple[str, ...]]:
+    """A run of characters in parts of at most LONGEST_WORD: a merge walks over every part that has its pair."""
+    run = tuple(run)
+    return (run[at : at + LONGEST_WORD] for at in range(0, len(run), LONGEST_WORD))
 
 
 def _alphabet(counts: Counter[str], limit: int, min_count: int) -> list[str]:

@@ -7,7 +7,8 @@
 A text is read as they read it: WordPiece splits at punctuation and normalises, the others keep what is written.
 """
 
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Iterator
 
 import tokenizers
 from absl import logging
@@ -19,6 +20,10 @@ from transformers_jax.errors import UserError
 
 KINDS = ("wordpiece", "byte_bpe", "unigram")
 BERT_SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+LONGEST_WORD = 1000
+"""Characters without white space that are learned from in one piece."""
+
+_LONG = re.compile(rf"\S{{{LONGEST_WORD}}}")
 ROBERTA_SPECIAL = ("<s>", "<pad>", "</s>", "<unk>", "<mask>")
 
 
@@ -42,7 +47,7 @@ def learn(kind: str, lines: Iterable[str], vocab_size: int, *, lowercase: bool =
     def counted():
         for line in lines:
             seen[0] = seen[0] or bool(line.strip())
-            yield line
+            yield from parts(line)
 
     try:
         library.train_from_iterator(counted(), trainer)
@@ -57,6 +62,20 @@ def learn(kind: str, lines: Iterable[str], vocab_size: int, *, lowercase: bool =
     if library.get_vocab_size() < vocab_size:
         logging.warning("the corpus is too small for %d tokens: %d", vocab_size, library.get_vocab_size())
     return Tokenizer(library, special_ids(library, {}))
+
+
+def parts(line: str) -> Iterator[str]:
+    """A line, cut inside of words longer than LONGEST_WORD: the library's time grows with the square of a word's length."""
+    if not _LONG.search(line):
+        yield line
+        return
+    logging.log_first_n(logging.WARNING, "a word of more than %d characters is learned from in parts", 1, LONGEST_WORD)
+    at = 0
+    for word in _LONG.finditer(line):
+        yield line[at : word.end()]
+        at = word.end()
+    if line[at:]:
+        yield line[at:]
 
 
 def placeholder(vocab_size: int) -> Tokenizer:
