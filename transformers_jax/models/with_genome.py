@@ -23,11 +23,8 @@ def with_cells(model: nn.Module, config) -> nn.Module:
       config: a mapping with the fields of the architecture's `Config`, of which `genome` is not empty.
 
     Raises:
-      UserError: no such genome, an invalid one, an architecture that takes none, or a cell that cannot do without an encoder
-        in a model that has none.
+      UserError: no such genome, an invalid one, or a cell that cannot do without an encoder in a model that has none.
     """
-    if not getattr(model, "genome_cells", None):
-        raise UserError(f"config.model.genome: {config['name']} takes no genome; give config.model.name=transformer")
     genome, unit = read(config)
     cells = {field: (*_cell(genome, kind, model.config), layers) for field, (kind, layers) in model.genome_cells.items()}
     numbers = {layers: number for _, number, layers in cells.values()}

@@ -97,7 +97,8 @@ class Task(Base):
         Raises:
           UserError: there is no such teacher, or it does not go with the student.
         """
-        same = {"max_mask_rate": model.config.max_mask_rate} if hasattr(model.config, "max_mask_rate") else {}
+        about = model.protocol()
+        same = {"max_mask_rate": about.max_mask_rate} if "encodes" in about.does else {}
         teacher = build(self.teacher, self.model_fields() | same)
         for name in ("vocab_size", *(("width",) if self.cosine else ())):
             ours, theirs = getattr(model.config, name), getattr(teacher.config, name)
@@ -174,7 +175,7 @@ class Pupil(nn.Module):
 
 def _over_tokens(model: nn.Module, batch: dict, deterministic: bool) -> tuple[LanguageModelOutput, jax.Array]:
     """A model's output over tokens, and its last hidden states [B, T, D]: an encoder has a transform between the two."""
-    if hasattr(model, "tokens"):
+    if "encodes" in model.protocol().does:
         states = model.encode(batch, deterministic)
         return model.tokens(gather(states, model.reads(batch)), batch), states
     output = model(batch, deterministic=deterministic)
