@@ -13,7 +13,7 @@ from transformers_jax.errors import UserError
 from transformers_jax.interchange import huggingface
 from transformers_jax.layers import losses
 from transformers_jax.mesh import make_mesh
-from transformers_jax.models.protocol import CONTINUES, TEXT, Protocol
+from transformers_jax.models.protocol import CONTINUES, Protocol
 from transformers_jax.outputs import LanguageModelOutput
 from transformers_jax.runs.initialise import initial, module_of
 from transformers_jax.tasks.distillation import FROZEN, Distilled, Pupil, Task, cosine, soft_cross_entropy
@@ -148,7 +148,7 @@ def test_models_that_predict_the_next_token_are_distilled_alike():
 
         @nn.nowrap
         def protocol(self):
-            return Protocol(reads=(TEXT,), does=(CONTINUES,), fields=("tokens", "positions", "segments"))
+            return Protocol(reads=("text",), does=(CONTINUES,), fields=("tokens", "positions", "segments"))
 
         @nn.compact
         def __call__(self, batch, *, deterministic=True):
