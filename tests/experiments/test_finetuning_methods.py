@@ -259,11 +259,11 @@ def test_an_encoder_does_not_translate(encoder, corpus, tmp_path, capfd):
 
 def test_mistakes_end_in_one_line_before_anything_is_written(encoder, sentences, tmp_path, capfd):
     for flag, says in (
-        ("method=lorra", "known: full, head, bias, lora, adapters"),
+        ("method=lorra", "one of full, head, bias, lora, adapters"),
         ("rank=400", "give at most"),
         ("targets=('nothing',)", "matches no parameter"),
         ("targets=('embeddings/word',)", "which is no kernel of a linear map"),
-        ("quantization=nf3", "known: nf4, int8"),
+        ("quantization=nf3", "one of nf4, int8"),
     ):
         flags = flags_of(tmp_path / "w", encoder, sentences, *LORA, f"--config.finetuning.{flag}")
         fails(finetune, capfd, *flags, says=[f"config.finetuning.{flag.partition('=')[0]}", says])

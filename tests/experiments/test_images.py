@@ -168,10 +168,10 @@ def test_mistakes_in_the_data_end_in_one_line(photos, tmp_path, capfd, change, s
     [
         ("--config.data.batching=packing", ["config.data.batching=packing", "give rows"]),
         ("--config.data.channels=2", ["config.data.channels=2"]),
-        ("--config.data.crop=middle", ["config.data.crop='middle'", "inception"]),
-        ("--config.task.objective=linear", ["config.task.objective='linear'", "softmax"]),
+        ("--config.data.crop=middle", ["config.data.crop is 'middle'", "inception"]),
+        ("--config.task.objective=linear", ["config.task.objective is 'linear'", "softmax"]),
         ("--config.task.labels=('dark','light')", ["red", "config.task.labels"]),
-        ("--config.task.mixup=-1.0", ["config.task.mixup=-1.0"]),
+        ("--config.task.mixup=-1.0", ["config.task.mixup is -1.0"]),
         ("--config.model.mean=(0.5,0.5)", ["config.model.mean"]),
     ],
 )

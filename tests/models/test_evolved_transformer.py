@@ -296,12 +296,12 @@ class Uncached(nn.Module):
 
     model: nn.Module
 
-    def start(self, source, source_positions, source_segments, max_length):
-        fields = dict(source=source, source_positions=source_positions, source_segments=source_segments)
-        for name, value in fields.items():
-            self.put_variable("cache", name, value)
-        self.put_variable("cache", "written", jnp.zeros((source.shape[0], max_length), jnp.int32))
+    def start(self, batch, length):
+        for name in "source", "source_positions", "source_segments":
+            self.put_variable("cache", name, batch[name])
+        self.put_variable("cache", "written", jnp.zeros((len(batch["first"]), length), jnp.int32))
         self.put_variable("cache", "index", jnp.zeros((), jnp.int32))
+        return batch["first"]
 
     def step(self, tokens):
         index, written = self.get_variable("cache", "index"), self.get_variable("cache", "written")

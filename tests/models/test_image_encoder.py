@@ -11,7 +11,7 @@ from transformers_jax import parameters
 from transformers_jax.errors import UserError
 from transformers_jax.interchange import mapping, stacking
 from transformers_jax.models.protocol import ENCODES, IMAGES
-from transformers_jax.outputs import EncoderOutput, LabelOutput
+from transformers_jax.outputs import DetectionOutput, EncoderOutput, LabelOutput
 from transformers_jax.training.sharding import RULES, logical_axes
 
 KINDS = sorted(TINY)
@@ -28,8 +28,9 @@ def test_heads_give_what_they_say(kind):
         if head == "none":
             assert isinstance(out, EncoderOutput) and (out.hidden.shape, out.pooled.shape) == SHAPES[kind]
         else:
-            assert isinstance(out, LabelOutput)
-            assert out.logits.shape == ((2, LABELS) if head == "classification" else (2, size // 4, size // 4, LABELS))
+            assert isinstance(out, DetectionOutput if head == "detection" else LabelOutput)
+            places = {"classification": (), "detection": out.logits.shape[1:2], "segmentation": out.logits.shape[1:3]}[head]
+            assert out.logits.shape == (2, *places, LABELS) and all(0 < n <= size**2 for n in places)
     with pytest.raises(UserError, match="config.model.head is 'tagging'"):
         build(kind, head="tagging").init(jax.random.key(0), {"image": image(size, size)})
 

@@ -91,7 +91,7 @@ def test_a_token_sees_nothing_of_other_documents(tokenizer):
 
 def test_samples_go_on_from_the_beginnings(tokenizer):
     task, source = causal_lm.Task(tokenizer), [{"text": "the cat sat on the mat " * 9}] * 5
-    found = task.continuations(source, lambda prompts: [prompt[:4] for prompt in prompts])
+    found = task.continuations(source, lambda prompts: [prompt[1:5] for prompt in prompts])
     ids = tokenizer.encode(source[0]["text"])
     assert len(found) == causal_lm.SAMPLES and found[0] == {
         "prompt": tokenizer.decode(ids[: causal_lm.PROMPT]),

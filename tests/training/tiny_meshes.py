@@ -77,7 +77,8 @@ def build(name: str, dropout: float):
     config = {"name": name, "width": 16, **MODELS[name]}
     module = importlib.import_module(f"transformers_jax.models.{config['name']}")
     fields = {field.name for field in dataclasses.fields(module.Config)}
-    config |= dict.fromkeys({"dropout", "attention_dropout"} & fields, dropout) | dict.fromkeys({"drop_path"} & fields, 0.0)
+    dropouts = {"dropout", "attention_dropout", "embedding_dropout"} & fields
+    config |= dict.fromkeys(dropouts, dropout) | dict.fromkeys({"drop_path"} & fields, 0.0)
     return models.build({key: value for key, value in config.items() if key in fields | {"name"}}, VOCAB)
 
 

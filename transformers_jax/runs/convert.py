@@ -96,8 +96,8 @@ def _whole(leaves: dict[str, weights.Leaf]) -> dict:
 def _describe_task(config: ConfigDict, folder: Path, about: Protocol) -> None:
     """Sets what a folder of `transformers` says about its task: the length of texts, their vectors, the labels."""
     described, task, head, longest = huggingface.read_config(folder), config.task, about.head, about.longest
-    if IMAGES in about.reads:
-        config.data.update({"size": config.model.image_size, "channels": config.model.channels} | preparation.keys(folder))
+    if IMAGES in about.reads and head == "classification":
+        config.data.update({"size": about.sizes["H"], "channels": about.sizes["C"]} | preparation.keys(folder))
     elif head == "none" and "pooling" in task:
         found = recipe.read(folder)
         _describe_recipe(task, found, folder)
