@@ -77,7 +77,7 @@ def build(name: str, dropout: float):
     config = {"name": name, "width": 16, **MODELS[name]}
     module = importlib.import_module(f"transformers_jax.models.{config['name']}")
     fields = {field.name for field in dataclasses.fields(module.Config)}
-    dropouts = {"dropout", "attention_dropout", "embedding_dropout"} & fields
+    dropouts = {field for field in fields if field.endswith("dropout")}
     config |= dict.fromkeys(dropouts, dropout) | dict.fromkeys({"drop_path"} & fields, 0.0)
     return models.build({key: value for key, value in config.items() if key in fields | {"name"}}, VOCAB)
 
