@@ -23,7 +23,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from transformers_jax.layers.places import KernelPlace, given, note
-from transformers_jax.layers.quantized import dequantize, is_quantized, product
+from transformers_jax.layers.quantized import dequantize, is_quantized, low_rank, product
 
 LOW_RANK = r"(^|/)lora_(a|b|magnitude)$"
 """Pattern of the leaves of an adapter of low rank that learn."""
@@ -99,9 +99,7 @@ def gathered(kernel: jax.Array) -> jax.Array:
 def _with_low_rank(module: nn.Module, x: jax.Array, kernel: Any) -> jax.Array:
     """x times a frozen kernel [A, C] and its part of low rank, which alone learns: W gets no gradient."""
     a, b, scale = (given(module, f"lora_{name}").astype(x.dtype) for name in ("a", "b", "scale"))
-    if not is_quantized(kernel):
-        kernel = jax.lax.stop_gradient(kernel)
-    y = multiply(x, kernel) + scale * multiply(multiply(_dropped(module, x), a), b)
+    y = low_rank(x, kernel, a, b, scale, dropout=lambda x: _dropped(module, x))
     magnitude = given(module, "lora_magnitude")
     if magnitude is None:
         return y

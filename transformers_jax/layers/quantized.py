@@ -209,7 +209,7 @@ def low_rank(
     kernel: jax.Array | QuantizedKernel | AffineKernel,
     a: jax.Array,
     b: jax.Array,
-    scale: float,
+    scale: float | jax.Array,
     *,
     dropout: Callable[[jax.Array], jax.Array] | None = None,
 ) -> jax.Array:
