@@ -44,6 +44,8 @@ def base() -> ConfigDict:
     config.training.eval_every = 10_000
     config.training.checkpoint_every = 10_000
     config.training.keep_checkpoints = 3  # the newest
+    config.training.keep_best = False  # beside them the model of the best evaluation, which is then what is used
+    config.training.patience = 0  # evaluations in a row that are not better, after which a run ends; 0: it never does
     config.training.average_checkpoints = 1  # of them, whose mean is evaluated
 
     config.mesh = ConfigDict()
@@ -485,7 +487,7 @@ def image_finetuning(config: ConfigDict, epochs: float = 10.0) -> None:
     config.model.update(dtype="float32", scan_layers=False)
     config.data.update(batch_size=64, crop_scale=(0.5, 1.0))
     config.optimizer.update(warmup_steps=0, warmup_share=0.05, weight_decay=0.0)
-    config.training.update(steps=0, log_every=20, eval_every=0, checkpoint_every=0, keep_checkpoints=1)
+    config.training.update(steps=0, log_every=20, eval_every=0, checkpoint_every=0, keep_checkpoints=1, keep_best=True)
     config.finetuning.update(epochs=epochs, evaluations=10)
 
 
@@ -554,7 +556,7 @@ def finetuning(config: ConfigDict, learning_rate: float, epochs: float = 3.0, ev
     laptop(config)
     config.data.update(batching="buckets", tokens_per_batch=0, batch_size=32, max_length=0)
     config.optimizer.update(learning_rate=learning_rate, warmup_steps=0, warmup_share=warmup)
-    config.training.update(steps=0, log_every=20, eval_every=0, checkpoint_every=0, keep_checkpoints=1)
+    config.training.update(steps=0, log_every=20, eval_every=0, checkpoint_every=0, keep_checkpoints=1, keep_best=True)
     config.finetuning.update(epochs=epochs, evaluations=evaluations)
 
 

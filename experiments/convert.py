@@ -1,7 +1,7 @@
 """Turns a model of Hugging Face's into a workdir, or a workdir's model into a folder of Hugging Face's.
 
     python -m experiments.convert --from=FOLDER|HUB_NAME --to=WORKDIR
-    python -m experiments.convert --from=WORKDIR --to=FOLDER [--merge]
+    python -m experiments.convert --from=WORKDIR --to=FOLDER [--merge] [--step=best|last|N]
     python -m experiments.convert --from=PEFT_FOLDER --to=WORKDIR [--base=FOLDER|HUB_NAME|WORKDIR]
 
 What was trained by parts of low rank (method=lora) is written as an adapter of PEFT, or with --merge as the whole model: a
@@ -25,6 +25,7 @@ flags.DEFINE_string("from", None, "what is read: folder of Hugging Face's, name 
 flags.DEFINE_string("to", None, "what is written: a new folder", flag_values=FLAGS)
 flags.DEFINE_bool("merge", False, "write a plain model, parts of low rank in their kernels", flag_values=FLAGS)
 flags.DEFINE_string("base", "", "the model beside an adapter of PEFT, if not the one it names", flag_values=FLAGS)
+launch.define_step(FLAGS)
 
 
 def main(args, config) -> None:
@@ -36,7 +37,7 @@ def main(args, config) -> None:
     def config_of(name: str):
         return configuration.load(str(CONFIGS / name))
 
-    print(convert(args["from"].value, args["to"].value, config_of, merge=args.merge, base=args.base))
+    print(convert(args["from"].value, args["to"].value, config_of, merge=args.merge, base=args.base, step=args.step))
 
 
 if __name__ == "__main__":

@@ -29,6 +29,7 @@ flags.DEFINE_string("pooling", None, "mean, first, max, mean_sqrt_len, weighted_
 flags.DEFINE_string("prompt", None, "the name of a prompt of the folder; an empty one for none", flag_values=FLAGS)
 flags.DEFINE_bool("normalise", None, "make vectors of length 1", flag_values=FLAGS)
 flags.DEFINE_integer("max_length", None, "tokens of a text that are read", 3, flag_values=FLAGS)
+launch.define_step(FLAGS)
 
 
 def main(args, config) -> None:
@@ -41,7 +42,7 @@ def main(args, config) -> None:
     if sum(map(bool, (args.nearest, args.similarity_file, args.summary))) > 1:
         raise UserError("--nearest, --similarity_file and --summary are three things: give one")
     changes = {n: args[n].value for n in ("pooling", "normalise", "max_length", "prompt") if args[n].value is not None}
-    embed = embeddings.Embedder.of(args.init_from, **changes)
+    embed = embeddings.Embedder.of(args.init_from, step=args.step, **changes)
     if args.similarity_file:
         print(json.dumps(similarity(embed, args.similarity_file)))
     elif args.summary:

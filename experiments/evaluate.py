@@ -1,8 +1,8 @@
 """Scores a trained run; the last line of the output is one JSON object.
 
-python -m experiments.evaluate --workdir=DIR [--split=test] [--samples=N] [--average=N | --step=N]
+python -m experiments.evaluate --workdir=DIR [--split=test] [--samples=N] [--average=N | --step=best|last|N]
     [--config.decoding.beam_size=8 …]
-python -m experiments.evaluate --workdir=DIR --knn=K|--few_shot=N [--split=test] [--average=N | --step=N]
+python -m experiments.evaluate --workdir=DIR --knn=K|--few_shot=N [--split=test] [--average=N | --step=best|last|N]
 python -m experiments.evaluate --workdir=DIR|--init_from=FOLDER|WORKDIR|HUB_NAME|FILE.gguf --tasks=FILE,… [--tasks_dir=DIR]
     [--shots=K] [--seed=N] [--limit=N] [--adapter=FOLDER]
 
@@ -27,7 +27,7 @@ flags.DEFINE_string("init_from", None, "--tasks: the model, in place of --workdi
 flags.DEFINE_enum("split", "test", ("train", "validation", "test"), "which examples", flag_values=FLAGS)
 flags.DEFINE_integer("average", None, "over how many of the newest checkpoints", 1, flag_values=FLAGS)
 flags.DEFINE_integer("samples", 0, "examples to print with what the model made of them", 0, flag_values=FLAGS)
-flags.DEFINE_integer("step", None, "one checkpoint, by its step", flag_values=FLAGS)
+launch.define_step(FLAGS)
 flags.DEFINE_string("adapter", None, "--tasks, --init_from: folder of a LoRA adapter of PEFT's", flag_values=FLAGS)
 flags.DEFINE_integer("knn", 0, "images: so many nearest training images vote", 0, flag_values=FLAGS)
 flags.DEFINE_integer("few_shot", 0, "images: of each class, for a linear map of the features", 0, flag_values=FLAGS)

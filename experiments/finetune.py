@@ -4,7 +4,8 @@ python -m experiments.finetune --config=configs/bert.py:sst2 --workdir=DIR --ini
     [--config.data.train=FILE --config.data.validation=FILE …] [--config.finetuning.trainable="('head',)"] [--dry_run]
 
 Architecture and vocabulary are those of --init_from: a folder of Hugging Face's, a workdir, or a name on the hub. The last
-line is one JSON object: the best score on the validation split, and the step it was reached at.
+line is one JSON object: the best score on the validation split, and the step it was reached at. The model of that step is kept
+in DIR/best, and is what the other launchers take unless --step=last or a number says otherwise.
 
 A config of several parts, as configs/bert.py:glue, runs each in a folder of its own in DIR, and prints and writes the table.
 """
@@ -58,8 +59,8 @@ def main(args, config) -> None:
     else:
         config = adoption.adopted(config, args.init_from, given)
         finetune(config, args.workdir)
-        task = Experiment(configuration.read(args.workdir), args.workdir).task
-        launch.show(json.dumps(sweeps.best(args.workdir, task.main_metric, bigger=task.bigger_is_better)))
+        metric, bigger = Experiment(configuration.read(args.workdir), args.workdir).chosen_by
+        launch.show(json.dumps(sweeps.best(args.workdir, metric, bigger=bigger)))
 
 
 def part_of(file: str, part: str, given: dict):

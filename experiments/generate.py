@@ -8,7 +8,7 @@
 
         [--method=greedy|beam|sample] [--temperature=0.7] [--top_k=N] [--top_p=X] [--min_p=X] [--repetition_penalty=X]
         [--num_samples=N] [--beam_size=N] [--alpha=X] [--seed=N] [--stop=TEXT …] [--max_tokens=N] [--slide] [--logprobs]
-        [--adapter=FOLDER] [--average=N | --step=N]
+        [--adapter=FOLDER] [--average=N | --step=best|last|N]
 
 Without --method, tokens are drawn where one of the flags of sampling is given, and are the likeliest otherwise. --stop may be
 given several times; \\n in it is the end of a line. With --format=jsonl each line of the output is the line of the input as a
@@ -52,7 +52,7 @@ flags.DEFINE_bool("logprobs", False, "give tokens and their log-probabilities (j
 flags.DEFINE_integer("batch_size", 32, "outputs that are written together", 1, flag_values=FLAGS)
 flags.DEFINE_enum("format", "auto", ("auto", "text", "jsonl"), "of lines; auto looks for { in the first", flag_values=FLAGS)
 flags.DEFINE_integer("average", None, "over how many of the newest checkpoints", 1, flag_values=FLAGS)
-flags.DEFINE_integer("step", None, "one checkpoint, by its step", flag_values=FLAGS)
+launch.define_step(FLAGS)
 
 OPTIONS = (
     "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "num_samples", "beam_size", "alpha", "seed", "max_tokens",

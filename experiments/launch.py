@@ -68,6 +68,26 @@ def flags_of(*, config: str, arguments: str = "") -> flags.FlagValues:
     return values
 
 
+class _Step(flags.ArgumentParser):
+    """The number of a step, "best" or "last"."""
+
+    syntactic_help = "best, last, or a number"
+
+    def parse(self, argument):
+        """The value of an argument; one that is parsed stays as it is."""
+        if argument in ("best", "last") or isinstance(argument, int):
+            return argument
+        if not argument.isdecimal():
+            raise ValueError(f"give {self.syntactic_help}")
+        return int(argument)
+
+
+def define_step(values: flags.FlagValues) -> None:
+    """Adds --step: which checkpoint of a workdir a launcher takes."""
+    meaning = "one checkpoint: best, last, or its step; by default the best if it is kept"
+    flags.DEFINE(_Step(), "step", None, meaning, values)
+
+
 def run(main: Callable, values: flags.FlagValues, *, jax: bool = True) -> None:
     """Runs a launcher on the command line and ends the process with its exit code."""
     use_large_pages()

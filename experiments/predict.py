@@ -1,6 +1,6 @@
 """Answers of a trained model: a line in, a JSON object out, in order; an empty line gives {}.
 
-    python -m experiments.predict --workdir=DIR [--average=N | --step=N] [--adapter=NAME=WORKDIR …] < lines
+    python -m experiments.predict --workdir=DIR [--average=N | --step=best|last|N] [--adapter=NAME=WORKDIR …] < lines
     python -m experiments.predict --init_from=FOLDER|WORKDIR|HUB_NAME --task=fill_mask [--top=5] < lines
     python -m experiments.predict --workdir=DIR [--out=FOLDER] IMAGE|FOLDER …
 
@@ -41,7 +41,7 @@ flags.DEFINE_multi_string("adapter", [], "NAME=WORKDIR of another run beside the
 flags.DEFINE_integer("top", 5, "words for a gap", 1, flag_values=FLAGS)
 flags.DEFINE_string("out", None, "folder for masks, and for images with masks or boxes", flag_values=FLAGS)
 flags.DEFINE_integer("average", None, "over how many of the newest checkpoints", 1, flag_values=FLAGS)
-flags.DEFINE_integer("step", None, "one checkpoint, by its step", flag_values=FLAGS)
+launch.define_step(FLAGS)
 
 
 IMAGES = 256

@@ -1,6 +1,6 @@
 """Draws a run or a search: pictures and one page that needs nothing beside it, in DIR/report.
 
-python -m experiments.report --workdir=DIR [--word=bank [--sentences=FILE]]
+python -m experiments.report --workdir=DIR [--word=bank [--sentences=FILE]] [--step=best|last|N]
 """
 
 from absl import flags, logging
@@ -11,6 +11,7 @@ from transformers_jax.errors import UserError
 FLAGS = launch.flags_of(config="workdir")
 flags.DEFINE_string("word", "", "an encoder: whose vectors in different sentences are drawn", flag_values=FLAGS)
 flags.DEFINE_string("sentences", None, "an encoder: file with sentences of that word, one a line", flag_values=FLAGS)
+launch.define_step(FLAGS)
 
 
 def main(args, config) -> None:
@@ -29,7 +30,7 @@ def pictures_of(args, config) -> dict:
     from transformers_jax.runs.experiment import Experiment
 
     texts = filled(args.sentences, "--sentences") if args.sentences else None
-    found, run = {}, Experiment(config, args.workdir)
+    found, run = {}, Experiment(config, args.workdir, step=args.step)
     try:
         if not run.reads_text:
             if args.word or args.sentences:

@@ -1,7 +1,7 @@
 """Translates standard input: a line in, a line out, in order, also for an empty line.
 
     python -m experiments.translate --workdir=DIR [--method=beam|greedy|sample] [--beam_size=N] [--alpha=X] [--nbest=N]
-        [--seed=N --config.decoding.temperature=X …] [--average=N | --step=N] < lines.en > lines.de
+        [--seed=N --config.decoding.temperature=X …] [--average=N | --step=best|last|N] < lines.en > lines.de
 
 With --nbest=N above 1 each line of the output is: number of the input line from 0 ||| translation ||| log-probability.
 """
@@ -19,7 +19,7 @@ flags.DEFINE_float("alpha", None, "length penalty", 0.0, flag_values=FLAGS)
 flags.DEFINE_integer("seed", 0, "of what --method=sample draws", flag_values=FLAGS)
 flags.DEFINE_integer("nbest", 1, "how many translations of each line", 1, flag_values=FLAGS)
 flags.DEFINE_integer("average", None, "over how many of the newest checkpoints", 1, flag_values=FLAGS)
-flags.DEFINE_integer("step", None, "one checkpoint, by its step", flag_values=FLAGS)
+launch.define_step(FLAGS)
 
 
 def main(args, config) -> None:

@@ -28,7 +28,8 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 
 MAY_CHANGE = (
     "training.steps", "training.*_every", "training.bleu_sentences", "training.keep_checkpoints",
-    "task.bleu_tokenize", "training.average_checkpoints", "training.parallelism", "decoding.*", "mesh.*",
+    "training.keep_best", "training.patience", "training.average_checkpoints", "training.parallelism",
+    "task.bleu_tokenize", "decoding.*", "mesh.*",
     "data.data_dir", "data.workers", "data.prefetch", "data.cache",
     "search.controls", "search.final_*", "search.retries",
 )  # fmt: skip

@@ -210,7 +210,7 @@ TABLE: dict[str, Any] = {
     "optimizer.learning_rate": Number(0), "optimizer.eps": Number(0), "optimizer.weight_decay": Number(0),
     "optimizer.clip_norm": Number(0),
     "training.accumulate": Whole(1), "training.keep_checkpoints": Whole(1), "training.average_checkpoints": Whole(1),
-    "training.log_every": Whole(1),
+    "training.log_every": Whole(1), "training.keep_best": Flag(), "training.patience": Whole(0),
     "training.parallelism": OneOf(("jit", "pmap")),
     "mesh.*": Whole(-1),
     # finetuning

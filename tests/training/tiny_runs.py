@@ -15,12 +15,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from transformers_jax.training import integrity
+from transformers_jax.training.best import Best
 from transformers_jax.training.checkpoint import Checkpoints
 from transformers_jax.training.loop import Evaluator, graceful_stop, train
 from transformers_jax.training.metrics import MetricsWriter
 
 SEED, TOTAL = 3, 24
 EVERY = {"log_every": 5, "checkpoint_every": 4, "eval_every": 8}
+SCORES = {3: 0.1, 6: 0.5, 9: 0.5, 12: 0.7, 15: 0.6, 18: float("nan"), 21: 0.65, 24: 0.4}
+"""Of the evaluations of a run whose best is kept: that of step 12 is the best."""
 
 
 class Data:
@@ -108,6 +111,18 @@ def run(workdir, **changes):
         return train(**{"checkpoints": checkpoints, "writer": writer, "config": {"a": 1}} | arguments(**changes))
 
 
+def scored(workdir, *, patience=0, writer=MetricsWriter, model=lambda state: {"params": state["params"]}, **changes):
+    """A run with SCORES every three steps, whose best is kept."""
+    changes = {"eval_every": 3, "evaluators": [Evaluator("validation", lambda _, step: {"score": SCORES[step]})]} | changes
+    with (
+        Checkpoints(workdir / "checkpoints") as checkpoints,
+        Checkpoints(workdir / "best", keep=1) as kept,
+        writer(workdir, tensorboard=False) as lines,
+    ):
+        best = Best(kept, "score", bigger=True, model=model, patience=patience)
+        return train(**arguments(**{"checkpoints": checkpoints, "writer": lines, "best": best} | changes))
+
+
 def together(workdir, index, port):
     """One of two processes: stopped, evaluated at step 6 when resumed, stopped again, resumed to the end."""
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
@@ -146,7 +161,27 @@ def together(workdir, index, port):
     return report | {"evaluated": evaluated}
 
 
-def victim(workdir, moment):
+def together_until_spent(workdir, index, port):
+    """One of two processes that end by patience; in the second the scores are others, which must not matter."""
+    jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    jax.distributed.initialize(f"localhost:{port}", 2, int(index))
+    mesh = jax.make_mesh((2,), ("data",))
+    copied = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+    data = Data()
+    scored(
+        Path(workdir),
+        patience=2,
+        model=lambda state: state,
+        state={"w": jax.make_array_from_process_local_data(copied, np.zeros(4, np.float32))},
+        step_fn=jax.jit(lambda state, batch: ({"w": state["w"] + 1}, {"loss": batch, "weight": batch}), out_shardings=copied),
+        iterator=data,
+        to_device=lambda batch: np.float32(1),
+        evaluators=[Evaluator("validation", lambda _, step: {"score": SCORES[step] * (1 if index == "0" else step)})],
+    )
+    return {"end": data.position}
+
+
+def victim(workdir, moment, kept=False):
     """A run that ends itself at a moment, such as "torn 8 train": "" is never."""
 
     def at(*what):
@@ -164,7 +199,7 @@ def victim(workdir, moment):
             at("after", step, split)
 
     def sealed(folder):
-        at("seal", folder.name.split(".")[0])
+        at(*(["best"] if folder.parent.name == "best" else []), "seal", folder.name.split(".")[0])
         seal(folder)
 
     def stepped(state, batch):
@@ -181,19 +216,22 @@ def victim(workdir, moment):
     step, data = make_step(), Data()
     measures = [e._replace(run=measured(e.split, e.run)) for e in evaluators()]
     run_with = {"step_fn": stepped, "iterator": data, "evaluators": measures}
+    if kept:
+        scored(workdir, writer=Writer, **run_with | {"evaluators": [Evaluator("validation", lambda _, s: {"score": SCORES[s]})]})
+        return
     with Checkpoints(workdir / "checkpoints") as checkpoints, Writer(workdir, tensorboard=False) as writer:
         with graceful_stop() as stop:
             train(**arguments(**run_with), checkpoints=checkpoints, writer=writer, config={"a": 1}, should_stop=stop)
 
 
-def killed(workdir, *moments):
+def killed(workdir, *moments, kept=False):
     """Exit codes of one process a moment: forked here, so that the libraries are imported once."""
     codes = []
     for moment in moments:
         if not (child := os.fork()):
             code = 1
             try:
-                victim(Path(workdir), moment)
+                victim(Path(workdir), moment, kept)
                 code = 0
             except SystemExit as stop:
                 code = stop.code
@@ -205,4 +243,5 @@ def killed(workdir, *moments):
 
 
 if __name__ == "__main__":
-    print(json.dumps({"killed": killed, "together": together}[sys.argv[1]](*sys.argv[2:])))
+    with_best = {"killed_with_best": functools.partial(killed, kept=True), "together_until_spent": together_until_spent}
+    print(json.dumps(({"killed": killed, "together": together} | with_best)[sys.argv[1]](*sys.argv[2:])))

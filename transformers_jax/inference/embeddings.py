@@ -150,13 +150,16 @@ class Embedder:
         self.width = there.model.config.width
 
     @classmethod
-    def of(cls, path: str, **changes) -> "Embedder":
+    def of(cls, path: str, *, step: int | str | None = None, **changes) -> "Embedder":
         """Of a folder, a workdir or a name on the hub; `changes` replace fields of the recipe found there.
+
+        Args:
+          step: of a workdir, see `Experiment.trained`.
 
         Raises:
           UserError: there is no encoder, or none whose recipe is supported.
         """
-        there = loaded(path)
+        there = loaded(path, step=step)
         own = (there.task and there.task.recipe) or recipes.read(there.folder)
         return cls(there, own._replace(**changes))
 

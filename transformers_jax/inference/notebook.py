@@ -115,11 +115,12 @@ class Model:
         return self._made[kind, options]
 
 
-def load(path: str | os.PathLike, *, average: int | None = None, step: int | None = None) -> Model:
+def load(path: str | os.PathLike, *, average: int | None = None, step: int | str | None = None) -> Model:
     """The model of a workdir, of a folder of `transformers`, of a GGUF file, or of a name on the Hugging Face hub.
 
     Args:
-      average, step: of a workdir: so many of the newest checkpoints, or one checkpoint instead.
+      average, step: of a workdir: so many of the newest checkpoints, or one, "best", "last" or its number; without either the
+        best if it is kept.
 
     Raises:
       UserError: there is no such model, or it cannot be read.

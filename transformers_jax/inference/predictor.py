@@ -96,7 +96,7 @@ class Body:
         return (EncoderOutput(found[0]), found[1]) if mutable else EncoderOutput(found)
 
 
-def trained(run: Experiment, *, average: int | None = None, step: int | None = None) -> Loaded:
+def trained(run: Experiment, *, average: int | None = None, step: int | str | None = None) -> Loaded:
     """The model of a run.
 
     Args:
@@ -107,7 +107,7 @@ def trained(run: Experiment, *, average: int | None = None, step: int | None = N
     return Loaded(run.model, variables, run.tokenizer, run.mesh, run.task, run.workdir, ends)
 
 
-def loaded(path: str, *, average: int | None = None, step: int | None = None, adapter: str | None = None) -> Loaded:
+def loaded(path: str, *, average: int | None = None, step: int | str | None = None, adapter: str | None = None) -> Loaded:
     """The model of a folder of Hugging Face's, of a workdir, of a GGUF file, or of a name on the hub.
 
     Args:

@@ -58,4 +58,6 @@ def adopted(config: ConfigDict, path: str, given: Mapping[str, object] = {}) -> 
     if "tokenizer.path" not in given and tasks.named(config.task.name).reads == "text":
         config.tokenizer.path = str(folder)
     config.finetuning.init_from = str(path)
+    if "training.keep_best" not in given and "keep_best" in config.training:
+        config.training.keep_best = True
     return config

@@ -76,6 +76,21 @@ def whole(options: ConfigDict, task) -> None:
                 )
 
 
+def patience(config: ConfigDict, validates: bool) -> None:
+    """Checks that a run which may end by its evaluations has some.
+
+    Args:
+      validates: whether it has a validation split.
+
+    Raises:
+      UserError: names the key that is missing.
+    """
+    options = config.training
+    if options.get("patience") and not (validates and options.eval_every):
+        missing = "config.training.eval_every" if validates else "config.data.validation"
+        raise UserError(f"config.training.patience={options.patience} ends a run by its evaluations: give {missing}")
+
+
 def known(task, source) -> None:
     """Checks that every training example says what the task learns, in a source that can say where an example stands.
 

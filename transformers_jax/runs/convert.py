@@ -21,23 +21,27 @@ from transformers_jax.layers.pooling import Recipe
 from transformers_jax.models.protocol import IMAGES, TEXT, Protocol
 from transformers_jax.runs import initialise, train
 from transformers_jax.runs.experiment import Experiment
+from transformers_jax.training import best
 from transformers_jax.training.checkpoint import Checkpoints
 
 
 def convert(
-    source: str, target: str, config_of: Callable[[str], ConfigDict], *, merge: bool = False, base: str = ""
-) -> str:
+    source: str, target: str, config_of: Callable[[str], ConfigDict], *, merge: bool = False, base: str = "",
+    step: int | str | None = None,
+) -> str:  # fmt: skip
     """Writes what the source holds in the other form; returns what was done in a line.
 
     Args:
       source: a folder of `transformers` or its name on the hub: the target becomes a workdir, its checkpoint of step 0.
-        A workdir: the target becomes a folder of `transformers`, of the newest checkpoint; one of PEFT where the workdir was
-        trained by parts of low rank beside a base. A folder of PEFT: the target becomes such a workdir.
+        A workdir: the target becomes a folder of `transformers`, of its best model where that is kept, else of its newest
+        checkpoint; one of PEFT where the workdir was trained by parts of low rank beside a base. A folder of PEFT: the target
+        becomes such a workdir.
       target: a folder that does not exist or is empty.
       config_of: a name of `Protocol.configs` → that config.
       merge: the parts of low rank become part of their kernels, and quantised kernels plain ones: the target is a plain model,
         a folder of `transformers`, or a workdir where they have no such architecture.
       base: the model that a folder of PEFT is beside, if not the one that it names.
+      step: which checkpoint of a workdir, see `training.best.place`.
 
     Raises:
       UserError: the source cannot be read, something of it has no name on the other side, or the target is not empty.
@@ -45,11 +49,13 @@ def convert(
     folder, made = initialise.folder_of(source, key="--from"), Path(target)
     if made.is_file() or (made.is_dir() and any(made.iterdir())):
         raise UserError(f"--to={target} is there already: give a new folder")
+    if step is not None and (peft.is_adapter(folder) or huggingface.is_folder(folder)):
+        raise UserError(f"--step={step} is for workdirs, and --from={source} is none")
     if peft.is_adapter(folder):
         return _from_peft(folder, made, config_of, base)
     if huggingface.is_folder(folder):
         return _to_workdir(folder, made, config_of)
-    return _to_folder(folder, made, merge)
+    return _to_folder(folder, made, merge, step)
 
 
 def _to_workdir(folder: Path, workdir: Path, config_of: Callable[[str], ConfigDict]) -> str:
@@ -133,12 +139,12 @@ def _describe_recipe(task: ConfigDict, found: Recipe, folder: Path) -> None:
         task.update({key: value for key, value in given.items() if value != Recipe._field_defaults[key]})
 
 
-def _to_folder(workdir: Path, folder: Path, merge: bool) -> str:
+def _to_folder(workdir: Path, folder: Path, merge: bool, step: int | str | None) -> str:
     config = configuration.read(workdir)
     tokenizer = Tokenizer.load(workdir / "tokenizer.json") if (workdir / "tokenizer.json").exists() else None
     fields = initialise.trained_fields(config, tokenizer)
     if merge and not huggingface.has_names(fields.get("name", "")):
-        return _to_plain_workdir(workdir, folder, config)
+        return _to_plain_workdir(workdir, folder, config, step)
     if not huggingface.has_names(name := fields.get("name", "")):
         known = huggingface.supported()
         raise UserError(f"--from={workdir}: transformers has no architecture for config.model.name={name}; {known}")
@@ -148,13 +154,13 @@ def _to_folder(workdir: Path, folder: Path, merge: bool) -> str:
     if TEXT in about.reads and not (tokenizer or vocab_size and ("head" in fields or len(about.heads) == 1)):
         raise UserError(f"--from={workdir} has no tokenizer.json")
     wanted = stacking.names(mapping.shapes(model))
-    if not merge and (learned := _low_rank(workdir)):
+    if not merge and (learned := _low_rank(workdir, step)):
         names = huggingface.names_of(fields)
         options, base = trainable.options(config), config.finetuning.init_from
         plan = mapping.plan(names, about.head, wanted)
         peft.write(folder, plan, learned, base=base, head=about.head, rslora=options.rslora, dropout=options.dropout)
         return f"{count(learned)} parameters beside {base} in {folder}, a folder of PEFT; --merge writes the whole model"
-    found = stacking.separate(mapping.named(initialise.plain(workdir)))
+    found = stacking.separate(mapping.named(initialise.plain(workdir, step)))
     if own := sorted(set(found) - set(wanted)):
         logging.info("left out, as it is the task's and not the model's: %s", initialise.some(own))
     if missing := sorted(set(wanted) - set(found)):
@@ -168,14 +174,15 @@ def _to_folder(workdir: Path, folder: Path, merge: bool) -> str:
     return f"{count(params)} parameters in {folder}, a folder of transformers"
 
 
-def _low_rank(workdir: Path) -> dict[str, np.ndarray] | None:
+def _low_rank(workdir: Path, step: int | str | None) -> dict[str, np.ndarray] | None:
     """What a workdir learned beside its base, layers apart, with the scales of its parts of low rank; None without such parts.
 
     Raises:
       UserError: it has such parts, and no base that they could be apart from.
     """
-    with Checkpoints(workdir / "checkpoints") as checkpoints:
-        state, base = checkpoints.restore_params(), checkpoints.saved_base()
+    chosen, number = best.place(workdir, step)
+    with Checkpoints(chosen) as checkpoints:
+        state, base = checkpoints.restore_params(number), checkpoints.saved_base(number)
     if not lora.has_parts(state["params"]):
         return None
     if base is None:
@@ -183,9 +190,9 @@ def _low_rank(workdir: Path) -> dict[str, np.ndarray] | None:
     return stacking.separate(parameters.flat(parameters.merge(state["params"], state["frozen"])))
 
 
-def _to_plain_workdir(workdir: Path, made: Path, config: ConfigDict) -> str:
+def _to_plain_workdir(workdir: Path, made: Path, config: ConfigDict, step: int | str | None) -> str:
     """A workdir of the merged model, its checkpoint of step 0."""
-    variables = initialise.plain(workdir)
+    variables = initialise.plain(workdir, step)
     config = config.copy_and_resolve_references()
     config.finetuning.update(method="full", init_from="", quantization="", trainable=("all",))
     made.mkdir(parents=True, exist_ok=True)

@@ -97,7 +97,7 @@ class Scorer:
 
 
 def evaluate(
-    experiment: Experiment, split: str, *, average: int | None = None, step: int | None = None
+    experiment: Experiment, split: str, *, average: int | None = None, step: int | str | None = None
 ) -> tuple[dict, list[dict]]:
     """All scores of a trained run on a split, and what it made of the examples.
 

@@ -5,7 +5,8 @@ The workdir of a run:
     config.json      the resolved config            metrics.jsonl    one JSON object a line
     tokenizer.json   the vocabulary                 tensorboard/     the same for TensorBoard
     checkpoints/     one folder a step              samples.jsonl    the test split's examples, answered
-    lock             held while it is trained in    report/          pictures and a page
+    best/            the best model, if it is kept  report/          pictures and a page
+    lock             held while it is trained in
 """
 
 import contextlib
@@ -39,6 +40,7 @@ from transformers_jax.mesh import ROWS, data_shard, make_mesh, row_sharding
 from transformers_jax.models import with_genome
 from transformers_jax.runs import checks, initialise, labels, schedule
 from transformers_jax.tasks import translation
+from transformers_jax.training import best
 from transformers_jax.training.checkpoint import Base, Checkpoints, any_process
 from transformers_jax.training.state import TrainState, abstract_state
 
@@ -53,10 +55,18 @@ class Experiment:
       config: the run's config.
       workdir: its folder; None for a plan without one.
       training: whether the mesh must be the config's; a trained model is used on any devices.
+      step: which checkpoint `trained` takes where it is not told.
     """
 
-    def __init__(self, config: ConfigDict, workdir: str | os.PathLike | None, *, training: bool = False):
-        self.config = config
+    def __init__(
+        self,
+        config: ConfigDict,
+        workdir: str | os.PathLike | None,
+        *,
+        training: bool = False,
+        step: int | str | None = None,
+    ):
+        self.config, self.step = config, step
         self.workdir = None if workdir is None else Path(workdir)
         self.training = training
 
@@ -194,7 +204,24 @@ class Experiment:
         return pipeline.eval_batches(self.examples(split), self.task, self.config.data, **place)
 
     def checkpoints(self) -> Checkpoints:
-        return Checkpoints(self.workdir / "checkpoints", keep=self.config.training.keep_checkpoints, base=self.base)
+        return Checkpoints(self.workdir / best.NEWEST, keep=self.config.training.keep_checkpoints, base=self.base)
+
+    def best(self) -> Checkpoints:
+        """The best model alone."""
+        return Checkpoints(self.workdir / best.FOLDER, keep=1, base=self.base)
+
+    @property
+    def keeps_best(self) -> bool:
+        """Whether the best model is kept: there is a validation split, and the config says so or ends the run by it."""
+        options = self.config.training
+        return bool(options.get("keep_best") or options.get("patience")) and self.has("validation")
+
+    @property
+    def chosen_by(self) -> tuple[str, bool]:
+        """(the score of the validation split that tells which model is the best, whether the largest is)."""
+        if self.task.main_metric == "bleu" and not self.config.training.get("bleu_every"):  # nothing is decoded but at the end
+            return "loss", False
+        return self.task.main_metric, self.task.bigger_is_better
 
     def decoder(self, params=None, **changes) -> Decoder:
         """The decoder that config.decoding describes; `changes` replace its keys."""
@@ -218,34 +245,36 @@ class Experiment:
         self,
         *,
         average: int | None = None,
-        step: int | None = None,
+        step: int | str | None = None,
         checkpoints: Checkpoints | None = None,
         frozen: dict | None = None,
     ) -> dict:
         """What a trained model is applied with: {"params": all of them, "model_state": …}, sharded over the mesh.
 
         Args:
-          average: over so many of the newest checkpoints; config.training.average_checkpoints if not given.
-          step: one checkpoint instead.
+          average: over so many of the newest checkpoints.
+          step: one checkpoint, by its step's number, "last" or "best". Where neither is given: the best model if it is kept,
+            else an average over config.training.average_checkpoints.
           checkpoints: where they are, if opened already.
           frozen: what does not learn, where that is read elsewhere and is there already.
 
         Raises:
-          UserError: the workdir holds a search, or no such checkpoint; or both numbers are given.
+          UserError: the workdir holds a search, or no such checkpoint; or both are given.
         """
         checks.run(self.config)
+        step = self.step if step is None and average is None else step
         if average is not None and step is not None:
             raise UserError(f"--average={average} takes the newest checkpoints and --step={step} another: give one of the two")
-        average = average or self.config.training.average_checkpoints
+        if average is None and step is None and not best.steps_in(self.workdir):
+            average = self.config.training.average_checkpoints
+        folder, number = (self.workdir / best.NEWEST, None) if average else best.place(self.workdir, step)
         state = self.abstract_state(optax.identity())
         if self.beside:
             state = state.replace(frozen=initialise.frozen(self, state) if frozen is None else frozen)
         wanted = {"params": state.params, "frozen": state.frozen, "model_state": state.model_state}
-        with contextlib.nullcontext(checkpoints) if checkpoints else self.checkpoints() as there:
-            if step is None and average > 1:
-                found = there.average(average, wanted)
-            else:
-                found = there.restore_params(step, wanted)
+        opened = checkpoints is not None and folder.name == best.NEWEST
+        with contextlib.nullcontext(checkpoints) if opened else Checkpoints(folder, base=self.base) as there:
+            found = there.average(average, wanted) if average else there.restore_params(number, wanted)
         return {"params": parameters.merge(found["params"], found["frozen"]), "model_state": found["model_state"]}
 
     def samples(self) -> list[dict]:

@@ -1,7 +1,7 @@
 """Where the parameters come from that training starts with: another model's, as far as they fit.
 
 1. a folder of `transformers`,
-2. a workdir of ours, its newest checkpoint,
+2. a workdir of ours, its best model where that is kept, else its newest checkpoint,
 3. a name on the Hugging Face hub, where `huggingface_hub` is installed and there is a network.
 """
 
@@ -28,6 +28,7 @@ from transformers_jax.finetuning.trainable import HEAD
 from transformers_jax.interchange import config_json, huggingface, mapping, recipe, stacking, tokenizers, weights
 from transformers_jax.layers.quantized import is_quantized
 from transformers_jax.runs import label_rows
+from transformers_jax.training import best
 from transformers_jax.training.checkpoint import Checkpoints
 
 CHOOSES = r"^(classifier|choice)(/|$)"
@@ -269,22 +270,26 @@ def read(folder: Path) -> tuple[dict[str, np.ndarray | weights.Leaf], Tokenizer 
     return stacking.separate(mapping.named(variables)), tokenizer, model.protocol().head
 
 
-def plain(folder: Path) -> dict[str, dict]:
-    """The variables of a workdir's newest checkpoint as numpy arrays: {"params": …, and "batch_stats" where there are any}.
+def plain(folder: Path, step: int | str | None = None) -> dict[str, dict]:
+    """The variables of a workdir's model as numpy arrays: {"params": …, and "batch_stats" where there are any}.
 
     Parts of low rank are in their kernels, and what was quantised is an array.
+
+    Args:
+      step: which of its checkpoints, see `training.best.place`.
 
     Raises:
       UserError: the checkpoint cannot be read, or has Houlsby's layers, which are no part of a plain model.
     """
     from transformers_jax.runs.experiment import Experiment
 
-    with Checkpoints(folder / "checkpoints") as checkpoints:
-        if checkpoints.saved_base() is None:
-            state = checkpoints.restore_params()
+    chosen, number = best.place(folder, step)
+    with Checkpoints(chosen) as checkpoints:
+        if checkpoints.saved_base(number) is None:
+            state = checkpoints.restore_params(number)
             variables = {"params": parameters.merge(state["params"], state["frozen"]), "model_state": state["model_state"]}
         else:
-            variables = Experiment(configuration.read(folder), folder).trained()
+            variables = Experiment(configuration.read(folder), folder).trained(step=step)
     if has_adapters(variables["params"]):
         raise UserError(f"{folder} has Houlsby's adapters, which cannot be merged into a plain model")
     return jax.tree.map(np.asarray, {"params": lora.merged(variables["params"]), **variables["model_state"]})

@@ -29,7 +29,13 @@ class Features(NamedTuple):
 
 
 def probe(
-    run: Experiment, split: str, *, knn: int = 0, few_shot: int = 0, average: int | None = None, step: int | None = None
+    run: Experiment,
+    split: str,
+    *,
+    knn: int = 0,
+    few_shot: int = 0,
+    average: int | None = None,
+    step: int | str | None = None,
 ) -> dict:
     """Scores on a split of what is known from the training split's features, none of which is changed at random.
 

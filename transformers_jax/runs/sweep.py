@@ -12,7 +12,8 @@ from transformers_jax.errors import UserError
 from transformers_jax.files import write_whole
 from transformers_jax.runs import glue
 from transformers_jax.runs.record import read_record
-from transformers_jax.training.checkpoint import any_process
+from transformers_jax.training.best import FOLDER, saved, steps_in
+from transformers_jax.training.checkpoint import Checkpoints, any_process
 from transformers_jax.training.metrics import TIMING_KEYS
 
 RESULTS, TABLE = "glue.json", "glue.md"
@@ -70,6 +71,8 @@ def last_scores(workdir: Path) -> dict[str, dict[str, float]]:
 def best(workdir: str | os.PathLike, metric: str, *, bigger: bool) -> dict:
     """The best value of a metric on the validation split, and where it was: {"metric", "best", "step", "last"}; {} without.
 
+    It is that of the model that is kept as the best, if one is.
+
     Args:
       bigger: whether the best is the largest one.
     """
@@ -77,4 +80,9 @@ def best(workdir: str | os.PathLike, metric: str, *, bigger: bool) -> dict:
     if not values:
         return {}
     at = (max if bigger else min)(range(len(values)), key=values.__getitem__)
-    return {"metric": metric, "best": values[at], "step": steps[at], "last": values[-1]}
+    value, step = values[at], steps[at]
+    if steps_in(workdir):
+        with Checkpoints(Path(workdir) / FOLDER) as checkpoints:
+            kept = saved(checkpoints)
+        value, step = kept["value"], kept["step"]
+    return {"metric": metric, "best": value, "step": step, "last": values[-1]}

@@ -12,10 +12,11 @@ from transformers_jax.finetuning import trainable
 from transformers_jax.mesh import check_rows, global_batch
 from transformers_jax.planning import counts, flops, plan
 from transformers_jax.planning.peak import matmul_peak
+from transformers_jax.runs import checks, initialise
 from transformers_jax.runs import experiment as experiments
-from transformers_jax.runs import initialise
 from transformers_jax.runs.evaluate import Scorer
 from transformers_jax.runs.experiment import Experiment
+from transformers_jax.training.best import Best
 from transformers_jax.training.checkpoint import Checkpoints, any_process
 from transformers_jax.training.loop import Evaluator, graceful_stop, train
 from transformers_jax.training.metrics import MetricsWriter
@@ -41,6 +42,7 @@ def pretrain(config, workdir, *, began: float | None = None) -> None:
     config = experiments.settled(config)
     experiments.claim(config, workdir)
     run = Experiment(config, workdir, training=True)
+    checks.patience(config, run.has("validation"))
     mesh, options = run.mesh, config.training
     for split in "train", "validation", "test":
         if split == "train" or run.has(split):
@@ -62,7 +64,7 @@ def pretrain(config, workdir, *, began: float | None = None) -> None:
         run.decoder()  # what is wrong with its keys is said now
     laps("model")
 
-    with experiments.written(run), MetricsWriter(workdir) as writer, run.checkpoints() as checkpoints:
+    with experiments.written(run), MetricsWriter(workdir) as writer, run.checkpoints() as checkpoints, best_of(run) as best:
         logging.info("%s parameters%s; start: %s", f"{counts.count(abstract.model_params):,}", learning(abstract), laps)
         state = abstract  # what the checkpoint has, or else is made
         if not checkpoints.all_steps():
@@ -79,6 +81,7 @@ def pretrain(config, workdir, *, began: float | None = None) -> None:
                 evaluators=[validation(run, scorer)] if run.has("validation") else [],
                 checkpoints=checkpoints,
                 writer=writer,
+                best=best,
                 log_every=options.log_every,
                 eval_every=options.eval_every,
                 checkpoint_every=options.checkpoint_every,
@@ -94,6 +97,22 @@ def pretrain(config, workdir, *, began: float | None = None) -> None:
             writer.write(step, "test", final_test(run, scorer, checkpoints, state.frozen))
         elif run.has("test"):
             logging.info("this run was tested before; experiments.evaluate tests it with other keys of config.decoding")
+
+
+@contextlib.contextmanager
+def best_of(run: Experiment):
+    """What keeps the best model of a run, and ends it by config.training.patience; None where that is not asked for."""
+    if not run.keeps_best:
+        yield None
+        return
+    metric, bigger = run.chosen_by
+    with run.best() as kept:
+        yield Best(kept, metric, bigger=bigger, model=model_of, patience=run.config.training.get("patience", 0))
+
+
+def model_of(state: TrainState) -> dict:
+    """What a checkpoint has of a state without what only training needs."""
+    return {"params": state.params, "frozen": state.frozen, "model_state": state.model_state}
 
 
 def first_state(run: Experiment, tx) -> TrainState:
@@ -149,7 +168,7 @@ def validation(run: Experiment, scorer: Scorer) -> Evaluator:
 
 
 def final_test(run: Experiment, scorer: Scorer, checkpoints: Checkpoints, frozen: dict) -> dict:
-    """All scores of the newest checkpoints' average on the test split; its samples are written to the workdir."""
+    """All scores on the test split of the model that `Experiment.trained` gives; its samples are written to the workdir."""
     began = time.monotonic()
     model = run.trained(checkpoints=checkpoints, frozen=frozen)
     scores, samples = run.task.evaluate(scorer, "test", model)
@@ -198,6 +217,7 @@ def make_plan(config, workdir=None) -> plan.Plan:
     if workdir is not None:
         experiments.claim(config, workdir)
     run = Experiment(config, workdir, training=True)
+    checks.patience(config, run.has("validation"))
     if not run.has_tokenizer():  # one that is to be learned has the size it is asked to have
         run.tokenizer = placeholder(config.tokenizer.vocab_size)
     tx, _ = optimizer_of(run)

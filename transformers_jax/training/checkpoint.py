@@ -281,6 +281,15 @@ class Checkpoints:
         found = next((base for _, base in self._newest(read, step)), None)
         return found and Base(**found)
 
+    def saved_extra(self, step: int | None = None) -> dict | None:
+        """What this process saved beside a checkpoint, the newest readable one by default; None when there is no checkpoint."""
+
+        def read(step):
+            folder = self.directory / str(step)
+            return _together(folder, lambda: _record(folder)["extra"])
+
+        return next((extra for _, extra in self._newest(read, step)), None)
+
     def _fields(self, count: int, step: int | None, abstract: dict | None) -> dict:
         """The fields of `abstract` (by default INFERENCE) of the newest checkpoint, `params` averaged over `count`."""
         fields = INFERENCE if abstract is None else tuple(abstract)

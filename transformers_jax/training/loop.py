@@ -6,7 +6,8 @@ trains its candidates by it too.
 What stands at a step is a function of the run. In this order, where they are due:
     the step   →   its line in metrics.jsonl   →   its checkpoint   →   its evaluations
 so a checkpoint's lines are there, and only evaluations can be missing when a run was killed: a resumed run first makes
-those up, and drops the lines of later steps. The open window of metrics goes into the checkpoint.
+those up, and drops the lines of later steps. The open window of metrics goes into the checkpoint. An evaluation's line comes
+after its model, if that is the best so far and is kept.
 """
 
 import contextlib
@@ -18,9 +19,11 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
+from absl import logging
 
 from transformers_jax.errors import UserError
 from transformers_jax.training import integrity
+from transformers_jax.training.best import Best
 from transformers_jax.training.checkpoint import Checkpoints, any_process
 from transformers_jax.training.metrics import MetricsWriter, Progress, means
 
@@ -53,6 +56,7 @@ def train(
     evaluators: Sequence[Evaluator] = (),
     checkpoints: Checkpoints | None = None,
     writer: MetricsWriter | None = None,
+    best: Best | None = None,
     log_every: int = 100,
     eval_every: int = 0,
     checkpoint_every: int = 0,
@@ -78,6 +82,7 @@ def train(
       to_device: puts a batch where `step_fn` wants it, while the device is at the steps before.
       evaluators: they run in this order; their splits differ.
       checkpoints, writer: None keeps or writes nothing.
+      best: is given each evaluation of its split, and may end the run before `total_steps`; None keeps none apart.
       log_every, eval_every, checkpoint_every: in steps; 0 is never. At the end all three are due.
       learning_rate: steps made → rate of the next, for the lines.
       token_metric: the sum by which other sums are divided, and which is counted a second.
@@ -94,6 +99,8 @@ def train(
     """
     evaluators = [e if e.every is not None else e._replace(every=eval_every) for e in evaluators]
     step, state, saved = _resume(state, iterator, checkpoints, writer)
+    if best is not None:
+        best.resume(writer)
     progress = Progress(total_steps, step, shown=verbose)
     window = _Window(saved, progress.note, token_metric, counted, learning_rate, flops_per_step, peak_flops)
 
@@ -116,12 +123,19 @@ def train(
             if due(every) and any_process(writer is None or not writer.has(step, split)) and not stopping():
                 with window.paused() as seconds:
                     metrics = run(state, step)
+                    if best is not None and split == best.split:
+                        if checkpoints is not None:
+                            checkpoints.wait()  # processes do not write two at once
+                        best.take(step, metrics, state, config)
                 _say(writer, progress, step, split, {**metrics, "evaluation_seconds": seconds()})
+
+    def spent() -> bool:
+        return best is not None and best.spent
 
     with progress:
         evaluate()  # what a killed run did not come to
         alone, settled = jax.process_count() == 1, True
-        while step < total_steps and not ((alone or settled) and stopping()):
+        while step < total_steps and not spent() and not ((alone or settled) and stopping()):
             batch = to_device(_next(iterator, step))
             state, metrics = step_fn(state, batch)  # returns before the device is done
             step += 1
@@ -138,9 +152,12 @@ def train(
             if settled:
                 evaluate()
 
-        if stopped := stopping():
+        if (stopped := stopping()) or spent():
             window.fetch()
             save()
+    if spent() and not stopped:
+        value = f"{best.metric} {best.value:.4g} of step {best.step}"
+        logging.info("training ends at step %d: %s stays the best (config.training.patience)", step, value)
     if checkpoints is not None:
         checkpoints.wait()
     if stopped:

@@ -59,12 +59,17 @@ def means(sums: dict[str, float], weight: str = "weight") -> dict[str, float]:
     return {name: result[name] for name in sorted(result, key="loss".__ne__)}  # the loss is first
 
 
+def _numbers(line: dict) -> set[str]:
+    """Names of a line's finite numbers."""
+    return {name for name, value in line.items() if isinstance(value, (int, float)) and math.isfinite(value)}
+
+
 class MetricsWriter:
     """Writes metrics.jsonl and tensorboard/ of a workdir, in the first process; in the others it does nothing."""
 
     def __init__(self, workdir: str | os.PathLike, tensorboard: bool = True):
         self.path = Path(workdir) / "metrics.jsonl"
-        self._lines: set[tuple[int, str]] = set()
+        self._lines: dict[tuple[int, str], set[str]] = {}  # (step, split) → the numbers that the line has
         self._file = self._events = None
         self._flushed = -math.inf  # when the events were last on the disk
         self._first = jax.process_index() == 0
@@ -81,13 +86,17 @@ class MetricsWriter:
         values = {name: _plain(value) for name, value in metrics.items()}
         self._file.write(json.dumps({"step": step, "split": split, **values}) + "\n")
         self._file.flush()
-        self._lines.add((step, split))
+        self._lines[step, split] = _numbers(values)
         if numbers := {f"{split}/{name}": value for name, value in values.items() if isinstance(value, (int, float))}:
             self._on_board(lambda: self._show(step, numbers))
 
     def has(self, step: int, split: str) -> bool:
         """Whether there is a line of this step and split; True in all processes but the first."""
         return not self._first or (step, split) in self._lines
+
+    def steps(self, split: str, metric: str) -> list[int]:
+        """Steps whose line of a split has a finite number of this name; none in all processes but the first."""
+        return [step for (step, name), numbers in self._lines.items() if name == split and metric in numbers]
 
     def truncate_after(self, step: int) -> None:
         """Drops the lines of later steps, before a run goes on from `step`."""
@@ -112,7 +121,7 @@ class MetricsWriter:
         if self._file:
             self._file.close()
         old = self.path.read_text(errors="replace") if self.path.exists() else ""
-        kept, self._lines = [], set()
+        kept, self._lines = [], {}
         for number, text in enumerate(old.splitlines(keepends=True), 1):
             try:
                 line = json.loads(text)
@@ -122,7 +131,7 @@ class MetricsWriter:
                 continue
             if wanted(step) and text.endswith("\n"):
                 kept.append(text)
-                self._lines.add((step, split))
+                self._lines[step, split] = _numbers(line)
         if "".join(kept) != old:
             write_whole(self.path, "".join(kept))
         self._file = open(self.path, "a")
