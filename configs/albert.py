@@ -15,6 +15,8 @@ Finetuning: python -m experiments.finetune --config=configs/albert.py:VARIANT --
 | `mnli` `sst2`    | GLUE's MNLI and SST-2 from TFDS                       | see above; paper, xxlarge: SST-2 95.2 |
 | `squad` `squad2` | SQuAD 1.1 and 2.0                                     | paper, xxlarge: F1 94.1 and 88.1      |
 
+Files in place of the Bible or TFDS: --config.data.train=FILE --config.data.validation=FILE, text, plain or gzip, or .tokens of
+experiments.tokenize. Finetuning: as in configs/bert.py.
 Other tasks: configs/bert.py has them, and takes any --init_from.
 """
 

@@ -41,8 +41,8 @@ def base() -> ConfigDict:
     config.training.accumulate = 1  # microbatches that an update sums the gradients of
     config.training.parallelism = "jit"  # or "pmap", which copies the model to each device
     config.training.log_every = 100  # steps
-    config.training.eval_every = 10_000
-    config.training.checkpoint_every = 10_000
+    config.training.eval_every = 10_000  # steps; 0: at the end alone
+    config.training.checkpoint_every = 10_000  # steps
     config.training.keep_checkpoints = 3  # the newest
     config.training.keep_best = False  # beside them the model of the best evaluation, which is then what is used
     config.training.patience = 0  # evaluations in a row that are not better, after which a run ends; 0: it never does
@@ -87,8 +87,8 @@ def data() -> ConfigDict:
     data.tfds_name = ""  # a prepared TFDS data set; of "text", "conll", "squad" and "swag" too, in place of files
     data.data_dir = ""  # the folder that holds it
     data.train = ""  # files, plain or gzip, "corpus.en,corpus.de" say; or, with tfds_name, the split's name there
-    data.validation = ""
-    data.test = ""
+    data.validation = ""  # likewise
+    data.test = ""  # likewise
     data.languages = ()  # two of a translation, source first; of "bible_text" any number, or ("all",)
     data.max_words = 0  # "files", "bible": longer pairs are left out of training; 0 leaves out none
     data.max_words_evaluation = 0  # the same of validation and test
@@ -170,14 +170,14 @@ def optimizer() -> ConfigDict:
     optimizer.schedule = "linear"  # "noam", "inverse_sqrt", "cosine", "linear" or "constant"
     optimizer.learning_rate = 1e-4  # the peak, after the warmup; "noam" has none
     optimizer.factor = 1.0  # "noam": its height, over sqrt(d_model)
-    optimizer.d_model = 0
+    optimizer.d_model = 0  # "noam"
     optimizer.warmup_steps = 10_000  # updates in which the rate rises
     optimizer.warmup_share = 0.0  # the same as a share of all, where warmup_steps is 0
     optimizer.end_factor = 0.0  # "cosine", "linear": the share of the peak at the end
     optimizer.b1 = 0.9  # Adam's
-    optimizer.b2 = 0.999
-    optimizer.eps = 1e-6
-    optimizer.weight_decay = 0.01
+    optimizer.b2 = 0.999  # Adam's
+    optimizer.eps = 1e-6  # Adam's
+    optimizer.weight_decay = 0.01  # of "adamw", decoupled from the gradient
     optimizer.decay_pattern = r"(^|/)(kernel|word|token_type|embedding)$"  # names of what decays; "": kernels alone
     optimizer.layer_decay = 1.0  # a layer's rate over that of the layer above it; 1: all layers have the same
     optimizer.clip_norm = 1.0  # gradients are scaled down to this norm; 0 leaves them
@@ -207,7 +207,7 @@ def model(name: str) -> ConfigDict:
     model.genome = ""  # other blocks: a genome's JSON file, text or name
     model.genome_unit = 0  # width of one relative output dimension of it; 0 is width // 2
     model.dtype = "bfloat16"  # of the computation: "bfloat16", "float16" or "float32"
-    model.param_dtype = "float32"
+    model.param_dtype = "float32"  # of the parameters
     return model
 
 
@@ -216,13 +216,13 @@ def encoder(name: str) -> ConfigDict:
     config = base()
     with config.unlocked():
         config.model = model(name)
-        config.model.layers = 12
+        config.model.layers = 12  # blocks of attention and feed-forward
         config.model.token_types = 2  # kinds of tokens: of the first and the second sentence
         config.model.vocab_size = 0  # rows of the embedding, where they are more than the tokenizer's tokens
         config.model.classifier_dropout = 0.1  # before the labels
         config.model.norm_epsilon = 1e-12  # of the layer norms
         config.model.max_mask_rate = 0.2  # of a row, which the model predicts at most
-        config.data.lengths.tokens = 512
+        config.data.lengths.tokens = 512  # in a row
     return config
 
 
@@ -231,13 +231,13 @@ def decoder(name: str) -> ConfigDict:
     config = base()
     with config.unlocked():
         config.model = model(name)
-        config.model.layers = 12
+        config.model.layers = 12  # blocks of attention and feed-forward
         config.model.vocab_size = 0  # rows of the embedding, where they are more than the tokenizer's tokens
-        config.model.embedding_dropout = 0.1
-        config.model.norm_epsilon = 1e-5
+        config.model.embedding_dropout = 0.1  # of embeddings
+        config.model.norm_epsilon = 1e-5  # of the norms
         config.model.tie_embeddings = True  # the softmax shares the tokens' embedding
         config.model.genome_cell = "decoder"  # of a genome, without its attention to a source; or "encoder"
-        config.data.lengths.tokens = 1024
+        config.data.lengths.tokens = 1024  # in a row
     config.task = ConfigDict({"name": "causal_lm"}).lock()
     config.tokenizer.update(kind="byte_bpe", vocab_size=50_257)
     config.data.update(batching="documents", batch_size=512, unit="document", languages=("en",))
@@ -260,9 +260,9 @@ def vision(name: str, size: int = 224) -> ConfigDict:
         model = config.model = ConfigDict()
         model.name = name  # a file of transformers_jax/models
         model.image_size = config.data.get_ref("size")  # that it is made for
-        model.channels = config.data.get_ref("channels")
+        model.channels = config.data.get_ref("channels")  # of the images
         model.mean = (0.5,)  # a pixel, divided by 255, less this, over std; one number, or one a channel
-        model.std = (0.5,)
+        model.std = (0.5,)  # see mean
         model.dropout = 0.0  # where the paper drops elements
         model.classifier_dropout = 0.0  # before the labels
         model.drop_path = 0.0  # share of the examples that leave out the last layer's branches; in earlier layers it is less
@@ -270,7 +270,7 @@ def vision(name: str, size: int = 224) -> ConfigDict:
         model.remat = False  # a layer's activations are computed again in the backward pass, not kept
         model.attention = "auto"  # the kernel; "auto" chooses by shape and dtype
         model.dtype = "bfloat16"  # of the computation: "bfloat16", "float16" or "float32"
-        model.param_dtype = "float32"
+        model.param_dtype = "float32"  # of the parameters
     config.optimizer.update(schedule="cosine", decay_pattern="", b2=0.999, eps=1e-8)  # kernels alone decay
     return config
 
@@ -280,15 +280,16 @@ def transformer(name: str) -> ConfigDict:
     config = base()
     with config.unlocked():
         config.model = model(name)
-        config.model.encoder_layers = 6
-        config.model.decoder_layers = 6
+        config.model.encoder_layers = 6  # blocks that read the source
+        config.model.decoder_layers = 6  # blocks that write the target
         config.model.mlp_dropout = 0.0  # inside the feed-forward
         config.model.norm = "post"  # behind each sublayer and its residual, or "pre": before it
         config.model.positions = "interleaved"  # or "concatenated" sinusoids, "learned", or "none"
         config.model.relative_distance = 0  # farthest of Shaw's relative positions; 0: there are none
         config.model.attention_bias = False  # of its four dense layers
         config.model.share_embeddings = True  # one matrix for source, target and softmax
-        config.data.lengths.update(source=128, target=128)
+        config.data.lengths.source = 128  # tokens in a row
+        config.data.lengths.target = 128  # likewise
         config.training.bleu_every = 5000  # steps
         config.training.bleu_sentences = 500  # of the validation split, the first; 0: all
         config.decoding = decoding()
@@ -311,10 +312,10 @@ def decoding() -> ConfigDict:
     """How a source becomes a translation."""
     decoding = ConfigDict()
     decoding.method = "beam"  # or "greedy", "sample"
-    decoding.beam_size = 4
+    decoding.beam_size = 4  # "beam": hypotheses that are kept
     decoding.alpha = 0.6  # of the length penalty
     decoding.max_ratio = 1.0  # no more than max_ratio · source length + extra_length tokens
-    decoding.extra_length = 50
+    decoding.extra_length = 50  # see max_ratio
     decoding.batch_size = 256  # rows: a beam takes beam_size of them
     decoding.temperature = 1.0  # of "sample", as are the next two
     decoding.top_k = 0  # the likeliest tokens alone; 0: all
@@ -339,7 +340,7 @@ def masked_lm(config: ConfigDict, name: str = "masked_lm") -> None:
     config.task.max_length = 512  # tokens; longer texts are cut; 0 cuts none
     config.task.mask_rate = 0.15  # of the tokens, which are masked
     config.task.masking = "dynamic"  # anew each time, or "static"
-    config.task.whole_words = False
+    config.task.whole_words = False  # all tokens of a word are masked, or none
     config.task.lock()
 
 

@@ -15,18 +15,23 @@ Finetuning, section 4, three epochs each: python -m experiments.finetune --confi
 
 | VARIANT     | what                                                          | paper, base and large            |
 |-------------|---------------------------------------------------------------|----------------------------------|
-| `mnli` …    | mnli, qqp, qnli, sst2, cola, stsb, mrpc, rte, wnli: a part of GLUE, from TFDS | table 1          |
+| `mnli` `qqp` `qnli` `mrpc` `rte` `wnli` | parts of GLUE, from TFDS: pairs   | table 1                          |
+| `sst2` `cola` `stsb` | others: single sentences; similarity                 | table 1                          |
 | `glue`      | all of table 1, one after the other, and the table            | average 79.6 and 82.1 (test)     |
 | `squad`     | SQuAD 1.1, from TFDS or files                                 | F1 88.5 and 90.9 (dev)           |
 | `squad2`    | SQuAD 2.0                                                     | large: F1 81.9 (dev)             |
-| `swag`      | SWAG, from its files                                          | accuracy 81.6 and 86.6 (dev)     |
+| `swag`      | SWAG, from its files, train.csv and val.csv                   | accuracy 81.6 and 86.6 (dev)     |
 | `conll2003` | named entities, from TFDS                                     | F1 92.4 and 92.8 (test)          |
 | `ner`       | the same from CoNLL files, of any labels                      | none                             |
 | `sentences` | a label for each line of "sentence TAB label"                 | see benchmarks/README.md         |
 | `nli`       | a label for each pair, as SICK's files have them              | see benchmarks/README.md         |
 | `sts`       | a number for each pair, of "score TAB sentence TAB sentence"  | see benchmarks/README.md         |
 
---config.data.train=FILE and .validation=FILE name files; --config.finetuning.trainable=head leaves the encoder as it is.
+--config.data.train=FILE and .validation=FILE (.test=FILE) take files in place of TFDS; splits that are not named are not used,
+and labels are those of the files. Their forms: pretraining text, or .tokens; squad SQuAD's JSON; ner and conll2003 CoNLL's
+columns; swag SWAG's CSV; sentences and GLUE's parts TSV of "sentence [TAB sentence] TAB label"; stsb and sts "score TAB
+sentence TAB sentence"; nli TSV with SICK's header. All but pretraining take JSON lines, too, A.jsonl, with the keys that
+transformers_jax/data/sources.py lists, or SWAG's. --config.finetuning.trainable=head leaves the encoder as it is.
 """
 
 from ml_collections import ConfigDict
@@ -128,7 +133,7 @@ def sweep(config: ConfigDict) -> None:
 
 
 def squad(config: ConfigDict, learning_rate: float = 5e-5, no_answers: bool = False) -> None:
-    """Section 4.2: SQuAD 1.1, or 2.0, where some questions have no answer. --config.data.tfds_name= takes files."""
+    """Section 4.2: SQuAD 1.1, or 2.0, where some questions have no answer."""
     base.spans(config, no_answers)
     base.splits(config, "squad", "squad/v2.0" if no_answers else "squad/v1.1", "train", "validation")
     config.optimizer.learning_rate = learning_rate

@@ -13,6 +13,8 @@ Finetuning: python -m experiments.finetune --config=configs/camembert.py:VARIANT
 | `xnli`       | French XNLI, files given                                  | paper: base 82.5, large 85.7 (test) |
 | `ner`        | named entities, CoNLL files given                         | paper: F1 89.1 (French Treebank)    |
 
+Files in place of the Bible or TFDS: --config.data.train=FILE --config.data.validation=FILE, text, plain or gzip, or .tokens of
+experiments.tokenize. Finetuning: xnli TSV of "sentence TAB sentence TAB label" or JSON lines, ner CoNLL's columns.
 Other tasks: configs/bert.py has them, and takes any --init_from.
 """
 

@@ -12,6 +12,8 @@ Finetuning: python -m experiments.finetune --config=configs/distilbert.py:VARIAN
 | `mnli` `sst2` | GLUE's MNLI and SST-2 from TFDS                              | paper: 82.2 and 91.3 (dev)         |
 | `squad`       | SQuAD 1.1                                                    | paper: F1 85.8 (dev)               |
 
+Files in place of the Bible or TFDS: --config.data.train=FILE --config.data.validation=FILE, text, plain or gzip, or .tokens of
+experiments.tokenize. Finetuning: as in configs/bert.py.
 Other tasks: configs/bert.py has them, and takes any --init_from.
 """
 

@@ -10,6 +10,8 @@ python -m experiments.pretrain --config=configs/evolved_transformer.py:VARIANT -
 | `big`        | width 1024, 221.7M parameters: WMT14, 300,000 steps           | paper: 29.0              |
 | `tiny`       | seconds on a CPU, for tests: files given                      | none                     |
 
+Files in place of these: --config.data.train=A.en,A.de --config.data.validation=B.en,B.de, two of text, plain or gzip, line by
+line; splits that are not named are not used.
 A language pair may follow the variant: `base,en-fr`, `quickstart,en-fr`. Three encoder blocks and four decoder blocks
 stand for six and six layers of the Transformer; the small variants have about the parameters of those of
 configs/transformer.py, the same data and the same steps. Paper scores are tokenized BLEU of newstest2014, en-de;

@@ -3,9 +3,17 @@
     python -m experiments.pretrain --config=configs/fcos.py:bccd --workdir=/tmp/cells
     python -m experiments.predict --workdir=/tmp/cells photos/*.jpg
 
-`bccd` learns three kinds of blood cells from scratch, from the 205 images of data/bccd/BCCD, on a laptop of two cores.
-`convnext` and `swin` are of the papers' size tiny and of COCO, and begin with pretrained weights: experiments.finetune
---init_from=FOLDER.
+| VARIANT    | what                                                                   | expected time and score  |
+|------------|------------------------------------------------------------------------|--------------------------|
+| `bccd`     | three kinds of blood cells, 205 images of data/bccd/BCCD, from scratch | on a laptop of two cores |
+| `convnext` | of the papers' size tiny, for COCO, from pretrained weights            | not run                  |
+| `swin`     | the same                                                               | not run                  |
+| `tiny`     | seconds on a CPU, for tests: files given                               | none                     |
+
+`convnext` and `swin` begin with pretrained weights: experiments.finetune --init_from=FOLDER.
+
+Images: --config.data.train=F --config.data.validation=G, Pascal VOC's lists of names, VOC2012/ImageSets/Main/train.txt, or
+COCO's JSON and its folder, instances.json,photos. Splits that are not named are not used.
 """
 
 from ml_collections import ConfigDict
@@ -52,21 +60,21 @@ def get_config(variant: str = "convnext") -> ConfigDict:
     base.scenes(config, size=(640, 640))
     with config.unlocked():
         config.model = ConfigDict()
-        config.model.name = "convnext"
-        config.model.image_size = 640
-        config.model.channels = config.data.get_ref("channels")
+        config.model.name = "convnext"  # or "swin": what the pyramid is of
+        config.model.image_size = 640  # that it is made for
+        config.model.channels = config.data.get_ref("channels")  # of the images
         config.model.mean = (0.485, 0.456, 0.406)  # a pixel, divided by 255, less this, over std
-        config.model.std = (0.229, 0.224, 0.225)
+        config.model.std = (0.229, 0.224, 0.225)  # see mean
         config.model.widths = (96, 192, 384, 768)  # of the stages
-        config.model.depths = (3, 3, 9, 3)
+        config.model.depths = (3, 3, 9, 3)  # layers of each stage
         config.model.layer_scale = 1e-6  # initial scale of each branch
-        config.model.decoder_width = 256
+        config.model.decoder_width = 256  # of the head
         config.model.decoder_layers = 4  # convolutions in front of each output
         config.model.drop_path = 0.1  # of the last layer, 0 of the first
-        config.model.scan_layers = True
-        config.model.remat = False
-        config.model.dtype = "bfloat16"
-        config.model.param_dtype = "float32"
+        config.model.scan_layers = True  # one compiled block for all layers of a stage; without it CPUs are faster
+        config.model.remat = False  # a layer's activations are computed again in the backward pass, not kept
+        config.model.dtype = "bfloat16"  # of the computation: "bfloat16", "float16" or "float32"
+        config.model.param_dtype = "float32"  # of the parameters
     config.data.update(source="coco", scale=(0.5, 1.5), batch_size=16)
     config.optimizer.update(learning_rate=1e-4, weight_decay=0.05, warmup_steps=1000)
     config.training.update(steps=90_000, log_every=50, eval_every=10_000, checkpoint_every=10_000)

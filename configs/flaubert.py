@@ -15,6 +15,9 @@ Finetuning: python -m experiments.finetune --config=configs/flaubert.py:VARIANT 
 | `xnli`       | French XNLI, files given                        | paper, base: 80.6                     |
 | `ner`        | named entities, CoNLL files given               | none                                  |
 
+Files in place of the Bible or TFDS: --config.data.train=FILE --config.data.validation=FILE, text, plain or gzip, or .tokens of
+experiments.tokenize. Finetuning: cls, pawsx and xnli TSV of "sentence [TAB sentence] TAB label" or JSON lines; ner CoNLL's
+columns.
 Other tasks: configs/bert.py has them, and takes any --init_from.
 """
 

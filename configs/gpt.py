@@ -16,8 +16,9 @@ Finetuning: python -m experiments.finetune --config=configs/gpt.py:VARIANT --wor
 | `books`      | 5M parameters on text files that are given, on two cores           | 20 minutes planned; not run         |
 | `tiny`       | seconds on a CPU, for tests: files given                           | none                                |
 
-WebText was never published: the large ones read Wikipedia. For other texts, of any size, experiments.tokenize makes token
-files, which are given by --config.data.source=tokens --config.data.train=FILES --config.tokenizer.path=TOKENIZER.
+WebText was never published: the large ones read Wikipedia. Files in place of it: --config.data.train=FILES
+--config.data.validation=FILES, text, plain or gzip, or JSON lines with a key text. For texts of any size experiments.tokenize
+makes token files: --config.data.train=A.tokens,B.tokens --config.tokenizer.path=TOKENIZER.
 """
 
 from ml_collections import ConfigDict

@@ -17,7 +17,8 @@ Finetuning: python -m experiments.finetune --config=configs/llama.py:instruct --
 | `instruct`     | finetuning on conversations, their answers alone; the model of --init_from | not run                |
 | `tiny`         | seconds on a CPU, for tests: files given                                  | none                    |
 
-They read token files, which experiments.tokenize makes: --config.data.train=FILES --config.tokenizer.path=TOKENIZER.
+They read token files, which experiments.tokenize makes: --config.data.train=FILES --config.tokenizer.path=TOKENIZER; instruct
+reads JSON lines, or one array, of conversations, pairs of prompt and response, or instructions.
 """
 
 from ml_collections import ConfigDict
@@ -43,14 +44,14 @@ def common() -> ConfigDict:
         config.model.window = 0  # positions that a token sees; 0: all before it
         config.model.qkv_bias = False  # of queries, keys and values
         config.model.out_bias = False  # of attention's last projection
-        config.model.mlp_bias = False
+        config.model.mlp_bias = False  # of the feed-forward
         config.model.qk_norm = False  # norms of each head of queries and keys
         config.model.rope_theta = 500_000.0  # base of the rotary positions
         config.model.rope_scaling = ""  # how they are stretched, see `layers.positions.Rotary`, with the next four
-        config.model.rope_factor = 1.0
-        config.model.rope_low_freq_factor = 1.0
-        config.model.rope_high_freq_factor = 4.0
-        config.model.rope_original_length = 8192
+        config.model.rope_factor = 1.0  # how much
+        config.model.rope_low_freq_factor = 1.0  # "llama3": wave lengths above original_length over it are stretched whole
+        config.model.rope_high_freq_factor = 4.0  # "llama3": those below original_length over it are not
+        config.model.rope_original_length = 8192  # positions in pretraining
     config.model.update(layers=32, width=4096, num_heads=32, mlp_width=14_336, max_length=8192, activation="swish")
     config.model.update(dropout=0.0, attention_dropout=0.0, embedding_dropout=0.0, tie_embeddings=False, remat=True)
     config.tokenizer.vocab_size = 128_256

@@ -10,6 +10,8 @@ python -m experiments.pretrain --config=configs/luong.py:VARIANT --workdir=DIR
 | `multi30k`   | two layers of 256 on image captions, files given             | see benchmarks/README.md |
 | `tiny`       | seconds on a CPU, for tests: files given                     | none                    |
 
+Files in place of these: --config.data.train=A.en,A.de --config.data.validation=B.en,B.de, two of text, plain or gzip, line by
+line; splits that are not named are not used.
 A language pair may follow the variant: `quickstart,en-fr`. `--config.model.score=dot|general|concat` and
 `--noconfig.model.input_feeding` give the paper's other columns. The paper trains on words with plain SGD and scores by
 tokenized BLEU (global attention with input feeding); here it is joint BPE and Adam, so that only the model differs from

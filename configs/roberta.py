@@ -13,6 +13,8 @@ Finetuning: python -m experiments.finetune --config=configs/roberta.py:VARIANT -
 | `mnli` `sst2`    | GLUE's MNLI and SST-2 from TFDS                        | paper, large: 90.2 and 96.4 (dev)    |
 | `squad` `squad2` | SQuAD 1.1 and 2.0                                      | paper, large: F1 94.6 and 89.4 (dev) |
 
+Files in place of the Bible or TFDS: --config.data.train=FILE --config.data.validation=FILE, text, plain or gzip, or .tokens of
+experiments.tokenize. Finetuning: as in configs/bert.py.
 Other tasks: configs/bert.py has them, and takes any --init_from.
 """
 

@@ -9,6 +9,8 @@ python -m experiments.search --config=configs/search.py:VARIANT --workdir=DIR [-
 | `wmt`        | the paper's: WMT14, population 100, sample 30, 59.1 to 64.1M parameters | 15,000 trainings     |
 | `tiny`       | seconds on a CPU, for tests: files given                              | seconds              |
 
+Files in place of these: --config.data.train=A.en,A.de --config.data.validation=B.en,B.de, two of text, plain or gzip, line by
+line; splits that are not named are not used.
 A language pair may follow the variant: `quickstart,en-fr`. Times are for two workers of one processor core each.
 """
 
@@ -30,7 +32,7 @@ def search() -> ConfigDict:
     search.controls = ()  # methods that search afterwards, for as many training steps
     search.seed_genome = "transformer"  # a name, a text, a JSON file, or "random"
     search.parameters = (59_100_000, 64_100_000)  # least and most; () for any, with unit width // 2
-    search.population = 100
+    search.population = 100  # candidates that live
     search.sample = 30  # members in a tournament
     search.mutation = 0.025  # of each field
     search.children = 5000  # measured before a hurdle is set, and after the last

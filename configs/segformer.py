@@ -3,9 +3,16 @@
     python -m experiments.pretrain --config=configs/segformer.py:camvid --workdir=/tmp/camvid
     python -m experiments.predict --workdir=/tmp/camvid --out=/tmp/masks photos/*.jpg
 
-`camvid` learns 11 classes of street scenes (Brostow et al. 2009) of 240 × 180 pixels from scratch, from data/camvid/train and
-data/camvid/trainannot, half an hour on a laptop of two cores. `b0` to `b5` are the paper's sizes and its recipe for ADE20K
-(section 4.1), which begins with a model that was pretrained on ImageNet: experiments.finetune --init_from=FOLDER.
+| VARIANT                       | what                                                  | expected time and score   |
+|-------------------------------|-------------------------------------------------------|---------------------------|
+| `camvid`                      | street scenes (Brostow et al. 2009), from data/camvid | half an hour on two cores |
+| `b0` `b1` `b2` `b3` `b4` `b5` | the paper's sizes, ADE20K (section 4.1)               | not run                   |
+| `tiny`                        | seconds on a CPU, for tests: files given              | none                      |
+
+`b0` to `b5` begin with a model that was pretrained on ImageNet: experiments.finetune --init_from=FOLDER.
+
+Images: --config.data.train=IMAGES,MASKS --config.data.validation=IMAGES,MASKS, a folder of images and one of PNG masks of the
+same names, whose numbers are the classes; --config.task.labels=a,b,c names them. Splits that are not named are not used.
 """
 
 from ml_collections import ConfigDict
@@ -64,27 +71,27 @@ def get_config(variant: str = "b0") -> ConfigDict:
     base.scenes(config)
     with config.unlocked():
         config.model = ConfigDict()
-        config.model.name = "segformer"
-        config.model.image_size = 512
-        config.model.channels = config.data.get_ref("channels")
+        config.model.name = "segformer"  # a file of transformers_jax/models
+        config.model.image_size = 512  # that it is made for
+        config.model.channels = config.data.get_ref("channels")  # of the images
         config.model.mean = (0.485, 0.456, 0.406)  # a pixel, divided by 255, less this, over std
-        config.model.std = (0.229, 0.224, 0.225)
+        config.model.std = (0.229, 0.224, 0.225)  # see mean
         config.model.widths = (32, 64, 160, 256)  # of the stages, as all that are as many
-        config.model.depths = (2, 2, 2, 2)
-        config.model.num_heads = (1, 2, 5, 8)
+        config.model.depths = (2, 2, 2, 2)  # layers of each stage
+        config.model.num_heads = (1, 2, 5, 8)  # divisors of the widths
         config.model.reductions = (8, 4, 2, 1)  # so many times fewer rows and columns of keys
-        config.model.mlp_ratios = (4, 4, 4, 4)
-        config.model.patch_sizes = (7, 3, 3, 3)
-        config.model.strides = (4, 2, 2, 2)
-        config.model.decoder_width = 256
-        config.model.dropout = 0.0
-        config.model.attention_dropout = 0.0
-        config.model.classifier_dropout = 0.1
+        config.model.mlp_ratios = (4, 4, 4, 4)  # width inside the feed-forward over that of the stage
+        config.model.patch_sizes = (7, 3, 3, 3)  # of the convolution in front of a stage
+        config.model.strides = (4, 2, 2, 2)  # of the same
+        config.model.decoder_width = 256  # of the head
+        config.model.dropout = 0.0  # of sublayers' outputs
+        config.model.attention_dropout = 0.0  # of attention weights
+        config.model.classifier_dropout = 0.1  # before the labels
         config.model.drop_path = 0.1  # of the last layer, 0 of the first
-        config.model.scan_layers = True
-        config.model.remat = False
-        config.model.dtype = "bfloat16"
-        config.model.param_dtype = "float32"
+        config.model.scan_layers = True  # one compiled block for all layers of a stage; without it CPUs are faster
+        config.model.remat = False  # a layer's activations are computed again in the backward pass, not kept
+        config.model.dtype = "bfloat16"  # of the computation: "bfloat16", "float16" or "float32"
+        config.model.param_dtype = "float32"  # of the parameters
     config.data.update(batch_size=16, colour=0.4, most_of_one=0.75)
     config.task.update(void=0, first=1)
     config.optimizer.update(learning_rate=6e-5, warmup_steps=1500, clip_norm=0.0)

@@ -11,6 +11,10 @@ python -m experiments.embed --init_from=DIR < lines
 | `sts`   | regression, section 4.2, on files of "score TAB sentence TAB sentence"  | paper, base: STS-B Spearman 84.7       |
 | `stsb`  | the same on STS-B from TFDS                                             | the same                               |
 | `pairs` | multiple negatives, on files of "sentence TAB sentence"                 | none                                   |
+
+Files: --config.data.train=FILE --config.data.validation=FILE; nli TSV of "sentence TAB sentence TAB label", sick with SICK's
+header, the others as above; or JSON lines with the keys first, second, and label or score. Splits that are not named are not
+used.
 """
 
 from ml_collections import ConfigDict

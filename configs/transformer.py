@@ -10,6 +10,8 @@ python -m experiments.pretrain --config=configs/transformer.py:VARIANT --workdir
 | `big`        | table 3, big: WMT14, 300,000 steps                           | paper: 28.4 (en-fr 41.8) |
 | `tiny`       | seconds on a CPU, for tests: files given                     | none                     |
 
+Files in place of these: --config.data.train=A.en,A.de --config.data.validation=B.en,B.de, two of text, plain or gzip, line by
+line; splits that are not named are not used.
 A language pair may follow the variant: `base,en-fr`, `quickstart,en-fr`. Paper scores are tokenized BLEU of
 newstest2014 after 12 hours (base) and 3.5 days (big) on eight P100 GPUs; `experiments.evaluate` prints sacreBLEU, which
 is lower.

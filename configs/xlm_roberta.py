@@ -13,7 +13,8 @@ Finetuning: python -m experiments.finetune --config=configs/xlm_roberta.py:VARIA
 | `xnli`       | XNLI, files given: train on English, test on any language    | paper: base 76.2, large 80.9 (mean)     |
 | `ner`        | named entities, CoNLL files given                            | paper, large: F1 92.9 (en), 90.0 (mean) |
 
---config.data.train=en.txt,fr.txt,… names a file a language; --config.data.smoothing is the paper's α.
+Files: --config.data.train=en.txt,fr.txt,… names a text file a language; --config.data.smoothing is the paper's α. Finetuning:
+xnli TSV of "sentence TAB sentence TAB label" or JSON lines, ner CoNLL's columns.
 Other tasks: configs/bert.py has them, and takes any --init_from.
 """
 

@@ -1,10 +1,12 @@
 """Scores a trained run; the last line of the output is one JSON object.
 
-python -m experiments.evaluate --workdir=DIR [--split=test] [--samples=N] [--average=N | --step=best|last|N]
+python -m experiments.evaluate --workdir=DIR [--split=SPLIT] [--samples=N] [--average=N | --step=best|last|N]
     [--config.decoding.beam_size=8 …]
-python -m experiments.evaluate --workdir=DIR --knn=K|--few_shot=N [--split=test] [--average=N | --step=best|last|N]
+python -m experiments.evaluate --workdir=DIR --knn=K|--few_shot=N [--split=SPLIT] [--average=N | --step=best|last|N]
 python -m experiments.evaluate --workdir=DIR|--init_from=FOLDER|WORKDIR|HUB_NAME|FILE.gguf --tasks=FILE,… [--tasks_dir=DIR]
     [--shots=K] [--seed=N] [--limit=N] [--adapter=FOLDER]
+
+SPLIT is test, or validation where the run has no test split. --config.data.test=FILE takes other examples.
 
 --knn and --few_shot measure the features of a model of images: K nearest neighbours among the training images, and a linear map
 found from N training images of each class.
@@ -17,14 +19,15 @@ Names below --tasks_dir need no ending. --shots puts K other questions of the fi
 import json
 import time
 
-from absl import flags
+from absl import flags, logging
 
 from experiments import launch
 from transformers_jax.errors import UserError
 
 FLAGS = launch.flags_of(config="workdir")
 flags.DEFINE_string("init_from", None, "--tasks: the model, in place of --workdir", flag_values=FLAGS)
-flags.DEFINE_enum("split", "test", ("train", "validation", "test"), "which examples", flag_values=FLAGS)
+SPLITS = ("train", "validation", "test")
+flags.DEFINE_enum("split", None, SPLITS, "which examples; by default test, or validation without one", flag_values=FLAGS)
 flags.DEFINE_integer("average", None, "over how many of the newest checkpoints", 1, flag_values=FLAGS)
 flags.DEFINE_integer("samples", 0, "examples to print with what the model made of them", 0, flag_values=FLAGS)
 launch.define_step(FLAGS)
@@ -47,16 +50,26 @@ def main(args, config) -> None:
     from transformers_jax.runs.evaluate import evaluate
     from transformers_jax.runs.experiment import Experiment
 
+    run = Experiment(config, args.workdir)
+    split = args.split or split_of(run)
     if args.knn or args.few_shot:
         from transformers_jax.runs.probes import probe
 
         which = {"knn": args.knn, "few_shot": args.few_shot, "average": args.average, "step": args.step}
-        launch.show(json.dumps(probe(Experiment(config, args.workdir), args.split, **which)))
+        launch.show(json.dumps(probe(run, split, **which)))
         return
-    scores, samples = evaluate(Experiment(config, args.workdir), args.split, average=args.average, step=args.step)
+    scores, samples = evaluate(run, split, average=args.average, step=args.step)
     for sample in samples[:: max(1, len(samples) // max(1, args.samples))][: args.samples]:
         launch.show(*(f"{name:<12} {text}" for name, text in sample.items()), "")
     launch.show(json.dumps(json_value(scores), allow_nan=False))
+
+
+def split_of(run) -> str:
+    """The test split, or validation where there is none."""
+    if run.has("test") or not run.has("validation"):
+        return "test"
+    logging.info("there is no test split (config.data.test): this is the validation split")
+    return "validation"
 
 
 def measure(args, config) -> None:

@@ -71,6 +71,7 @@ def part_of(file: str, part: str, given: dict):
             config.update_from_flattened_dict({key: value})
         except (KeyError, TypeError, ValueError) as error:
             raise UserError(f"--config.{key}={value} does not go with the part {part}: {error}") from error
+    launch.settle_files(config, given, trains=True)
     return config
 
 

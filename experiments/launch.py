@@ -26,6 +26,7 @@ from pathlib import Path
 from absl import flags
 from ml_collections import ConfigDict
 
+from experiments import about
 from transformers_jax import config as configuration
 from transformers_jax.errors import UserError
 
@@ -59,9 +60,11 @@ def flags_of(*, config: str, arguments: str = "") -> flags.FlagValues:
         flags.DEFINE_string("workdir", None, "folder of the run", flag_values=values)
     if config == "file":
         flags.DEFINE_string("config", None, "FILE or FILE:VARIANT, as configs/transformer.py:base", flag_values=values)
+        flags.DEFINE_bool("list", False, "print the variants of --config, or all configs, and exit", flag_values=values)
     if arguments:
         flags.DEFINE_multi_string("arguments", [], f"{arguments}; also without this name", flag_values=values)
-    flags.DEFINE_bool("help", False, "print this and exit", flag_values=values)
+    more = "; with --config its keys, too" if config == "file" else ""
+    flags.DEFINE_bool("help", False, f"print this and exit{more}", flag_values=values)
     flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0, for a run of many processes", flag_values=values)
     flags.DEFINE_integer("num_processes", None, "how many processes there are", flag_values=values)
     flags.DEFINE_integer("process_id", None, "which of them this is, from 0", flag_values=values)
@@ -150,8 +153,14 @@ def parse(values: flags.FlagValues, argv: list[str], help_text: str = "") -> tup
     """
     args = copy.deepcopy(values)
     args(argv, known_only=True)
+    told = "config" in args and (args.config or args.list)
     if args.help:
         print(help_text, *(f"  --{name}: {args[name].help}" for name in args), sep="\n")
+    if told and args.list:
+        print(*about.listed(args.config), sep="\n")
+    elif told and args.help:
+        print(f"\nThe keys of {args.config}:", *about.keys(args.config, configuration.load(args.config)), sep="\n")
+    if args.help or told and args.list:
         sys.exit(0)
     if "workdir" in args and "://" in (args.workdir or ""):
         raise UserError(f"--workdir={args.workdir} is no folder: mount the bucket, and give the folder it is mounted at")
@@ -170,8 +179,22 @@ def parse(values: flags.FlagValues, argv: list[str], help_text: str = "") -> tup
         args.arguments = args.arguments + rest
     elif rest:
         raise UserError(f"unexpected argument {rest[0]!r}: flags are written --name=value")
+    settle_files(config, given(args, config), trains="config" in args)
     configuration.check(config)
     return args, config
+
+
+def settle_files(config: ConfigDict, given: dict[str, object], *, trains: bool) -> None:
+    """Changes the config to what follows where a path is given for a split: it means files.
+
+    Args:
+      trains: whether labels follow, too; those of a trained run stay.
+    """
+    if any(f"data.{split}" in given for split in ("train", "validation", "test")):
+        from transformers_jax.data import forms
+        from transformers_jax.runs import labels
+
+        (labels.settle_files if trains else forms.settle)(config, given)
 
 
 def model(args: flags.FlagValues, config: ConfigDict):

@@ -1,28 +1,29 @@
-"""From the command line: what finetune calls the best is what is evaluated, predicted with, embedded, converted and reported."""
+"""From the command line: what finetune calls the best is what is evaluated, predicted with, embedded and converted."""
 
 import json
 
-import jax
 import numpy as np
 import pytest
 from launching import REPOSITORY, call, fails
 
-from experiments import convert, embed, evaluate, finetune, predict, pretrain, report
+from experiments import convert, embed, evaluate, finetune, launch, predict, pretrain, report
 from transformers_jax import config as configuration
 from transformers_jax import parameters
 from transformers_jax.runs import initialise
 from transformers_jax.runs.experiment import Experiment
+from transformers_jax.training.checkpoint import Checkpoints
 
-SENTENCES = [f"--config={REPOSITORY}/configs/bert.py:sentences", "--config.task.max_length=16", "--config.data.lengths.tokens=16"]
-SHORT = ["--config.training.steps=6", "--config.data.batch_size=4", "--config.optimizer.learning_rate=0.1"]
+CONFIG = f"--config={REPOSITORY}/configs/bert.py:sentences"
+SENTENCES = [CONFIG, "--config.data.lengths.tokens=16", "--config.task.max_length=16"]
+SHORT = ["--config.training.steps=6", "--config.data.batch_size=4", "--config.optimizer.learning_rate=0.03"]
 
 
 @pytest.fixture(scope="module")
 def sentences(tmp_path_factory):
-    """Files of "sentence TAB label", of which nothing can be learned; the flags that name them."""
+    """Files of "sentence TAB label", of which the second says the opposite of the first; the flags that name them."""
     folder, random = tmp_path_factory.mktemp("sentences"), np.random.default_rng(0)
-    for split in "train", "validation":
-        rows = [" ".join(random.choice(["bad", "good", "the", "fine"], 4)) + f"\t{label}\n" for label in "01" * 10]
+    for split, words in ("train", {"0": ["bad", "dull"], "1": ["good", "fine"]}), ("validation", {"1": ["bad"], "0": ["good"]}):
+        rows = [" ".join(random.choice([*words[label], "the"], 4)) + f"\t{label}\n" for label in "01" * 10]
         (folder / f"{split}.tsv").write_text("".join(rows))
     return [f"--config.data.{split}={folder}/{split}.tsv" for split in ("train", "validation")]
 
@@ -30,12 +31,11 @@ def sentences(tmp_path_factory):
 @pytest.fixture(scope="module")
 def tuned(tmp_path_factory, encoder, sentences):
     """{method: (workdir, what finetune has said)} of runs whose last model is not their best."""
-    from experiments import launch
-
     found = {}
     for method in "full", "lora":
         workdir = tmp_path_factory.mktemp("best") / method
-        flags = [*SENTENCES, f"--workdir={workdir}", f"--init_from={encoder}", *SHORT, *sentences, f"--config.finetuning.method={method}"]
+        flags = [*SENTENCES, f"--workdir={workdir}", f"--init_from={encoder}", *SHORT, *sentences]
+        flags.append(f"--config.finetuning.method={method}")
         assert launch.call(finetune.main, finetune.FLAGS, ["finetune", *flags]) == 0
         lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
         scores = {line["step"]: line for line in lines if line["split"] == "validation"}
@@ -58,11 +58,12 @@ def same(first, second):
 def test_the_best_is_what_is_evaluated(tuned, capfd, method):
     workdir, scores, best = tuned[method]
     assert [int(p.name) for p in (workdir / "checkpoints").iterdir()] == [6]  # to be resumed from
-    for flags, step in ([], best), (["--step=best"], best), ([f"--step={best}"], best), (["--step=last"], 6), (["--average=1"], 6):
+    chosen = {"--step=best": best, f"--step={best}": best, "--step=last": 6, "--average=1": 6}
+    for flags, step in ([], best), *(([flag], step) for flag, step in chosen.items()):
         code, out, err = call(evaluate, capfd, f"--workdir={workdir}", "--split=validation", *flags)
         assert code == 0, err
         assert json.loads(out.splitlines()[-1])["loss"] == pytest.approx(scores[step]["loss"], rel=1e-4), flags
-        assert (f"that of step {best}" in err) == (flags in ([], ["--step=best"]))
+        assert (f"that of step {best}" in err) == (flags == [])
     assert not same(params_of(workdir), params_of(workdir, "last"))
 
 
@@ -100,8 +101,8 @@ def test_low_rank_parts_that_are_converted_are_the_best(tuned, tmp_path, capfd, 
     merged, best = initialise.read(tmp_path / "merged")[0], initialise.plain(workdir, "best")["params"]
     assert np.allclose(merged["classifier/kernel"], best["classifier"]["kernel"])
     assert not np.allclose(merged["classifier/kernel"], initialise.plain(workdir, "last")["params"]["classifier"]["kernel"])
-    sizes = [sum(p.stat().st_size for p in (workdir / kind).rglob("*")) for kind in ("best", "checkpoints")]
-    assert sizes[0] < sum(x.nbytes for x in jax.tree.leaves(best))  # the base is not in it
+    with Checkpoints(workdir / "best") as checkpoints:
+        assert checkpoints.saved_base() and "embeddings" not in checkpoints.restore_params()["frozen"]
 
 
 def test_patience_ends_a_pretraining(tmp_path, prose, capfd):

@@ -45,7 +45,7 @@ def squad_files(folder) -> list[str]:
     passage = content["data"][0]["paragraphs"][:1]
     passage[0]["qas"] = passage[0]["qas"][:4]
     (folder / "squad.json").write_text(json.dumps({"data": [{"title": "", "paragraphs": passage}]}))
-    return ["--config.data.tfds_name="] + [f"--config.data.{s}={folder}/squad.json" for s in ("train", "validation", "test")]
+    return [f"--config.data.{s}={folder}/squad.json" for s in ("train", "validation", "test")]
 
 
 def swag_files(folder) -> list[str]:
@@ -263,8 +263,7 @@ def test_published_averages_are_those_of_their_rows():
 )
 def test_files_with_a_mistake(variant, name, text, says, encoder, tmp_path, capfd):
     (tmp_path / f"train.{name}").write_text(text)
-    more = ["--config.data.tfds_name="] if variant == "squad" else []
-    more += ["--config.data.source=jsonl"] if name == "jsonl" else []
+    more = [f"--config.task.labels={labels}" for labels in {"ner": ["O,B-LOC"], "sentences": ["0,1"]}.get(variant, [])]
     flags = flags_of(variant, tmp_path / "w", encoder, f"--config.data.train={tmp_path}/train.{name}", *more)
     fails(finetune, capfd, *flags, says=says)
     assert not (tmp_path / "w").exists()
@@ -275,7 +274,7 @@ def test_answer_beyond_its_passage(encoder, tmp_path, capfd):
     qas = [{"id": "q7", "question": "When?", "answers": [answer]}]
     content = {"data": [{"paragraphs": [{"context": "Nothing happened.", "qas": qas}]}]}
     (tmp_path / "train.json").write_text(json.dumps(content))
-    flags = flags_of("squad", tmp_path / "w", encoder, "--config.data.tfds_name=", f"--config.data.train={tmp_path}/train.json")
+    flags = flags_of("squad", tmp_path / "w", encoder, f"--config.data.train={tmp_path}/train.json")
     fails(finetune, capfd, *flags, says=["question q7", "'much later' at 40", "17 characters"])
 
 

@@ -86,7 +86,15 @@ def test_stopped_after_any_step_it_ends_alike(tmp_path, reference):
     assert_same(tmp_path, reference)
 
 
-MOMENTS = ["best seal 3", "after 3 validation", "best seal 6", "before 12 validation", "torn 12 validation", "step 14", "seal 16"]
+MOMENTS = [
+    "best seal 3",
+    "after 3 validation",
+    "best seal 6",
+    "before 12 validation",
+    "torn 12 validation",
+    "step 14",
+    "seal 16",
+]
 
 
 def test_killed_at_many_moments_it_ends_alike(tmp_path, reference):

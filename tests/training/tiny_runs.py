@@ -217,7 +217,7 @@ def victim(workdir, moment, kept=False):
     measures = [e._replace(run=measured(e.split, e.run)) for e in evaluators()]
     run_with = {"step_fn": stepped, "iterator": data, "evaluators": measures}
     if kept:
-        scored(workdir, writer=Writer, **run_with | {"evaluators": [Evaluator("validation", lambda _, s: {"score": SCORES[s]})]})
+        scored(workdir, writer=Writer, step_fn=stepped, iterator=data)
         return
     with Checkpoints(workdir / "checkpoints") as checkpoints, Writer(workdir, tensorboard=False) as writer:
         with graceful_stop() as stop:

@@ -87,8 +87,12 @@ def has(config, split: str) -> bool:
     """Whether config.data names such a split: files are given one by one, digits say which they have, others have all."""
     if config.source in digits.KINDS:
         return digits.has(config, split)
-    of_files = config.source in FILES and not (config.source != "files" and config.get("tfds_name"))
-    return not of_files or bool(config.get(split))
+    return not of_files(config) or bool(config.get(split))
+
+
+def of_files(config) -> bool:
+    """Whether the splits of config.data are files, or folders of them."""
+    return config.source in FILES and not (config.source != "files" and config.get("tfds_name"))
 
 
 class Pairs:

@@ -55,7 +55,8 @@ def convert(
         return _from_peft(folder, made, config_of, base)
     if huggingface.is_folder(folder):
         return _to_workdir(folder, made, config_of)
-    return _to_folder(folder, made, merge, step)
+    chosen, _ = best.place(folder, step)
+    return _to_folder(folder, made, merge, "best" if chosen.name == best.FOLDER else step)
 
 
 def _to_workdir(folder: Path, workdir: Path, config_of: Callable[[str], ConfigDict]) -> str:

@@ -289,6 +289,7 @@ def plain(folder: Path, step: int | str | None = None) -> dict[str, dict]:
             state = checkpoints.restore_params(number)
             variables = {"params": parameters.merge(state["params"], state["frozen"]), "model_state": state["model_state"]}
         else:
+            step = "best" if chosen.name == best.FOLDER else step
             variables = Experiment(configuration.read(folder), folder).trained(step=step)
     if has_adapters(variables["params"]):
         raise UserError(f"{folder} has Houlsby's adapters, which cannot be merged into a plain model")

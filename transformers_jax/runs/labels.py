@@ -1,9 +1,12 @@
-"""The labels of a run whose config names none: those of its training data."""
+"""The labels of a run whose config names none, or those of other data: those of its training data."""
 
+from collections.abc import Mapping
+
+from absl import logging
 from ml_collections import ConfigDict
 
 from transformers_jax import tasks
-from transformers_jax.data import sources
+from transformers_jax.data import forms, sources
 from transformers_jax.errors import UserError
 
 FILES = ("tsv", "jsonl", "conll")
@@ -37,3 +40,20 @@ def of_training(config: ConfigDict) -> tuple[str, ...]:
         example = source[i]
         found.update(example.get("tags", ()) if task.name == "tagging" else [example["label"]] if "label" in example else ())
     return tuple(sorted(found))
+
+
+def settle_files(config: ConfigDict, given: Mapping[str, object]) -> None:
+    """Changes the config to what the files say that the command line names: their source, see `data.forms`, and their labels.
+
+    The config's own labels stay where they are given, too, or have all of the training files'.
+
+    Raises:
+      UserError: the training files cannot be read.
+    """
+    named, ours = forms.settle(config, given), config.task.get("labels", ())
+    if "train" not in named or "task.labels" in given or not ours or config.task.name == "segmentation":
+        return
+    if (found := of_training(config)) and not set(found) <= set(map(str, ours)):
+        config.task.labels = found
+        shown = ", ".join(found)
+        logging.warning("the labels are those of config.data.train: %s; --config.task.labels=A,B names others", shown)

@@ -145,6 +145,19 @@ def swag(rows) -> str:
     return out.getvalue()
 
 
+def test_jsonl_takes_the_keys_of_swag_and_hellaswag(tmp_path):
+    endings = {f"ending{i}": text for i, text in enumerate(("runs.", "a", "b", "c"))}
+    lines = [
+        {"video-id": "1", "startphrase": "She sits. He", "sent1": "She sits.", "sent2": "He", **endings, "label": 2},
+        {"ctx_a": "She sits.", "ctx_b": "", "ctx": "She sits.", "endings": ["x", "y"], "label": 1},
+        {"ctx": "She sits.", "endings": ["x", "y"]},
+    ]
+    found = opened(tmp_path, "jsonl", "\n".join(map(json.dumps, lines)))
+    assert found[0] == {"context": "She sits.", "choices": ["He runs.", "He a", "He b", "He c"], "label": "2"}
+    assert found[1] == {"context": "She sits.", "choices": ["x", "y"], "label": "1"}
+    assert found[2] == {"context": "She sits.", "choices": ["x", "y"]}
+
+
 def test_swag(tmp_path):
     content = swag([(0, "She sits, tired.", "He", "runs.", 'says "no".', "a", "b", "2"), (1, "x", "y", *"abcd", "")])
     found = opened(tmp_path, "swag", content)
@@ -194,6 +207,9 @@ def test_swag(tmp_path):
         ("squad", squad(context=["x"]), {}, r"question q1: context is no text but \['x'\]"),
         ("squad", squad().replace('"answers": [', '"answers": null, "x": ['), {}, "line 10, question q1: answers is no list"),
         ("squad", squad(answers=((0, 1899),)), {}, "question q1: the text of an answer is 1899, no text"),
+        ("jsonl", '{"sent1": "a", "sent2": "b", "ending0": 3}', {}, "data, line 1: endings go with sent1 and sent2"),
+        ("jsonl", '{"endings": ["a"]}', {}, "data, line 1: endings go with sent1 and sent2"),
+        ("tsv", "sentence\tlabel\na\tb\n", {"columns": ("first", "label")}, "line 1 has the names of columns: give conf"),
         ("swag", 'sent1,"sent"2\na,b\n', {}, "data, line 1 is not csv: "),
         ("swag", swag([]) + '1,"b"c,d\n', {}, "data, line 2 is not csv: "),
         ("swag", "sent1,sent2\na,b\n", {}, "data, line 1: SWAG's csv has a column 'ending0'"),

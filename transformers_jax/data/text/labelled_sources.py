@@ -17,6 +17,7 @@ Every mistake in a file is one line that names the file and the line.
 import csv
 import json
 import math
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -84,6 +85,8 @@ def _tsv(config, split: str) -> Table:
         lines = filled(path, key)
         header = config.get("header", False)
         columns = _columns(config, lines[0].split("\t") if header else None, path)
+        if not header:
+            _no_header(lines[0].split("\t"), columns, path)
         named = "line 1" if any("=" in column for column in config.get("columns", ())) else "config.data.columns"
         for number in range(int(header), len(lines)):
             if lines[number].strip():
@@ -113,6 +116,12 @@ def _columns(config, names: list[str] | None, path: str) -> list[str]:
         if column not in (*TSV_FIELDS, "-"):
             raise UserError(f"config.data.columns: {column!r} is not one of {', '.join(TSV_FIELDS)} or '-'")
     return columns
+
+
+def _no_header(cells: list[str], columns: list[str], path: str) -> None:
+    """Refuses a first line that has names of columns where an example is to be."""
+    if any(c in ("label", "score") and cell.strip().lower() == c for c, cell in zip(columns, cells, strict=False)):
+        raise UserError(f"{path}, line 1 has the names of columns: give config.data.header=True, which leaves it out")
 
 
 def _tsv_example(cells: list[str], columns: list[str], where: str, named: str) -> dict:
@@ -153,6 +162,7 @@ def json_example(line: str, keys: dict[str, str], where: str) -> dict:
         raise UserError(f"{where} is not JSON: {error.msg} at column {error.colno}") from error
     if not isinstance(content, dict):
         raise UserError(f"{where} is not a JSON object, one example a line")
+    content = _with_choices(content, where)
     found = {field: content[keys.get(field, field)] for field in FIELDS if keys.get(field, field) in content}
     example = {field: _typed(field, value, where) for field, value in found.items() if value is not None}
     if not example:
@@ -162,6 +172,18 @@ def json_example(line: str, keys: dict[str, str], where: str) -> dict:
     if "answers" in example:
         example["answers"] = [_answer(answer, example.get("context", ""), where) for answer in example["answers"]]
     return example
+
+
+def _with_choices(content: dict, where: str) -> dict:
+    """An object with SWAG's keys, or HellaSwag's, as one with "context" and "choices"; another as it is."""
+    endings = content.get("endings", [content[key] for key in sorted(content) if re.fullmatch(r"ending\d", key)])
+    if "choices" in content or not endings:
+        return content
+    context, begins = next((pair for pair in (("sent1", "sent2"), ("ctx_a", "ctx_b")) if pair[0] in content), ("ctx", ""))
+    texts = [content.get(context), content.get(begins, ""), *(endings if isinstance(endings, list) else [None])]
+    if not all(isinstance(text, str) for text in texts):
+        raise UserError(f"{where}: endings go with sent1 and sent2, or ctx_a and ctx_b, all of them texts")
+    return content | {"context": texts[0], "choices": [f"{texts[1]} {ending}".strip() for ending in texts[2:]]}
 
 
 def _typed(field: str, value: Any, where: str):
