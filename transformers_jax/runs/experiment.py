@@ -41,7 +41,8 @@ from transformers_jax.models import with_genome
 from transformers_jax.runs import checks, initialise, labels, schedule
 from transformers_jax.tasks import translation
 from transformers_jax.training import best
-from transformers_jax.training.checkpoint import Base, Checkpoints, any_process
+from transformers_jax.training.checkpoint import Base, Checkpoints
+from transformers_jax.training.processes import any_process
 from transformers_jax.training.state import TrainState, abstract_state
 
 TOKENIZER = "tokenizer.json"

@@ -13,8 +13,9 @@ from transformers_jax.files import write_whole
 from transformers_jax.runs import glue
 from transformers_jax.runs.record import read_record
 from transformers_jax.training.best import FOLDER, saved, steps_in
-from transformers_jax.training.checkpoint import Checkpoints, any_process
+from transformers_jax.training.checkpoint import Checkpoints
 from transformers_jax.training.metrics import TIMING_KEYS
+from transformers_jax.training.processes import any_process
 
 RESULTS, TABLE = "glue.json", "glue.md"
 

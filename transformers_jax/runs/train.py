@@ -17,10 +17,11 @@ from transformers_jax.runs import experiment as experiments
 from transformers_jax.runs.evaluate import Scorer
 from transformers_jax.runs.experiment import Experiment
 from transformers_jax.training.best import Best
-from transformers_jax.training.checkpoint import Checkpoints, any_process
+from transformers_jax.training.checkpoint import Checkpoints
 from transformers_jax.training.loop import Evaluator, graceful_stop, train
 from transformers_jax.training.metrics import MetricsWriter
 from transformers_jax.training.optimizers import KERNELS, make_optimizer
+from transformers_jax.training.processes import any_process
 from transformers_jax.training.state import TrainState, create_state
 from transformers_jax.training.step import compile_step, make_train_step
 

@@ -13,8 +13,9 @@ import jax
 from absl import logging
 
 from transformers_jax.errors import UserError
-from transformers_jax.training.checkpoint import Checkpoints, any_process
+from transformers_jax.training.checkpoint import Checkpoints
 from transformers_jax.training.metrics import MetricsWriter
+from transformers_jax.training.processes import any_process
 
 FOLDER, NEWEST = "best", "checkpoints"
 """Folders of a workdir: of the best model, and of the checkpoints that a run is resumed from."""

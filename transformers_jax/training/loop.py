@@ -24,8 +24,9 @@ from absl import logging
 from transformers_jax.errors import UserError
 from transformers_jax.training import integrity
 from transformers_jax.training.best import Best
-from transformers_jax.training.checkpoint import Checkpoints, any_process
+from transformers_jax.training.checkpoint import Checkpoints
 from transformers_jax.training.metrics import MetricsWriter, Progress, means
+from transformers_jax.training.processes import any_process
 
 AHEAD = 2
 """Steps that are given to the device before the host waits for the first of them."""
