@@ -19,7 +19,7 @@ Names below --tasks_dir need no ending. --shots puts K other questions of the fi
 import json
 import time
 
-from absl import flags, logging
+from absl import flags
 
 from experiments import launch
 from transformers_jax.errors import UserError
@@ -47,7 +47,7 @@ def main(args, config) -> None:
     if args.init_from:
         raise UserError("--init_from is for --tasks=FILE,…; a split is scored with --workdir of a run")
     from transformers_jax.files import json_value
-    from transformers_jax.runs.evaluate import evaluate
+    from transformers_jax.runs.evaluate import evaluate, split_of
     from transformers_jax.runs.experiment import Experiment
 
     run = Experiment(config, args.workdir)
@@ -62,14 +62,6 @@ def main(args, config) -> None:
     for sample in samples[:: max(1, len(samples) // max(1, args.samples))][: args.samples]:
         launch.show(*(f"{name:<12} {text}" for name, text in sample.items()), "")
     launch.show(json.dumps(json_value(scores), allow_nan=False))
-
-
-def split_of(run) -> str:
-    """The test split, or validation where there is none."""
-    if run.has("test") or not run.has("validation"):
-        return "test"
-    logging.info("there is no test split (config.data.test): this is the validation split")
-    return "validation"
 
 
 def measure(args, config) -> None:

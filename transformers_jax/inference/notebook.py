@@ -153,11 +153,12 @@ def train(config: ConfigDict | Mapping | str, workdir: str | os.PathLike) -> Mod
     return load(workdir)
 
 
-def evaluate(workdir: str | os.PathLike, split: str = "test") -> dict[str, Any]:
-    """All scores of a trained run on a split, by name.
+def evaluate(workdir: str | os.PathLike, split: str = "") -> dict[str, Any]:
+    """All scores of a trained run on a split, by name; without one the test split, or validation where there is none.
 
     Raises:
       UserError: there is no such run, or it has no such split.
     """
-    scores, _ = evaluation.evaluate(Experiment(configuration.read(workdir), workdir), split)
+    run = Experiment(configuration.read(workdir), workdir)
+    scores, _ = evaluation.evaluate(run, split or evaluation.split_of(run))
     return scores

@@ -55,7 +55,7 @@ def convert(
         return _from_peft(folder, made, config_of, base)
     if huggingface.is_folder(folder):
         return _to_workdir(folder, made, config_of)
-    chosen, _ = best.place(folder, step)
+    chosen, _ = best.chosen(folder, step)
     return _to_folder(folder, made, merge, "best" if chosen.name == best.FOLDER else step)
 
 

@@ -119,6 +119,14 @@ def evaluate(
     return scores | {"seconds": round(time.monotonic() - began, 2)}, samples
 
 
+def split_of(experiment: Experiment) -> str:
+    """What is scored where nothing is said: the test split, or validation where there is none."""
+    if experiment.has("test") or not experiment.has("validation"):
+        return "test"
+    logging.info("there is no test split (config.data.test): this is the validation split")
+    return "validation"
+
+
 def unlabelled(learned: str, source: Sequence[dict]) -> int:
     """How many examples there are, if none of them has what the task learns; 0 if one has, or nothing need be there."""
     return len(source) if learned and not any(learned in source[i] for i in range(len(source))) else 0

@@ -268,7 +268,7 @@ class Experiment:
             raise UserError(f"--average={average} takes the newest checkpoints and --step={step} another: give one of the two")
         if average is None and step is None and not best.steps_in(self.workdir):
             average = self.config.training.average_checkpoints
-        folder, number = (self.workdir / best.NEWEST, None) if average else best.place(self.workdir, step)
+        folder, number = (self.workdir / best.NEWEST, None) if average else best.chosen(self.workdir, step)
         state = self.abstract_state(optax.identity())
         if self.beside:
             state = state.replace(frozen=initialise.frozen(self, state) if frozen is None else frozen)

@@ -95,10 +95,16 @@ def place(workdir: Path, step: int | str | None = None) -> tuple[Path, int | Non
     best, newest, kept = Path(workdir) / FOLDER, Path(workdir) / NEWEST, steps_in(workdir)
     if step == "best" and not kept:
         raise UserError(f"{workdir} keeps no best model: it is kept where config.training.keep_best is True; give --step=last")
-    if step is None and kept:
-        logging.info("the best model of %s, that of step %d; --step=last takes the last", workdir, max(kept))
     if step in (None, "best") and kept:
         return best, max(kept)
     if step in kept and not (newest / str(step)).is_dir():
         return best, step
     return newest, None if step in (None, "last") else step
+
+
+def chosen(workdir: Path, step: int | str | None = None) -> tuple[Path, int | None]:
+    """`place`, and a line of the log where the best is taken though nobody has asked for it."""
+    folder, number = place(workdir, step)
+    if step is None and folder.name == FOLDER:
+        logging.info("the best model of %s, that of step %d; --step=last takes the last", workdir, number)
+    return folder, number
