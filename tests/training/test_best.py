@@ -68,7 +68,8 @@ def test_the_first_of_equal_ones_and_what_is_not_finite_is_none(tmp_path):
 def test_where_a_model_is_read_from(reference, tmp_path, caplog):
     caplog.set_level(logging.INFO)
     workdir = reference[0]
-    assert best.chosen(workdir) == best.place(workdir) == best.place(workdir, "best") == best.place(workdir, 12) == (workdir / "best", 12)
+    assert best.chosen(workdir) == best.place(workdir) == (workdir / "best", 12)
+    assert best.place(workdir, "best") == best.place(workdir, 12) == (workdir / "best", 12)
     assert "that of step 12; --step=last takes the last" in caplog.text
     assert best.place(workdir, "last") == (workdir / "checkpoints", None)
     assert best.place(workdir, 20) == (workdir / "checkpoints", 20)
