@@ -13,7 +13,7 @@ A config of several parts, as configs/bert.py:glue, runs each in a folder of its
 import json
 from pathlib import Path
 
-from absl import flags
+from absl import flags, logging
 
 from experiments import launch
 from transformers_jax import config as configuration
@@ -59,7 +59,10 @@ def main(args, config) -> None:
     else:
         config = adoption.adopted(config, args.init_from, given)
         finetune(config, args.workdir)
-        metric, bigger = Experiment(configuration.read(args.workdir), args.workdir).chosen_by
+        run = Experiment(configuration.read(args.workdir), args.workdir)
+        metric, bigger = run.chosen_by
+        if not run.has("validation"):
+            logging.info("there is no validation split (config.data.validation): no model is the best, the last one is used")
         launch.show(json.dumps(sweeps.best(args.workdir, metric, bigger=bigger)))
 
 

@@ -85,5 +85,6 @@ def best(workdir: str | os.PathLike, metric: str, *, bigger: bool) -> dict:
     if steps_in(workdir):
         with Checkpoints(Path(workdir) / FOLDER) as checkpoints:
             kept = saved(checkpoints)
-        value, step = kept["value"], kept["step"]
+        step = kept["step"]
+        value = dict(zip(steps, values, strict=True)).get(step, kept["value"])
     return {"metric": metric, "best": value, "step": step, "last": values[-1]}
