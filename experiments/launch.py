@@ -185,12 +185,12 @@ def parse(values: flags.FlagValues, argv: list[str], help_text: str = "") -> tup
 
 
 def settle_files(config: ConfigDict, given: dict[str, object], *, trains: bool) -> None:
-    """Changes the config to what follows where a path is given for a split: it means files.
+    """Changes the config to what follows where a path is given for a split: it means files. Parts of a sweep have their own.
 
     Args:
       trains: whether labels follow, too; those of a trained run stay.
     """
-    if any(f"data.{split}" in given for split in ("train", "validation", "test")):
+    if not config.get("sweep") and any(f"data.{split}" in given for split in ("train", "validation", "test")):
         from transformers_jax.data import forms
         from transformers_jax.runs import labels
 
