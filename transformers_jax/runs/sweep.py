@@ -61,10 +61,10 @@ def sweep(
 
 
 def last_scores(workdir: Path) -> dict[str, dict[str, float]]:
-    """What a finished run measured last, by split: numbers by name, no timings."""
-    record, last = read_record(workdir), {}
+    """What a finished run measured of the model that it keeps as the best, else last, by split: numbers by name, no timings."""
+    record, last, kept = read_record(workdir), {}, steps_in(workdir)
     for row in record.rows:
-        if row["split"] != "train":
+        if row["split"] != "train" and not (kept and row["split"] == "validation" and row["step"] not in kept):
             last[row["split"]] = {k: x for k, x in row.items() if k not in ("step", "split") and k not in TIMING_KEYS}
     return last
 
