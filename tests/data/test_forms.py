@@ -57,7 +57,7 @@ def test_what_is_not_used_is_said(caplog):
     caplog.set_level("INFO")
     settled("bert.py:mnli", train="a.tsv", validation="b.tsv")
     assert [record.getMessage() for record in caplog.records] == [
-        "config.data.test=validation_mismatched is of other data, and not used: give it, too, where you want it"
+        "config.data.test=validation_mismatched is of other data, and not used: give it to use it"
     ]
 
 

@@ -57,7 +57,7 @@ def settle(config: ConfigDict, given: Mapping[str, object]) -> tuple[str, ...]:
             data.columns = _columns(config, part) if data.source == "tsv" else ()
     for split in sources.SPLITS if "train" in named or data.source != before else ():
         if f"data.{split}" not in given and data[split]:
-            logging.info("config.data.%s=%s is of other data, and not used: give it, too, where you want it", split, data[split])
+            logging.info("config.data.%s=%s is of other data, and not used: give it to use it", split, data[split])
             data[split] = ""
     return named
 
