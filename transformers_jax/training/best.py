@@ -58,7 +58,7 @@ class Best:
             self._checkpoints.save(step, self._model(state), {"metric": self.metric, "value": value, "step": step}, config)
             self._checkpoints.wait()
             self.value, self.step, self._since = value, step, 0
-        elif step > self.step and not math.isnan(value):
+        elif step > self.step and math.isfinite(value):
             self._since += 1
         self._settle()
 
