@@ -35,6 +35,7 @@ from transformers_jax.decoding.decoder import LENGTHS, Decoder
 from transformers_jax.errors import UserError
 from transformers_jax.files import json_value, locked, write_whole
 from transformers_jax.finetuning import method, trainable
+from transformers_jax.interchange import gguf_model
 from transformers_jax.mesh import ROWS, data_shard, make_mesh, row_sharding
 from transformers_jax.models import with_genome
 from transformers_jax.runs import checks, initialise, labels, schedule
@@ -94,7 +95,7 @@ class Experiment:
             return Tokenizer.load(self.workdir / TOKENIZER)
         options = self.config.tokenizer
         if options.path:
-            return Tokenizer.load(options.path)
+            return gguf_model.tokenizer(options.path) if gguf_model.is_file(options.path) else Tokenizer.load(options.path)
         if self.config.data.source == "tokens":
             raise UserError("config.tokenizer.path is empty: give the tokenizer that made the files of config.data.train")
         lines = _lines(self.source("train"))
