@@ -50,9 +50,10 @@ flags.DEFINE_float("epochs", 3.0, "sst2: of each training")
 flags.DEFINE_string("workdir", "", "sst2: where the runs are kept, to be resumed; by default nowhere")
 
 WAYS = [f"{method}:{form}" for method in ("full", "lora", "qlora") for form in ("unrolled", "scanned", "scanned+remat")]
+BATCH = 32
 METHODS = {  # of SST-2: its rate, and keys of config.finetuning
     "full": (5e-5, {}),
-    "lora": (5e-4, {"rank": 8, "targets": r"(\".\",)"}),
+    "lora": (5e-4, {"rank": 8, "targets": "('.',)"}),
     "adapters": (5e-4, {"adapter_width": 64}),
     "bias": (1e-3, {}),
     "head": (1e-3, {}),
@@ -200,11 +201,12 @@ def ours(method: str, workdir: Path, seed: int) -> dict:
         f"--init_from={FLAGS.init_from}", f"--config.data.train={data / 'sst2/train.tsv'}",
         f"--config.data.validation={data / 'sst2/dev.tsv'}", f"--config.seed={seed}",
         f"--config.optimizer.learning_rate={rate}", f"--config.finetuning.epochs={FLAGS.epochs}",
-        f"--config.finetuning.method={method}", *(f"--config.finetuning.{key}={value}" for key, value in options.items()),
+        f"--config.data.batch_size={BATCH}", f"--config.finetuning.method={method}",
+        *(f"--config.finetuning.{key}={value}" for key, value in options.items()),
     ]  # fmt: skip
     found = last_line(command) | {"seconds": round(time.monotonic() - began)}
     lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-    return found | {"learning": learning(workdir), "seconds_a_step": round(runs.median(lines, "step_seconds"), 4)}
+    return found | {"learning": learning(workdir), "seconds_a_step": round(BATCH / runs.tokens_per_second(lines), 4)}
 
 
 def learning(workdir: Path) -> int:

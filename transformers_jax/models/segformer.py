@@ -288,6 +288,18 @@ NAMES = (
         },
         keys=(*_FIELDS, "hidden_act", "num_encoder_blocks", "reshape_last_stage", "layer_norm_eps", "image_size",
               "semantic_loss_ignore_index", "downsampling_rates"),
+        modules=(
+            (r"encoder\.block\.(\d+)\.", r"stages.\1.blocks."),
+            (r"encoder\.(patch_embeddings|layer_norm)\.(\d+)", r"stages.\2.\1"),
+            (r"attention\.self\.([qkv])[a-z]*", r"attention.\1_proj"),
+            (r"attention\.self\.sr", "attention.sequence_reduction.sequence_reduction"),
+            (r"attention\.self\.layer_norm", "attention.sequence_reduction.layer_norm"),
+            (r"mlp\.dense", "mlp.fc"),
+            (r"layer_norm_1", "layernorm_before"),
+            (r"layer_norm_2", "layernorm_after"),
+            (r"linear_c\.", "linear_projections."),
+            *image_encoder.MODULES,
+        ),
     ),
 )  # fmt: skip
 """`transformers` does not look at `layer_norm_eps` either: its norms have 1e-5."""

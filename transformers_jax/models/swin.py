@@ -324,6 +324,11 @@ NAMES = (
         },
         neutral={"qkv_bias": True},
         keys=(*_FIELDS, "hidden_act", "image_size", "patch_size", "encoder_stride", *image_encoder.BACKBONE_KEYS),
+        modules=(
+            (r"attention\.self\.([qkv])[a-z]*", r"attention.\1_proj"),
+            (r"attention\.self\.(relative_position_bias)", r"attention.\1.\1"),
+            *image_encoder.MODULES,
+        ),
     ),
 )
 
