@@ -3,6 +3,7 @@
     python -m benchmarks.adapters --out=FILE --part=memory --init_from=SmolLM2.gguf
     python -m benchmarks.adapters --out=FILE --part=qwix --init_from=SmolLM2.gguf --qwix=FOLDER
     python -m benchmarks.adapters --out=FILE --part=bytes --init_from=SmolLM2.gguf --peer=PYTHON
+    python -m benchmarks.adapters --out=FILE --part=instruct --init_from=SmolLM2.gguf --data=DIR --workdir=W
     python -m benchmarks.adapters --out=FILE --part=sst2 --init_from=MINILM --data=DIR --peer=PYTHON [--workdir=W]
 
 Each row is a line of JSON in --out, written as it is done: the same command goes on where it was stopped.
@@ -13,6 +14,8 @@ qwix    the same of qwix, which is in FOLDER (pip install --no-deps --target FOL
         same weights, beside ours.
 bytes   a parameter, of NF4 with double quantisation and of int8, and relative errors of weights and products, beside those of
         bitsandbytes on the same tensors.
+instruct  QLoRA on conversations of DIR/instruct/alpaca_en_demo.json, of which the last 100 are held out: their loss and five
+        answers before, after, and with the adapter off.
 sst2    all-MiniLM-L6-v2 by each method; PEFT's LoRA with the same recipe, batches and first numbers. DIR has sst2/train.tsv and
         sst2/dev.tsv.
 
@@ -33,7 +36,7 @@ from absl import app, flags
 from benchmarks import runs
 
 FLAGS = flags.FLAGS
-flags.DEFINE_enum("part", None, ["memory", "qwix", "bytes", "sst2"], "what is measured", required=True)
+flags.DEFINE_enum("part", None, ["memory", "qwix", "bytes", "instruct", "sst2"], "what is measured", required=True)
 flags.DEFINE_string("out", None, "a file for the rows", required=True)
 flags.DEFINE_string("init_from", None, "what the models begin with", required=True)
 flags.DEFINE_integer("length", 256, "memory, qwix: tokens of a row")
@@ -43,11 +46,12 @@ flags.DEFINE_integer("steps", 4, "memory, qwix: steps of a turn")
 flags.DEFINE_string("qwix", None, "qwix: the folder that has it")
 flags.DEFINE_string("peer", None, "bytes, sst2: python of an environment with torch and the peers")
 flags.DEFINE_integer("tensors", 0, "bytes: so many matrices of the model; 0: all")
-flags.DEFINE_string("data", None, "sst2: folder of the task's folder")
+flags.DEFINE_string("data", None, "instruct, sst2: folder of the tasks' folders")
+flags.DEFINE_list("more", [], "instruct: further flags of experiments.finetune")
 flags.DEFINE_list("methods", None, "sst2: which; by default all")
 flags.DEFINE_integer("seeds", 3, "sst2: trainings of each method")
 flags.DEFINE_float("epochs", 3.0, "sst2: of each training")
-flags.DEFINE_string("workdir", "", "sst2: where the runs are kept, to be resumed; by default nowhere")
+flags.DEFINE_string("workdir", "", "instruct, sst2: where the runs are kept, to be resumed; by default nowhere")
 
 WAYS = [f"{method}:{form}" for method in ("full", "lora", "qlora") for form in ("unrolled", "scanned", "scanned+remat")]
 BATCH = 32
@@ -62,7 +66,7 @@ METHODS = {  # of SST-2: its rate, and keys of config.finetuning
 
 def main(_):
     rows = Rows(Path(FLAGS.out))
-    {"memory": memory, "qwix": qwix, "bytes": sizes, "sst2": sst2}[FLAGS.part](rows)
+    {"memory": memory, "qwix": qwix, "bytes": sizes, "instruct": instruct, "sst2": sst2}[FLAGS.part](rows)
 
 
 class Rows:
@@ -169,6 +173,32 @@ def sizes(rows: Rows) -> None:
                 rows.add(**row)
         if process.wait():
             sys.exit(process.returncode)
+
+
+# -- instructions ------------------------------------------------------------------------------------------------------
+
+
+def instruct(rows: Rows) -> None:
+    if rows.has("SmolLM2 qlora"):
+        return
+    workdir = Path(FLAGS.workdir).absolute()
+    workdir.parent.mkdir(parents=True, exist_ok=True)
+    examples = json.loads((Path(FLAGS.data) / "instruct/alpaca_en_demo.json").read_text(encoding="utf-8"))
+    for split, part in (("train", examples[:-100]), ("validation", examples[-100:])):
+        text = "".join(json.dumps(example) + "\n" for example in part)
+        workdir.with_name(f"{workdir.name}-{split}.jsonl").write_text(text, encoding="utf-8")
+    command = [
+        sys.executable, "-m", "experiments.finetune", "--config=configs/llama.py:instruct", f"--workdir={workdir}",
+        f"--init_from={FLAGS.init_from}", f"--config.data.train={workdir}-train.jsonl",
+        f"--config.data.validation={workdir}-validation.jsonl", "--config.data.batch_size=4",
+        "--config.data.lengths.tokens=512", "--config.finetuning.method=lora", "--config.finetuning.quantization=nf4",
+        "--config.finetuning.targets=('.',)", "--config.model.scan_layers", "--config.model.remat",
+        "--config.optimizer.learning_rate=2e-4", "--config.training.steps=100", "--config.training.eval_every=50",
+        "--config.training.checkpoint_every=20", *FLAGS.more,
+    ]  # fmt: skip
+    began = time.monotonic()
+    trained = last_line(command) | {"seconds": round(time.monotonic() - began)}
+    rows.add("SmolLM2 qlora", **trained, **last_line([sys.executable, "-m", "benchmarks.adapters_instruct", str(workdir)]))
 
 
 # -- SST-2 -------------------------------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from transformers_jax.layers.adapter import adapted
 from transformers_jax.layers.attention import MultiHeadAttention
 from transformers_jax.layers.blocks import Stack
 from transformers_jax.layers.convolution2d import Conv2d, DepthwiseConv2d
@@ -146,9 +147,11 @@ class Block(nn.Module):
         y = LayerNorm(c.norm_epsilon, name="attention_norm", **types)(x)
         y = EfficientAttention(c, self.stage, name="self_attention")(y, deterministic)
         y = Dropout(c.dropout)(y, deterministic=deterministic)
+        y = adapted(self, "attention_adapter", y)
         x = x + drop_path(y, layer, deterministic=deterministic)
         y = LayerNorm(c.norm_epsilon, name="feed_norm", **types)(x)
         y = MixFeedForward(c, self.stage, name="feed_forward")(y, deterministic)
+        y = adapted(self, "feed_adapter", y)
         return x + drop_path(y, layer, deterministic=deterministic), number + 1
 
 

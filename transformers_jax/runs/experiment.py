@@ -6,6 +6,7 @@ The workdir of a run:
     tokenizer.json   the vocabulary                 tensorboard/     the same for TensorBoard
     checkpoints/     one folder a step              samples.jsonl    the test split's examples, answered
     lock             held while it is trained in    report/          pictures and a page
+    base.json        the fingerprint of the model that it is beside
 """
 
 import contextlib
@@ -45,6 +46,7 @@ from transformers_jax.training.state import TrainState, abstract_state
 
 TOKENIZER = "tokenizer.json"
 SAMPLES = "samples.jsonl"
+BASE = "base.json"
 
 
 class Experiment:
@@ -149,13 +151,14 @@ class Experiment:
 
     @cached_property
     def base(self) -> Base | None:
-        """The pretrained model that this run's checkpoints name and do not hold; it is read through once.
+        """The pretrained model that this run's checkpoints name and do not hold; it is read through once, and again if it is
+        another workdir or its files have changed.
 
         Raises:
           UserError: it is not there, or cannot be read.
         """
         path = self.config.finetuning.init_from if self.beside else ""
-        return Base(path, initialise.fingerprint_of(path)) if path else None
+        return Base(path, initialise.fingerprint_of(path, self.workdir and self.workdir / BASE)) if path else None
 
     def abstract_state(self, tx) -> TrainState:
         """The state as shapes with their shardings: nothing is computed and no weights are read."""

@@ -7,7 +7,9 @@
 What is said of a folder here goes for a GGUF file, too.
 """
 
+import contextlib
 import functools
+import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,6 +24,7 @@ from transformers_jax import config as configuration
 from transformers_jax import models, parameters, tasks
 from transformers_jax.data.text.tokenizer import Tokenizer
 from transformers_jax.errors import UserError
+from transformers_jax.files import write_whole
 from transformers_jax.finetuning import lora
 from transformers_jax.finetuning.adapters import has_adapters
 from transformers_jax.finetuning.fingerprint import fingerprint
@@ -137,14 +140,34 @@ def frozen(run, state) -> dict:
     return parameters.nest(names | parameters.flat(given["params"]))
 
 
-def fingerprint_of(path: str) -> str:
+def fingerprint_of(path: str, note: Path | None = None) -> str:
     """What tells the model at config.finetuning.init_from from another, see `finetuning.fingerprint`.
+
+    Args:
+      note: a file that remembers it: foreign files that have the names, sizes and times that it says are not read again.
 
     Raises:
       UserError: there is none, or it cannot be read.
     """
-    leaves, _, _ = read(folder_of(path, key="config.finetuning.init_from"))
-    return fingerprint(leaves)
+    folder = folder_of(path, key="config.finetuning.init_from")
+    stamps = _stamps(folder)
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # no note, or none that can be read
+        said = json.loads(note.read_text(encoding="utf-8")) if note and stamps else {}
+        if stamps and said["files"] == stamps:
+            return str(said["fingerprint"])
+    found = fingerprint(read(folder)[0])
+    if note and stamps and jax.process_index() == 0:
+        with contextlib.suppress(OSError):  # a workdir that cannot be written, or is not there yet
+            write_whole(note, json.dumps({"files": stamps, "fingerprint": found}))
+    return found
+
+
+def _stamps(folder: Path) -> list[list]:
+    """Path, size and time of the files that make up a foreign model; none of a workdir."""
+    if not is_foreign(folder):
+        return []
+    files = [folder] if gguf_model.is_file(folder) else [folder / huggingface.CONFIG, *sorted(folder.glob("*.safetensors*"))]
+    return [[str(file.absolute()), file.stat().st_size, file.stat().st_mtime_ns] for file in files]
 
 
 def placed(pretrained: dict, wanted: dict[str, dict]) -> dict[str, dict]:
