@@ -15,6 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import jax
+import numpy as np
 import optax
 import torch
 import transformers
@@ -110,7 +111,7 @@ def validated(model, run: Experiment, scorer: Scorer) -> dict:
     """The task's scores on the validation split, of the model as `transformers` saves it."""
     with tempfile.TemporaryDirectory() as folder:
         model.save_pretrained(Path(folder))
-        params = initialise.initial(folder, run.model)
+        params = jax.tree.map(np.asarray, initialise.initial(folder, run.model))  # read, while the folder is there
     return run.task.validate(scorer, {"params": params, "model_state": {}})
 
 

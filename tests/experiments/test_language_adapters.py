@@ -1,6 +1,8 @@
 """LoRA and QLoRA of a language model whose base is a GGUF file, from the command line: learned, switched off, killed."""
 
 import json
+import os
+import shutil
 import signal
 import subprocess
 
@@ -121,6 +123,18 @@ def test_a_run_that_is_killed_ends_as_one_that_was_not(runs, flags, tmp_path, me
     (params, extra), (wanted, other) = content(tmp_path / "w"), content(runs(method))
     jax.tree.map(np.testing.assert_array_equal, params, wanted)
     assert extra == other
+
+
+def test_a_run_goes_on_over_four_devices(runs, flags, tmp_path):
+    """From the second of three checkpoints: the base is read onto another mesh, and the end is the same but for rounding."""
+    shutil.copytree(runs("qlora"), tmp_path / "w")
+    shutil.rmtree(tmp_path / "w/checkpoints/12")
+    devices = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=4"
+    command = ["-m", "experiments.finetune", *flags, f"--workdir={tmp_path}/w", *METHODS["qlora"]]
+    code, _, err = finish(start(command, env=os.environ | {"XLA_FLAGS": devices}))
+    assert code == 0, err
+    (params, _), (wanted, _) = content(tmp_path / "w"), content(runs("qlora"))
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-3), params, wanted)
 
 
 def test_mistakes_end_in_one_line(flags, base, tmp_path, capfd):
