@@ -22,7 +22,21 @@ def main(args, config) -> None:
 
 
 def pictures_of(args, config) -> dict:
-    """What a trained model can be asked for: attention, and of an encoder a word's vectors. Without a model, nothing."""
+    """What a trained model can be asked for: of its own, and what finetuning made of the one that it began with."""
+    from transformers_jax.reporting import updates
+    from transformers_jax.runs.experiment import Experiment
+
+    found = own_pictures(args, config)
+    try:
+        more = updates.pictures(Experiment(config, args.workdir))
+    except UserError as error:
+        logging.warning("the report is without what finetuning changed: %s", error)
+        return found
+    return found | {"more": {**found.get("more", {}), **more}}
+
+
+def own_pictures(args, config) -> dict:
+    """Attention, and of an encoder a word's vectors. Without a model, nothing."""
     from transformers_jax.data.text.lines import filled
     from transformers_jax.reporting import vision_pictures, word_vectors
     from transformers_jax.reporting.attention import attention_example

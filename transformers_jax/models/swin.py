@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from transformers_jax.errors import UserError
+from transformers_jax.layers.adapter import adapted
 from transformers_jax.layers.attention import dot_product_attention
 from transformers_jax.layers.blocks import Stack
 from transformers_jax.layers.convolution2d import Conv2d, patches
@@ -170,10 +171,12 @@ class Block(nn.Module):
         drop, drop_path = Dropout(c.dropout), DropPath(c.drop_path, self.layers)
         y = LayerNorm(c.norm_epsilon, name="attention_norm", **types)(x)
         y = drop(self.attend(y, number, deterministic), deterministic=deterministic)
+        y = adapted(self, "attention_adapter", y)
         x = x + drop_path(y, self.before + number, deterministic=deterministic)
         y = LayerNorm(c.norm_epsilon, name="feed_norm", **types)(x)
         y = FeedForward(int(c.mlp_ratio * x.shape[-1]), activation=c.activation, name="feed_forward", **c.numbers())(y)
         y = drop(y, deterministic=deterministic)
+        y = adapted(self, "feed_adapter", y)
         return x + drop_path(y, self.before + number, deterministic=deterministic), number + 1
 
     def attend(self, x: jax.Array, number: int | jax.Array, deterministic: bool) -> jax.Array:
@@ -324,6 +327,11 @@ NAMES = (
         },
         neutral={"qkv_bias": True},
         keys=(*_FIELDS, "hidden_act", "image_size", "patch_size", "encoder_stride", *image_encoder.BACKBONE_KEYS),
+        modules=(
+            (r"attention\.self\.([qkv])[a-z]*", r"attention.\1_proj"),
+            (r"attention\.self\.(relative_position_bias)", r"attention.\1.\1"),
+            *image_encoder.MODULES,
+        ),
     ),
 )
 

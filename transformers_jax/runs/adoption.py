@@ -8,7 +8,6 @@ from ml_collections import ConfigDict
 
 from transformers_jax import models, tasks
 from transformers_jax.errors import UserError
-from transformers_jax.interchange import huggingface
 from transformers_jax.models.protocol import TRANSLATES
 from transformers_jax.runs import initialise
 
@@ -30,7 +29,7 @@ def adopted(config: ConfigDict, path: str, given: Mapping[str, object] = {}) -> 
     """The config with the pretrained model's fields for config.model, and its tokenizer.
 
     Args:
-      path: a folder of `transformers`, a workdir, or a name on the hub; kept as config.finetuning.init_from.
+      path: a folder of `transformers`, a GGUF file, a workdir, or a name on the hub; kept as config.finetuning.init_from.
       given: keys of the config that the user has set, "model.dropout" say: they stay as they are.
 
     Raises:
@@ -45,7 +44,7 @@ def adopted(config: ConfigDict, path: str, given: Mapping[str, object] = {}) -> 
         does = "translates" if translates else "does not translate"
         raise UserError(f"--init_from={path} holds a {fields['name']}, which {does}; config.task.name is {config.task.name}")
     allowed = {f.name for f in dataclasses.fields(importlib.import_module(f"{models.__name__}.{fields['name']}").Config)}
-    mine = OWN if huggingface.is_folder(folder) else OWN + DROPOUTS
+    mine = OWN if initialise.is_foreign(folder) else OWN + DROPOUTS
     mine += tuple(key for key in OF_HEAD if key not in fields)
     own = {key: config.model[key] for key in mine if key in config.model and key in allowed}
     theirs = {key.removeprefix("model."): value for key, value in given.items() if key.startswith("model.")}

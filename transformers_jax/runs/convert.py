@@ -159,7 +159,8 @@ def _to_folder(workdir: Path, folder: Path, merge: bool, step: int | str | None)
         names = huggingface.names_of(fields)
         options, base = trainable.options(config), config.finetuning.init_from
         plan = mapping.plan(names, about.head, wanted)
-        peft.write(folder, plan, learned, base=base, head=about.head, rslora=options.rslora, dropout=options.dropout)
+        head = about.head if TEXT in about.reads else ""
+        peft.write(folder, plan, learned, base=base, head=head, rslora=options.rslora, dropout=options.dropout)
         return f"{count(learned)} parameters beside {base} in {folder}, a folder of PEFT; --merge writes the whole model"
     found = stacking.separate(mapping.named(initialise.plain(workdir, step)))
     if own := sorted(set(found) - set(wanted)):
@@ -228,7 +229,8 @@ def _from_peft(folder: Path, workdir: Path, config_of: Callable[[str], ConfigDic
             config.task.labels = tuple(f"LABEL_{i}" for i in range(fields.get("labels", 0)))
     workdir.mkdir(parents=True, exist_ok=True)
     configuration.save(config, workdir)
-    _copy_tokenizer(source, workdir, tokenizer)
+    if TEXT in about.reads:
+        _copy_tokenizer(source, workdir, tokenizer)
     run = Experiment(config, workdir)
     state = train.first_state(run, optax.identity())
     learned = stacking.arranged(adapter.leaves, parameters.flat(state.model_params))
