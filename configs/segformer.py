@@ -39,7 +39,7 @@ def camvid(config: ConfigDict) -> None:
     config.data.update(size=(180, 240), scale=(0.75, 2.0), colour=0.3, most_of_one=0.75, batch_size=8)
     config.task.update(labels=CAMVID, void=11)
     config.optimizer.update(schedule="cosine", learning_rate=1e-3, warmup_steps=100, weight_decay=0.05)
-    config.training.update(steps=2000, log_every=20, eval_every=250, checkpoint_every=250, keep_checkpoints=1)
+    config.training.update(steps=3600, log_every=20, eval_every=450, checkpoint_every=450, keep_checkpoints=1)
 
 
 def tiny(config: ConfigDict) -> None:
