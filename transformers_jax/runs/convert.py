@@ -188,6 +188,7 @@ def _to_plain_workdir(workdir: Path, made: Path, config: ConfigDict) -> str:
     variables = initialise.plain(workdir)
     config = config.copy_and_resolve_references()
     config.finetuning.update(method="full", init_from="", quantization="", trainable=("all",))
+    config.training.update({"ema": 0.0} if "ema" in config.training else {})
     made.mkdir(parents=True, exist_ok=True)
     configuration.save(config, made)
     _copy_tokenizer(workdir, made, Tokenizer.load(workdir / "tokenizer.json"))
