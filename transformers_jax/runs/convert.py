@@ -197,6 +197,7 @@ def _to_plain_workdir(workdir: Path, made: Path, config: ConfigDict, step: int |
     variables = initialise.plain(workdir, step)
     config = config.copy_and_resolve_references()
     config.finetuning.update(method="full", init_from="", quantization="", trainable=("all",))
+    config.training.update({"ema": 0.0} if "ema" in config.training else {})
     made.mkdir(parents=True, exist_ok=True)
     configuration.save(config, made)
     _copy_tokenizer(workdir, made, Tokenizer.load(workdir / "tokenizer.json"))

@@ -172,8 +172,13 @@ class Experiment:
 
     def abstract_state(self, tx) -> TrainState:
         """The state as shapes with their shardings: nothing is computed and no weights are read."""
-        shapes = self.batch_shapes()
-        return abstract_state(self.model, tx, shapes, self.mesh, trainable=self.trainable, adapt=self.finetuning)
+        place = {"trainable": self.trainable, "adapt": self.finetuning, "averaged": self.averaged}
+        return abstract_state(self.model, tx, self.batch_shapes(), self.mesh, **place)
+
+    @property
+    def averaged(self) -> bool:
+        """Whether a moving average of the parameters is kept, evaluated and used."""
+        return self.config.training.get("ema", 0.0) > 0
 
     @functools.cache  # noqa: B019  (an experiment lives as long as its process)
     def source(self, split: str):

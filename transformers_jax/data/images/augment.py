@@ -13,6 +13,7 @@ Keys of config.data that `Augmentation` reads, each with its default:
     squash: all of the image, resized without regard to its proportions, in training and in evaluation.
   crop_scale=(0.08, 1.0), crop_ratio=(3/4, 4/3): inception's share of the area, and its width over its height.
   padding=4: pixels of pad's rim.
+  rotation=0.0: degrees that a training image is turned by at most, to either side, before it is cropped; its corners get black.
   flip=0.5: probability of a horizontal flip; 0 where left and right differ, as in digits and letters.
   colour=0.0: strength of the colour jitter: one number for brightness, contrast and saturation, or those three and the
     hue, (0.4, 0.4, 0.4, 0.1).
@@ -88,6 +89,14 @@ def pad_and_crop(image: np.ndarray, rng: np.random.Generator, size: int, padding
     image = np.pad(image, [rim, rim, (0, 0)])
     top, left = (int(rng.integers(0, edge - size + 1)) for edge in image.shape[:2])
     return image[top : top + size, left : left + size]
+
+
+def random_rotation(image: np.ndarray, rng: np.random.Generator, degrees: float) -> np.ndarray:
+    """The image turned about its middle by an angle drawn from [-degrees, degrees], its size kept; corners become black."""
+    if not degrees:
+        return image
+    turned = to_pillow(image).rotate(rng.uniform(-degrees, degrees), Image.Resampling.BILINEAR)
+    return from_pillow(turned, image)
 
 
 def flip(image: np.ndarray) -> np.ndarray:
@@ -173,6 +182,7 @@ class Augmentation:
     crop_scale: tuple[float, float] = (0.08, 1.0)
     crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
     padding: int = 4
+    rotation: float = 0.0
     flip: float = 0.5
     colour: float | tuple[float, ...] = 0.0
     randaugment_ops: int = 0
@@ -189,6 +199,7 @@ class Augmentation:
         _whole(self, "resize", 0)
         _whole(self, "padding", 0)
         _whole(self, "randaugment_ops", 0)
+        _number(self, "rotation", 0, 180)
         _number(self, "flip", 0, 1)
         _number(self, "erasing", 0, 1)
         _number(self, "randaugment_magnitude", 0, MOST)
@@ -212,6 +223,7 @@ class Augmentation:
 
     def train(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """An image [H, W, C] of any size, cropped, flipped and changed at random: [size, size, C]."""
+        image = random_rotation(image, rng, self.rotation)
         if self.crop == "inception":
             box = dict(scale=self.crop_scale, ratio=self.crop_ratio)
             image = random_resized_crop(image, rng, self.size, self.interpolation, **box)
