@@ -113,7 +113,7 @@ def best_of(run: Experiment):
 
 def model_of(state: TrainState) -> dict:
     """What a checkpoint has of a state without what only training needs."""
-    return {"params": state.params, "frozen": state.frozen, "model_state": state.model_state}
+    return {"params": state.average or state.params, "frozen": state.frozen, "model_state": state.model_state}
 
 
 def first_state(run: Experiment, tx) -> TrainState:
