@@ -53,6 +53,14 @@ def test_a_path_makes_the_source_that_of_its_files(name, path, source):
     assert sources.has(data, "train") and not sources.has(data, "validation") and not sources.has(data, "test")
 
 
+def test_what_is_not_used_is_said(caplog):
+    caplog.set_level("INFO")
+    settled("bert.py:mnli", train="a.tsv", validation="b.tsv")
+    assert [record.getMessage() for record in caplog.records] == [
+        "config.data.test=validation_mismatched is of other data, and not used: give it to use it"
+    ]
+
+
 def test_every_task_has_a_form_that_there_is():
     assert set(forms.FORMS) == set(known())
     assert {source for rows in forms.FORMS.values() for _, source in rows} <= set(sources.FILES)

@@ -4,6 +4,7 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
+from absl import logging
 from ml_collections import ConfigDict
 
 from transformers_jax.data import sources
@@ -54,8 +55,10 @@ def settle(config: ConfigDict, given: Mapping[str, object]) -> tuple[str, ...]:
         data.source = _source(config, data[named[0]], before)
         if "data.columns" not in given and data.source != before:
             data.columns = _columns(config, part) if data.source == "tsv" else ()
-    if "train" in named or data.source != before:
-        data.update({split: "" for split in sources.SPLITS if f"data.{split}" not in given})
+    for split in sources.SPLITS if "train" in named or data.source != before else ():
+        if f"data.{split}" not in given and data[split]:
+            logging.info("config.data.%s=%s is of other data, and not used: give it to use it", split, data[split])
+            data[split] = ""
     return named
 
 
