@@ -295,6 +295,6 @@ def test_an_image_of_pillow_gives_what_its_array_gives(crop):
     array = np.random.default_rng(0).integers(0, 256, (41, 30, 3)).astype(np.uint8)
     how = augment.Augmentation(size=24, crop=crop, rotation=10.0 if crop == "pad" else 0.0)
     for image in range(4):
-        first, second = (how.train(x, np.random.default_rng(image)) for x in (array, Image.fromarray(array)))
+        first, second = (how.train(x, np.random.default_rng(image)) for x in (array, geometry.to_pillow(array)))
         assert isinstance(second, np.ndarray) and np.array_equal(first, second)
-    assert np.array_equal(how.evaluate(array), how.evaluate(Image.fromarray(array)))
+    assert np.array_equal(how.evaluate(array), how.evaluate(geometry.to_pillow(array)))
