@@ -24,7 +24,7 @@ def started(**options):
 
 
 def flat(tree) -> dict:
-    return {name: np.asarray(x) for name, x in parameters.flat(tree).items()}
+    return {name: np.array(x) for name, x in parameters.flat(tree).items()}
 
 
 @pytest.fixture(scope="module")
