@@ -162,7 +162,7 @@ def _to_folder(workdir: Path, folder: Path, merge: bool) -> str:
     variables = mapping.variables((name, found[name]) for name in wanted)
     params, labels = variables.pop("params"), tuple(config.get("task", {}).get("labels", ()))
     of_images = config.task.name in ("image_classification", "image_distillation")
-    how = {"data": config.data if of_images else None, "several": of_images and config.task.objective == "sigmoid"}
+    how = {"data": config.data if of_images else None, "several": of_images and config.task.get("objective") == "sigmoid"}
     huggingface.save(folder, fields, params, tokenizer, model_state=variables, labels=labels, **how)
     if config.get("task", {}).get("name") == "similarity" and tokenizer:
         recipe.write(folder, tasks.build(config.task, tokenizer).recipe, fields["width"])
