@@ -7,8 +7,8 @@
 inference of SegFormer-B0, all with 1,000 labels in float32; both sides take turns, each after a product of matrices of its
 own. Stochastic depth is 0.1 in Swin and ConvNeXt. Medians leave out the first third of the steps, with compilation.
 
-`images`: images a second decoded and augmented as ImageNet's recipes do, at 224², by the pipeline with two worker processes,
-beside Pillow's bare decoding of the same files in two processes; JPEGs of photographs, or 256 drawn ones of 500 × 375.
+`images`: images a second decoded, cropped at random, resized to 224² with bilinear interpolation and flipped by the pipeline
+with two worker processes, beside Pillow's bare decoding of the same files in two; photographs, or 256 drawn ones of 500 × 375.
 
 The last line is one JSON object.
 """
@@ -154,11 +154,11 @@ def drawn(folder: str) -> str:
 
     rng = np.random.default_rng(0)
     for i in range(256):
-        image = Image.new("RGB", (500, 375))
-        for side, share in ((4, 0.6), (16, 0.25), (64, 0.1), (250, 0.05)):
-            layer = Image.fromarray(rng.integers(0, 256, (side * 3 // 4, side, 3), np.uint8)).resize((500, 375), 3)
-            image = Image.blend(image, layer, share / (share + 1 - share * bool(i))) if side > 4 else layer
-        image.save(f"{folder}/{i}.jpg", quality=90)
+        pixels = np.full((375, 500, 3), 128.0) + rng.normal(0, 10, (375, 500, 3))
+        for side, strength in ((250, 10), (64, 16), (16, 25), (4, 30)):
+            noise = np.clip(128 + rng.normal(0, strength, (side * 3 // 4, side, 3)), 0, 255).astype(np.uint8)
+            pixels += np.asarray(Image.fromarray(noise).resize((500, 375), Image.Resampling.BICUBIC), float) - 128
+        Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8)).save(f"{folder}/{i}.jpg", quality=90)
     return folder
 
 
@@ -188,7 +188,7 @@ def pipeline(files: list[str]) -> float:
     from transformers_jax.tasks.image_classification import Task
 
     config = base.vision("vit", SIZE)
-    config.data.update(batch_size=32, workers=WORKERS)
+    config.data.update(batch_size=32, workers=WORKERS, interpolation="bilinear")
     source = [{"image": file, "label": str(i % 2)} for i, file in enumerate(files)]
     iterator = train_iterator(source, Task(config.data, labels=("0", "1")), config.data, seed=0)
     for _ in range(config.data.prefetch + 2 * WORKERS):

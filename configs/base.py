@@ -82,7 +82,7 @@ def data() -> ConfigDict:
     """Where examples come from, and how they become batches."""
     data = ConfigDict()
     # a kind of transformers_jax/data/sources.py: "text", "bible_text", "tokens"; "files", "bible", "tfds"; "conversations";
-    # of images "image_folders", "image_lists", "tfds_images", "mnist_5k", "digits_8x8",
+    # of images "image_folders", "image_lists", "tfds_images", "vtab", "mnist_5k", "digits_8x8",
     # "image_masks", "coco", "voc"
     data.source = "text"  # "tsv", "glue", "conll", "squad", "swag", "jsonl"
     data.tfds_name = ""  # a prepared TFDS data set; of "text", "conll", "squad" and "swag" too, in place of files
@@ -401,6 +401,16 @@ def image_classes(config: ConfigDict, labels: tuple = ()) -> None:
     config.task.mixup = 0.0  # alpha of weighted means of two images; 0: none
     config.task.cutmix = 0.0  # alpha of boxes out of another image; with both one of them is drawn for each batch
     config.task.lock()
+
+
+def image_distillation(config: ConfigDict) -> None:
+    """A label for an image, learned from a teacher, too: after `image_classes`."""
+    config.task.name = "image_distillation"
+    with config.task.unlocked():
+        config.task.teacher = ""  # a folder of Hugging Face's, a workdir, or a name on the hub, of any family
+        config.task.distillation = "hard"  # its likeliest label; or "soft": its distribution
+        config.task.share = 0.5  # of the teacher in the loss
+        config.task.temperature = 3.0  # "soft": both distributions are softened by
 
 
 def pixel_classes(config: ConfigDict, labels: tuple = (), void: int = 255) -> None:

@@ -52,7 +52,7 @@ def own_pictures(args, config) -> dict:
             found["positions"] = False
             if config.task.name == "segmentation":
                 found["images"] = worst_scenes(run)
-            elif config.task.name == "image_classification":
+            elif config.task.name in ("image_classification", "image_distillation"):
                 found["more"] = vision_pictures.pictures(run)
             return found
         if not word_vectors.is_encoder(run):

@@ -103,10 +103,12 @@ PARAMETERS = {
     "vit:deit_tiny": 5_524_802,
     "vit:deit_small": 21_666_434,
     "vit:deit_base": 85_800_194,
-    "vit:digits": 456_394,
+    "vit:distilled": 5_524_802,
+    "vit:digits": 451_498,
     "vit:folders": 1_804_994,
     "vit:finetune": 85_800_194,
     "vit:tiny": 5_586,
+    "vit:tiny_distilled": 5_586,
     "convnext:imagenet_tiny": 27_821_666,
     "convnext:imagenet_small": 49_456_226,
     "convnext:imagenet_base": 87_568_514,
@@ -165,7 +167,7 @@ class Tokens:
 
 def model_of(config):
     """The model of a config, with the head that its task asks for."""
-    given = {"teacher": "given"} if config.task.name == "distillation" else {}
+    given = {"teacher": "given"} if config.task.name.endswith("distillation") else {}
     if tasks.named(config.task.name).reads == "images" and not config.task.labels:
         given = {"labels": ("a", "b")}
     task = tasks.build(dict(config.task) | given, Tokens(), config.data)

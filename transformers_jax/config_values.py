@@ -267,7 +267,9 @@ TABLE: dict[str, Any] = {
     "task.name": OneOf(known=_known("tasks")),
     "task.labels": Each(Either(Text(), Whole(-(2**62)))),
     "similarity/task.objective": OneOf(("regression", "classification", "multiple_negatives")),
-    "image_classification/task.objective": OneOf(("softmax", "sigmoid")),
+    **dict.fromkeys(
+        ("image_classification/task.objective", "image_distillation/task.objective"), OneOf(("softmax", "sigmoid"))),
+    "task.distillation": OneOf(("hard", "soft")), "task.share": Number(0, 1, above=True),
     "task.metrics": Each(OneOf(("accuracy", "f1", "matthews", "pearson", "spearman"))),
     "task.pooling": OneOf(("mean", "first", "max", "mean_sqrt_len", "weighted_mean", "last")),
     "task.similarity": OneOf(("cosine", "dot", "euclidean", "manhattan")),

@@ -78,6 +78,13 @@ def test_a_folder_becomes_a_workdir_and_comes_back(name, data, says, photos, tmp
     assert (tmp_path / "back/model.safetensors").read_bytes() == (folder / "model.safetensors").read_bytes()
 
 
+def test_labels_that_are_right_or_wrong_for_themselves_are_told_to_transformers(tmp_path):
+    fields = {"name": "vit", "vocab_size": 0, "labels": 2} | FIELDS["vit"]
+    params = {name: np.zeros(shape, np.float32) for name, shape in mapping.shapes(models.build(fields, 0)).items()}
+    huggingface.save(tmp_path, fields, parameters.nest(params), labels=("a", "b"), several=True)
+    assert json.loads((tmp_path / "config.json").read_text())["problem_type"] == "multi_label_classification"
+
+
 def test_what_config_data_cannot_say_is_refused(tmp_path, capfd):
     folder = made(tmp_path / "folder", "vit")
     said = json.loads((folder / "preprocessor_config.json").read_text())

@@ -11,7 +11,7 @@ A new kind of data is one more function, in `KINDS`. The examples of each:
     squad                {"id": str, "question": str, "context": str, "answers": [{"text": str, "start": int}]}
     swag                 {"context": str, "choices": [str], "label": str}
     jsonl                any of these, one JSON object a line
-    image_folders, image_lists, tfds_images, mnist_5k, digits_8x8
+    image_folders, image_lists, tfds_images, vtab, mnist_5k, digits_8x8
                          {"image": path, or uint8 [H, W, C], "label": str} and of lists "labels": [str], see `data.images`
     image_masks          {"image": path, "mask": path, "size": (height, width)}
     coco, voc            {"image": path, "size": (height, width), "objects": [...]}, see `data.images.objects`
@@ -24,7 +24,7 @@ from collections.abc import Sequence
 import numpy as np
 from absl import logging
 
-from transformers_jax.data.images import digits, folders, masks, objects, prepared
+from transformers_jax.data.images import digits, folders, masks, objects, prepared, vtab
 from transformers_jax.data.text import bible, conversations, labelled_sources, text_sources, token_files
 from transformers_jax.data.text.lines import Lines
 from transformers_jax.data.tfds import open_prepared
@@ -78,7 +78,7 @@ def names() -> tuple[str, ...]:
 def _kinds() -> dict:
     """Each kind of source with what opens it."""
     kinds = {"files": _files, "bible": _bible, "tfds": _tfds}
-    for room in text_sources, token_files, conversations, labelled_sources, folders, digits, prepared, masks, objects:
+    for room in text_sources, token_files, conversations, labelled_sources, folders, digits, prepared, vtab, masks, objects:
         kinds |= room.KINDS
     return kinds
 

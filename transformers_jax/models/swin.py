@@ -127,6 +127,8 @@ def offsets(side: int, window: int) -> np.ndarray:
 class WindowAttention(nn.Module):
     """Self-attention within windows, with a learned bias for each offset of query and key (equation 4).
 
+    Attention pictures: with the collection "intermediates" mutable, it sows "weights" [n, N, side², side²].
+
     Parameters: query, key, value kernels [D, N, K], out kernel [N, K, D], their biases; bias_table [(2·M - 1)², N].
     """
 
@@ -146,7 +148,12 @@ class WindowAttention(nn.Module):
             mask = jnp.tile(mask, (len(x) // len(mask), 1, 1))[:, None]  # [n, 1, side², side²]
         rate = 0.0 if deterministic else c.attention_dropout
         rng = self.make_rng("dropout") if rate else None
-        y = dot_product_attention(q, k, v, mask, bias=bias, dropout_rate=rate, dropout_rng=rng, implementation=c.attention)
+        options = dict(bias=bias, dropout_rate=rate, dropout_rng=rng, implementation=c.attention)
+        if self.is_mutable_collection("intermediates"):
+            y, weights = dot_product_attention(q, k, v, mask, return_weights=True, **options)
+            self.sow("intermediates", "weights", weights)
+        else:
+            y = dot_product_attention(q, k, v, mask, **options)
         return FromHeads(use_bias=True, name="out", **c.numbers())(y, x.shape[-1])
 
 

@@ -64,7 +64,8 @@ def make_report(
         pictures["Positions"] = folder / "positions.png"
         draw_positions(pictures["Positions"])
     samples = record.samples if samples is None else list(samples)
-    if (record.config.get("task") or {}).get("name") == "image_classification" and (table := table_of(samples)):
+    task = (record.config.get("task") or {}).get("name")
+    if task in ("image_classification", "image_distillation") and (table := table_of(samples)):
         pictures["Confusions"] = folder / "confusions.png"
         draw_confusion(*table, pictures["Confusions"])
     for title, draw in more.items():

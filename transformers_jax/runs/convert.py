@@ -169,8 +169,9 @@ def _to_folder(workdir: Path, folder: Path, merge: bool, step: int | str | None)
         raise UserError(f"--from={workdir}: its checkpoint lacks {initialise.some(missing)}")
     variables = mapping.variables((name, found[name]) for name in wanted)
     params, labels = variables.pop("params"), tuple(config.get("task", {}).get("labels", ()))
-    data = config.data if config.task.name == "image_classification" else None
-    huggingface.save(folder, fields, params, tokenizer, model_state=variables, labels=labels, data=data)
+    of_images = config.task.name in ("image_classification", "image_distillation")
+    how = {"data": config.data if of_images else None, "several": of_images and config.task.get("objective") == "sigmoid"}
+    huggingface.save(folder, fields, params, tokenizer, model_state=variables, labels=labels, **how)
     if config.get("task", {}).get("name") == "similarity" and tokenizer:
         recipe.write(folder, tasks.build(config.task, tokenizer).recipe, fields["width"])
     return f"{count(params)} parameters in {folder}, a folder of transformers"

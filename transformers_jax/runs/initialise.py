@@ -283,8 +283,9 @@ def module_of(path: str, fields: dict) -> nn.Module:
     """
     folder = folder_of(path)
     found = fields_of(folder)
-    vocab_size = found.get("vocab_size") or Tokenizer.load(folder / "tokenizer.json").vocab_size
-    return models.build(found | fields, vocab_size)
+    if not found.get("vocab_size") and (folder / "tokenizer.json").exists():  # a model of images has none
+        found |= {"vocab_size": Tokenizer.load(folder / "tokenizer.json").vocab_size}
+    return models.build(found | fields, found.get("vocab_size", 0))
 
 
 def read(folder: Path) -> tuple[dict[str, np.ndarray | weights.Leaf], Tokenizer | None, str]:

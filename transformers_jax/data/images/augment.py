@@ -1,6 +1,7 @@
 """Images changed at random in training, and brought to one size: functions of an image and a NumPy generator, nothing else.
 
-Axes: H height, W width, C channels, 1 or 3. Every image is uint8 [H, W, C] and stays so.
+Axes: H height, W width, C channels, 1 or 3. Every image is uint8 [H, W, C] and stays so; what `Augmentation` and
+`random_resized_crop` are given may be Pillow's (see `geometry`).
 
 Keys of config.data that `Augmentation` reads, each with its default:
   size=224: height and width of what a model gets, in pixels.
@@ -76,7 +77,7 @@ def inception_box(
 
 def random_resized_crop(image: np.ndarray, rng: np.random.Generator, size: int, interpolation: str = "bicubic", **box):
     """[size, size, C] of a random part of the image; `box` are `inception_box`'s scale and ratio."""
-    return geometry.crop_resized(image, inception_box(*image.shape[:2], rng, **box), size, interpolation)
+    return geometry.crop_resized(image, inception_box(*geometry.sides(image), rng, **box), size, interpolation)
 
 
 def pad_and_crop(image: np.ndarray, rng: np.random.Generator, size: int, padding: int = 4) -> np.ndarray:
