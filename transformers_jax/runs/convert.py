@@ -16,10 +16,10 @@ from transformers_jax import models, parameters, tasks
 from transformers_jax.data.text.tokenizer import Tokenizer
 from transformers_jax.errors import UserError
 from transformers_jax.finetuning import lora, trainable
-from transformers_jax.interchange import huggingface, mapping, peft, preparation, recipe, stacking, tokenizers, weights
+from transformers_jax.interchange import huggingface, mapping, peft, recipe, stacking, tokenizers, weights
 from transformers_jax.layers.pooling import Recipe
 from transformers_jax.models.protocol import IMAGES, TEXT, Protocol
-from transformers_jax.runs import initialise, train
+from transformers_jax.runs import foreign_task, initialise, train
 from transformers_jax.runs.experiment import Experiment
 from transformers_jax.training.checkpoint import Checkpoints
 
@@ -95,9 +95,9 @@ def _whole(leaves: dict[str, weights.Leaf]) -> dict:
 
 def _describe_task(config: ConfigDict, folder: Path, about: Protocol) -> None:
     """Sets what a folder of `transformers` says about its task: the length of texts, their vectors, the labels."""
-    described, task, head, longest = huggingface.read_config(folder), config.task, about.head, about.longest
+    task, head, longest = config.task, about.head, about.longest
     if IMAGES in about.reads and head == "classification":
-        config.data.update({"size": about.sizes["H"], "channels": about.sizes["C"]} | preparation.keys(folder))
+        config.data.update(foreign_task.image_keys(folder, about))
     elif head == "none" and "pooling" in task:
         found = recipe.read(folder)
         _describe_recipe(task, found, folder)
@@ -108,18 +108,7 @@ def _describe_task(config: ConfigDict, folder: Path, about: Protocol) -> None:
         task.max_length = longest
     if longest and config.data.lengths.get("tokens", 0) > longest:
         config.data.lengths.tokens = longest
-    if head not in about.labelled:
-        return
-    names = huggingface.label_names(described)
-    kind = described.get("problem_type")
-    if head == "sequence" and (kind == "multi_label_classification" or kind == "regression" and len(names) > 1):
-        raise UserError(f"{folder / huggingface.CONFIG}: problem_type {kind} of {len(names)} labels is not supported")
-    if head == "classification" and kind == "multi_label_classification":
-        task.objective = "sigmoid"
-    if "labels" in task:
-        task.labels = () if head == "sequence" and len(names) == 1 else tuple(names)
-    if task.name == "sequence_classification" and not task.labels:
-        task.metrics = ("spearman", "pearson")
+    task.update(foreign_task.labels_of(folder, about))
 
 
 def _describe_recipe(task: ConfigDict, found: Recipe, folder: Path) -> None:
