@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from transformers_jax import tasks
+from transformers_jax.data.images.processing import NO_CLASS
 from transformers_jax.data.text.tokenizer import Tokenizer
 from transformers_jax.errors import UserError
 from transformers_jax.interchange import huggingface, preparation
@@ -52,7 +53,8 @@ def labels_of(folder: Path, about: Protocol) -> dict[str, Any]:
             raise UserError(f"{folder / huggingface.CONFIG}: problem_type {kind} of {len(names)} labels is not supported")
         return {"labels": names} if len(names) > 1 else {"labels": (), "metrics": ("spearman", "pearson")}
     if about.head == "segmentation":
-        return {"labels": names, "first": preparation.first_class(folder)}
+        first = preparation.first_class(folder)
+        return {"labels": names, "first": first, "void": 0 if first else NO_CLASS}
     if about.head == "classification" and kind == "multi_label_classification":
         return {"labels": names, "objective": "sigmoid"}
     return {"labels": names}
