@@ -17,7 +17,6 @@ from transformers_jax.data.text.tokenizer import Tokenizer
 from transformers_jax.errors import UserError
 from transformers_jax.finetuning import lora, trainable
 from transformers_jax.interchange import huggingface, mapping, peft, recipe, stacking, tokenizers, weights
-from transformers_jax.layers.pooling import Recipe
 from transformers_jax.models.protocol import IMAGES, TEXT, Protocol
 from transformers_jax.runs import foreign_task, initialise, train
 from transformers_jax.runs.experiment import Experiment
@@ -99,9 +98,10 @@ def _describe_task(config: ConfigDict, folder: Path, about: Protocol) -> None:
     if IMAGES in about.reads and head == "classification":
         config.data.update(foreign_task.image_keys(folder, about))
     elif head == "none" and "pooling" in task:
-        found = recipe.read(folder)
-        _describe_recipe(task, found, folder)
-        task.max_length = config.data.lengths.tokens = about.within(found.max_length).longest
+        found = foreign_task.recipe_of(folder) or {"pooling": "mean", "normalise": True}
+        with task.unlocked():
+            task.update(found)
+        task.max_length = config.data.lengths.tokens = about.within(found.get("max_length", 0)).longest
     elif head in about.labelled and head != "tagging" and "max_length" in task:
         task.max_length = config.data.lengths.tokens = longest
     elif longest and task.get("max_length", 0) > longest:  # others read in windows
@@ -109,17 +109,6 @@ def _describe_task(config: ConfigDict, folder: Path, about: Protocol) -> None:
     if longest and config.data.lengths.get("tokens", 0) > longest:
         config.data.lengths.tokens = longest
     task.update(foreign_task.labels_of(folder, about))
-
-
-def _describe_recipe(task: ConfigDict, found: Recipe, folder: Path) -> None:
-    """Sets what becomes of a text; keys that say nothing new are left out."""
-    if not found.pool_prompt and any(text for _, text in found.prompts):
-        raise UserError(f"{folder}: include_prompt is false: a workdir's vectors are of prompts too; embed from it")
-    prompts = tuple(f"{name}={text}" for name, text in found.prompts)
-    given = {"lowercase": found.lowercase, "prompts": prompts, "prompt": found.prompt, "similarity": found.similarity}
-    task.pooling, task.normalise = found.pooling, found.normalise
-    with task.unlocked():
-        task.update({key: value for key, value in given.items() if value != Recipe._field_defaults[key]})
 
 
 def _to_folder(workdir: Path, folder: Path, merge: bool) -> str:

@@ -4,11 +4,13 @@ the model reads them and its images prepared as the folder says."""
 from pathlib import Path
 from typing import Any
 
+from transformers_jax import config as configuration
 from transformers_jax import tasks
 from transformers_jax.data.images.processing import NO_CLASS
 from transformers_jax.data.text.tokenizer import Tokenizer
 from transformers_jax.errors import UserError
-from transformers_jax.interchange import huggingface, preparation
+from transformers_jax.interchange import huggingface, preparation, recipe
+from transformers_jax.layers.pooling import Recipe
 from transformers_jax.models.protocol import IMAGES, Protocol
 from transformers_jax.tasks.task import Task
 
@@ -17,6 +19,12 @@ OF_HEADS = {
     "classification": "image_classification", "segmentation": "segmentation",
 }  # fmt: skip
 """Heads that answer for themselves, and the tasks that they have learned. Heads over tokens do what is asked of them."""
+
+RECIPE = ("pooling", "normalise", "max_length", "lowercase", "prompts", "prompt", "similarity")
+USUAL = ("pooling", "normalise")
+USUALLY = Recipe._field_defaults
+"""Keys of the task similarity that say how a text becomes a vector; those of them that a config always has; and what the others
+are where it does not."""
 
 WINDOW, STRIDE, QUESTION = 384, 128, 64
 """Tokens of a window over a passage, from a window to the next, and of a question, at most: those of SQuAD."""
@@ -66,6 +74,25 @@ def image_keys(folder: Path, about: Protocol) -> dict[str, Any]:
     if about.head == "segmentation":
         return {"size": (height, width), "channels": channels} | preparation.squeezed(folder)
     return {"size": height, "channels": channels} | preparation.keys(folder)
+
+
+def recipe_of(path: Path) -> dict[str, Any]:
+    """The keys of config.task by which a text becomes a vector as a pretrained model has learned it: a folder by the files of
+    sentence-transformers, a workdir by its own; {} where neither says it. "max_length" is among them where it is limited.
+
+    Raises:
+      UserError: a file cannot be read, or says what is not computed in training.
+    """
+    if not huggingface.is_folder(path):
+        task = configuration.read(path).task
+        return {key: task[key] for key in RECIPE if key in task} if task.name == "similarity" else {}
+    if not recipe.is_said(path):
+        return {}
+    found = recipe.read(path)
+    if not found.pool_prompt and any(text for _, text in found.prompts):
+        raise UserError(f"{path}: include_prompt is false: a workdir's vectors are of prompts too; embed from it")
+    keys = found._asdict() | {"prompts": tuple(f"{name}={text}" for name, text in found.prompts)}
+    return {key: value for key, value in keys.items() if key in RECIPE and (key in USUAL or value != USUALLY[key])}
 
 
 def _lengths(name: str, longest: int) -> dict[str, int]:
