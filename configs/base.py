@@ -84,7 +84,7 @@ def data() -> ConfigDict:
     # a kind of transformers_jax/data/sources.py: "text", "bible_text", "tokens"; "files", "bible", "tfds"; "conversations";
     # of images "image_folders", "image_lists", "tfds_images", "vtab", "mnist_5k", "digits_8x8",
     # "image_masks", "coco", "voc"
-    data.source = "text"  # "tsv", "glue", "conll", "squad", "swag", "jsonl"
+    data.source = "text"  # "tsv", "glue", "conll", "brackets", "squad", "swag", "jsonl"
     data.tfds_name = ""  # a prepared TFDS data set; of "text", "conll", "squad" and "swag" too, in place of files
     data.data_dir = ""  # the folder that holds it
     data.train = ""  # files, plain or gzip, "corpus.en,corpus.de" say; or, with tfds_name, the split's name there

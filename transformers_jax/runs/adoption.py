@@ -4,12 +4,13 @@ import dataclasses
 import importlib
 from collections.abc import Mapping
 
+from absl import logging
 from ml_collections import ConfigDict
 
 from transformers_jax import models, tasks
 from transformers_jax.errors import UserError
 from transformers_jax.models.protocol import TRANSLATES
-from transformers_jax.runs import initialise
+from transformers_jax.runs import foreign_task, initialise
 
 OWN = ("dtype", "param_dtype", "scan_layers", "remat", "attention", "max_mask_rate", "pooler")
 """Keys of config.model that the run itself decides: how the model is computed."""
@@ -56,7 +57,21 @@ def adopted(config: ConfigDict, path: str, given: Mapping[str, object] = {}) -> 
         config.model = ConfigDict(fields | own | theirs)
     if "tokenizer.path" not in given and tasks.named(config.task.name).reads == "text":
         config.tokenizer.path = str(folder)
+    if config.task.name == "similarity":
+        _adopt_recipe(config, foreign_task.recipe_of(folder), given)
     config.finetuning.init_from = str(path)
     if "training.keep_best" not in given and "keep_best" in config.training:
         config.training.keep_best = True
     return config
+
+
+def _adopt_recipe(config: ConfigDict, found: Mapping[str, object], given: Mapping[str, object]) -> None:
+    """Texts become vectors as the pretrained model has learned it, but for what the user has set."""
+    own = {key: value for key, value in found.items() if f"task.{key}" not in given}
+    with config.task.unlocked():
+        config.task.update(own)
+    if "max_length" in own and "data.lengths.tokens" not in given:
+        config.data.lengths.tokens = own["max_length"]
+    if own:
+        shown = ", ".join(f"{key}={value!r}" for key, value in own.items())
+        logging.info("config.task as the pretrained model has it: %s", shown)

@@ -16,10 +16,9 @@ from transformers_jax import models, parameters, tasks
 from transformers_jax.data.text.tokenizer import Tokenizer
 from transformers_jax.errors import UserError
 from transformers_jax.finetuning import lora, trainable
-from transformers_jax.interchange import huggingface, mapping, peft, preparation, recipe, stacking, tokenizers, weights
-from transformers_jax.layers.pooling import Recipe
+from transformers_jax.interchange import huggingface, mapping, peft, recipe, stacking, tokenizers, weights
 from transformers_jax.models.protocol import IMAGES, TEXT, Protocol
-from transformers_jax.runs import initialise, train
+from transformers_jax.runs import foreign_task, initialise, train
 from transformers_jax.runs.experiment import Experiment
 from transformers_jax.training import best
 from transformers_jax.training.checkpoint import Checkpoints
@@ -102,42 +101,21 @@ def _whole(leaves: dict[str, weights.Leaf]) -> dict:
 
 def _describe_task(config: ConfigDict, folder: Path, about: Protocol) -> None:
     """Sets what a folder of `transformers` says about its task: the length of texts, their vectors, the labels."""
-    described, task, head, longest = huggingface.read_config(folder), config.task, about.head, about.longest
+    task, head, longest = config.task, about.head, about.longest
     if IMAGES in about.reads and head == "classification":
-        config.data.update({"size": about.sizes["H"], "channels": about.sizes["C"]} | preparation.keys(folder))
+        config.data.update(foreign_task.image_keys(folder, about))
     elif head == "none" and "pooling" in task:
-        found = recipe.read(folder)
-        _describe_recipe(task, found, folder)
-        task.max_length = config.data.lengths.tokens = about.within(found.max_length).longest
+        found = foreign_task.recipe_of(folder) or {"pooling": "mean", "normalise": True}
+        with task.unlocked():
+            task.update(found)
+        task.max_length = config.data.lengths.tokens = about.within(found.get("max_length", 0)).longest
     elif head in about.labelled and head != "tagging" and "max_length" in task:
         task.max_length = config.data.lengths.tokens = longest
     elif longest and task.get("max_length", 0) > longest:  # others read in windows
         task.max_length = longest
     if longest and config.data.lengths.get("tokens", 0) > longest:
         config.data.lengths.tokens = longest
-    if head not in about.labelled:
-        return
-    names = huggingface.label_names(described)
-    kind = described.get("problem_type")
-    if head == "sequence" and (kind == "multi_label_classification" or kind == "regression" and len(names) > 1):
-        raise UserError(f"{folder / huggingface.CONFIG}: problem_type {kind} of {len(names)} labels is not supported")
-    if head == "classification" and kind == "multi_label_classification":
-        task.objective = "sigmoid"
-    if "labels" in task:
-        task.labels = () if head == "sequence" and len(names) == 1 else tuple(names)
-    if task.name == "sequence_classification" and not task.labels:
-        task.metrics = ("spearman", "pearson")
-
-
-def _describe_recipe(task: ConfigDict, found: Recipe, folder: Path) -> None:
-    """Sets what becomes of a text; keys that say nothing new are left out."""
-    if not found.pool_prompt and any(text for _, text in found.prompts):
-        raise UserError(f"{folder}: include_prompt is false: a workdir's vectors are of prompts too; embed from it")
-    prompts = tuple(f"{name}={text}" for name, text in found.prompts)
-    given = {"lowercase": found.lowercase, "prompts": prompts, "prompt": found.prompt, "similarity": found.similarity}
-    task.pooling, task.normalise = found.pooling, found.normalise
-    with task.unlocked():
-        task.update({key: value for key, value in given.items() if value != Recipe._field_defaults[key]})
+    task.update(foreign_task.labels_of(folder, about))
 
 
 def _to_folder(workdir: Path, folder: Path, merge: bool, step: int | str | None) -> str:
