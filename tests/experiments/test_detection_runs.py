@@ -8,8 +8,11 @@ import scenes
 from launching import REPOSITORY, call, content, fails, metrics
 from real_data import shared_data
 
-from experiments import evaluate, predict, pretrain, report
+from experiments import evaluate, finetune, predict, pretrain, report
 from transformers_jax import config as configuration
+from transformers_jax import parameters
+from transformers_jax.layers.quantized import is_quantized
+from transformers_jax.runs import initialise
 from transformers_jax.runs import train as training
 from transformers_jax.runs.experiment import Experiment
 
@@ -95,6 +98,23 @@ def test_samples_and_report(trained, photos, capfd):
     assert samples[0]["truth"] == [] and len(samples[1]["truth"]) == 2
     code, _, err = call(report, capfd, f"--workdir={trained}")
     assert code == 0 and "Average precision" in (trained / "report/index.html").read_text(), err
+
+
+@pytest.mark.parametrize("method", ["lora", "adapters"])
+def test_few_parameters_learn_to_find_objects(trained, photos, tmp_path, capfd, method):
+    """By QLoRA or adapters: the body stays, the head learns whole."""
+    more = {"lora": ["--config.finetuning.quantization=int8", "--config.finetuning.targets=('.',)"], "adapters": []}[method]
+    more += [f"--config.finetuning.method={method}", "--config.training.steps=4", "--config.data.test="]
+    code, out, err = call(finetune, capfd, *flags(photos), f"--workdir={tmp_path}/run", f"--init_from={trained}", *more)
+    assert code == 0 and json.loads(out.splitlines()[-1])["metric"] == "ap", err
+    run = Experiment(configuration.read(tmp_path / "run"), tmp_path / "run")
+    now, before = parameters.flat(run.trained()["params"]), initialise.read(trained)[0]
+    kernels = {name for name in set(now) & set(before) if name.endswith("/kernel") and not name.startswith("detection_head/")}
+    assert all(is_quantized(now[name]) for name in kernels if "depthwise" not in name) == (method == "lora")
+    assert method == "lora" or all(np.array_equal(now[name], np.asarray(before[name])) for name in kernels)
+    assert len({name for name in now if "lora_a" in name or "adapter/up/kernel" in name}) > 0
+    code, out, err = call(predict, capfd, f"--workdir={tmp_path}/run", photos / "JPEGImages/test_1.jpg")
+    assert code == 0 and json.loads(out)["image"], err
 
 
 @pytest.mark.parametrize(

@@ -29,7 +29,7 @@ from transformers_jax.runs import initialise
 from transformers_jax.runs.experiment import Experiment
 
 RANKS = (1, 4, 8, 16)
-LARGEST = 4096
+LARGEST = 2048
 """Rows or columns of the largest kernel whose singular values are computed."""
 OUTLIERS = (1, 2, 4, 8, 16, 32, 64, 128)
 """By how much the outlier is larger than the largest number of the kernel."""
@@ -101,7 +101,7 @@ def by_layer(changes: Mapping[str, np.ndarray]) -> dict[str, list[np.ndarray]]:
 
 def draw_spectra(changes: Mapping[str, np.ndarray], path: Path) -> None:
     """On the left the singular values over the largest, a line a layer, the mean of its kernels; on the right the share of
-    energy at each of RANKS by layer, and that of a random matrix of the largest kernel's smaller side."""
+    energy at each of RANKS by layer."""
     from matplotlib import colormaps
 
     layers = by_layer(changes)
@@ -114,6 +114,8 @@ def draw_spectra(changes: Mapping[str, np.ndarray], path: Path) -> None:
             edge = {"label": f"layer {layer}"} if i in (0, len(layers) - 1) else {}
             left.plot(np.arange(1, shortest + 1), np.maximum(curve, 1e-6), color=shade, linewidth=1.2, **edge)
         left.set_yscale("log")
+        left.yaxis.set_major_formatter("{x:g}")
+        left.xaxis.get_major_locator().set_params(integer=True)
         left.set_xlabel("number of the singular value")
         left.set_ylabel("over the largest")
         left.set_title("singular values of W_tuned − W", fontsize=9, fontweight="normal", color=GREY)
@@ -161,8 +163,9 @@ def draw_outlier(name: str, errors: Mapping[str, list[float]], path: Path) -> No
             axes.plot(OUTLIERS, found, "o-", color=colour, linewidth=1.2, markersize=4, label=labels[kind])
         axes.set_xscale("log", base=2)
         axes.set_yscale("log")
+        axes.yaxis.set_major_formatter("{x:g}")
         axes.set_xticks(OUTLIERS, [str(size) for size in OUTLIERS])
-        axes.set_xlabel("one outlier, over the largest number of the kernel")
+        axes.set_xlabel("one outlier, over the largest number")
         axes.set_ylabel("relative error of all others in int8")
         axes.set_title(name.removesuffix("/kernel"), fontsize=8, fontweight="normal", color=GREY)
         axes.legend(fontsize=8)
