@@ -5,7 +5,8 @@
 
 `camvid` learns 11 classes of street scenes (Brostow et al. 2009) of 240 × 180 pixels from scratch, from data/camvid/train and
 data/camvid/trainannot, half an hour on a laptop of two cores. `b0` to `b5` are the paper's sizes and its recipe for ADE20K
-(section 4.1), which begins with a model that was pretrained on ImageNet: experiments.finetune --init_from=FOLDER.
+(section 4.1), which begins with a model that was pretrained on ImageNet: experiments.finetune --init_from=FOLDER. `convnext`
+and `swin` label the pixels of ADE20K by heads on those models' pyramids. None of these was run here.
 """
 
 from ml_collections import ConfigDict
@@ -13,6 +14,7 @@ from ml_collections import ConfigDict
 from configs import base
 
 CAMVID = ("sky", "building", "pole", "road", "pavement", "tree", "sign", "fence", "car", "pedestrian", "cyclist")
+STAGES = ("reductions", "mlp_ratios", "patch_sizes", "strides")
 WIDE = dict(widths=(64, 128, 320, 512))
 DEEP = WIDE | dict(decoder_width=768)
 
@@ -20,6 +22,20 @@ DEEP = WIDE | dict(decoder_width=768)
 def sized(config: ConfigDict, **fields) -> None:
     """One of table 6's sizes."""
     config.model.update(fields)
+
+
+def convnext(config: ConfigDict) -> None:
+    """ConvNeXt-T (Liu et al. 2022, section 2) with a head of linear maps on its pyramid."""
+    base.without(config.model, *STAGES, "num_heads", "dropout", "attention_dropout")
+    with config.model.unlocked():
+        config.model.update(name="convnext", widths=(96, 192, 384, 768), depths=(3, 3, 9, 3), layer_scale=1e-6)
+
+
+def swin(config: ConfigDict) -> None:
+    """Swin-T (Liu et al. 2021, section 3.3) with the same head."""
+    base.without(config.model, *STAGES, "widths")
+    with config.model.unlocked():
+        config.model.update(name="swin", width=96, depths=(2, 2, 6, 2), num_heads=(3, 6, 12, 24), window=7)
 
 
 def camvid(config: ConfigDict) -> None:
@@ -53,6 +69,8 @@ VARIANTS = {
     "b3": (lambda config: sized(config, depths=(3, 4, 18, 3), **DEEP),),
     "b4": (lambda config: sized(config, depths=(3, 8, 27, 3), **DEEP),),
     "b5": (lambda config: sized(config, depths=(3, 6, 40, 3), **DEEP),),
+    "convnext": (convnext,),
+    "swin": (swin,),
     "camvid": (camvid,),
     "tiny": (tiny,),
 }
