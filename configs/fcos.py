@@ -3,7 +3,8 @@
     python -m experiments.pretrain --config=configs/fcos.py:bccd --workdir=/tmp/cells
     python -m experiments.predict --workdir=/tmp/cells photos/*.jpg
 
-`bccd` learns three kinds of blood cells from scratch, from the 205 images of data/bccd/BCCD, on a laptop of two cores.
+`bccd` learns three kinds of blood cells from scratch, from the 205 images of data/bccd/BCCD, with a small Swin, on a laptop of
+two cores.
 `convnext` and `swin` are of the papers' size tiny and of COCO, and begin with pretrained weights: experiments.finetune
 --init_from=FOLDER.
 """
