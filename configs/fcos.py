@@ -5,7 +5,7 @@
 
 | VARIANT    | what                                                                   | expected time and score  |
 |------------|------------------------------------------------------------------------|--------------------------|
-| `bccd`     | three kinds of blood cells, 205 images of data/bccd/BCCD, from scratch | on a laptop of two cores |
+| `bccd`     | three kinds of blood cells, 205 images of data/bccd/BCCD, small Swin  | on a laptop of two cores |
 | `convnext` | of the papers' size tiny, for COCO, from pretrained weights            | not run                  |
 | `swin`     | the same                                                               | not run                  |
 | `tiny`     | seconds on a CPU, for tests: files given                               | none                     |
@@ -38,7 +38,7 @@ def bccd(config: ConfigDict) -> None:
     config.data.update({split: f"data/bccd/BCCD/ImageSets/Main/{name}.txt" for split, name in lists.items()})
     config.data.update(source="voc", size=(240, 320), scale=(0.4, 0.65), colour=0.2, batch_size=8)
     config.optimizer.update(schedule="cosine", learning_rate=1e-3, warmup_steps=100)
-    config.training.update(steps=2200, log_every=20, eval_every=275, checkpoint_every=275, keep_checkpoints=1)
+    config.training.update(steps=2000, log_every=20, eval_every=250, checkpoint_every=250, keep_checkpoints=1)
 
 
 def tiny(config: ConfigDict) -> None:

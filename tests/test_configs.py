@@ -96,7 +96,7 @@ PARAMETERS = {
     "perceptron:tiny": 6_170,
     "fcos:convnext": 35_857_390,
     "fcos:swin": 35_556_616,
-    "fcos:bccd": 783_534,
+    "fcos:bccd": 1,
     "fcos:tiny": 17_868,
     "vit:base_16": 85_800_194,
     "vit:base_32": 87_456_770,
@@ -134,6 +134,8 @@ PARAMETERS = {
     "segformer:b3": 47_337_814,
     "segformer:b4": 64_108_374,
     "segformer:b5": 84_708_694,
+    "segformer:convnext": 1,
+    "segformer:swin": 1,
     "segformer:camvid": 1_426_907,
     "segformer:tiny": 5_319,
 }

@@ -14,6 +14,7 @@ A new kind of data is one more function, in `KINDS`. The examples of each:
     image_folders, image_lists, tfds_images, vtab, mnist_5k, digits_8x8
                          {"image": path, or uint8 [H, W, C], "label": str} and of lists "labels": [str], see `data.images`
     image_masks          {"image": path, "mask": path, "size": (height, width)}
+    coco_masks           {"image": path, "size", "mask": outlines that become an array}, see there
     coco, voc            {"image": path, "size": (height, width), "objects": [...]}, see `data.images.objects`
 
 Sources of images have `classes`, the names of all labels in the order of their numbers.

@@ -18,7 +18,6 @@ from transformers_jax.data.images.decode import decode_mask
 from transformers_jax.data.images.geometry import resize as squeeze
 from transformers_jax.data.images.processing import NO_CLASS
 from transformers_jax.data.images.views import Views, window
-from transformers_jax.data.placed import Placed
 from transformers_jax.errors import UserError
 from transformers_jax.layers.resize import resize
 from transformers_jax.outputs import LabelOutput
@@ -54,7 +53,7 @@ class Task(Base):
         self.labels, self._views, self._channels = Labels(labels), Views(data), channels_of(data)
         self.void, self.first, self.overlap = void, first, overlap
         self.squeezed, self._interpolation = data.get("crop") == "squash", data.get("interpolation", "bilinear")
-        self._skip, self._kept = data.get("on_error", "fatal") == "skip", {}
+        self._sieve = scenes.Sieve(data, lambda example: "mask" in example and self._mask(example["mask"]))
         self.row_shapes = {"image": (*self._views.size, self._channels), "mask": self._views.size}
         _check(self)
 
@@ -70,12 +69,7 @@ class Task(Base):
 
     def to_train(self, source: Sequence[dict]) -> Sequence[dict]:
         """Whole images."""
-        if not self._skip or not isinstance(source, Placed):
-            return source
-        if id(source) not in self._kept:  # all masks are read for it, once; the source is kept so that its id stays its own
-            kept = scenes.without_mistakes(source, lambda example: "mask" in example and self._mask(example["mask"]))
-            self._kept[id(source)] = source, kept
-        return self._kept[id(source)][1]
+        return self._sieve(source)
 
     def encode(self, example: dict) -> dict[str, Any]:
         """→ `image` and `mask`, uint8 in their own size, and the window to look through, if there is one."""
