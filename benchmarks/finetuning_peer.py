@@ -7,12 +7,15 @@ task: only what is dropped out differs. The last line is one JSON object, as tha
 """
 
 import json
+import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
+import numpy as np
 import optax
 import torch
 import transformers
@@ -32,18 +35,25 @@ CLASSES = {
 }
 
 
-def main(workdir: str) -> None:
+def main(workdir: str, begin: Callable | None = None, plain: Callable = lambda model: model) -> None:
+    """Trains as the run in `workdir` did.
+
+    Args:
+      begin: run → the model; by default `model_of`.
+      plain: the model → it as `transformers` saves it.
+    """
     config = configuration.read(workdir)
     run, options = Experiment(config, workdir), config.training
     torch.manual_seed(config.seed)
-    model = model_of(run)
+    model = (begin or model_of)(run)
     optimizer, rate = optimizer_of(model, config)
     scorer, iterator, scores = Scorer(run), run.train_iterator(), []
-    losses, began = [], time.monotonic()
+    losses, took, began = [], [], time.monotonic()
     for step in range(1, options.steps + 1):
         batch = {name: torch.from_numpy(array).long() if array.dtype.kind == "i" else torch.from_numpy(array)
                  for name, array in next(iterator).items()}  # fmt: skip
         model.train()
+        stepped = time.monotonic()
         optimizer.zero_grad(set_to_none=True)
         loss = loss_of(model, batch, config.task.name)
         loss.backward()
@@ -51,15 +61,17 @@ def main(workdir: str) -> None:
         for group in optimizer.param_groups:
             group["lr"] = float(rate(step - 1))
         optimizer.step()
+        took.append(time.monotonic() - stepped)
         losses.append(float(loss.detach()))
         if step % options.log_every == 0:
             print(f"step {step}/{options.steps}  loss {sum(losses) / len(losses):.4g}", file=sys.stderr, flush=True)
             losses.clear()
         if step % options.eval_every == 0 or step == options.steps:
-            scores.append((validated(model, run, scorer)[run.task.main_metric], -step))
+            scores.append((validated(plain(model), run, scorer)[run.task.main_metric], -step))
     best, step = max(scores)
     found = {"metric": run.task.main_metric, "best": best, "step": -step, "last": scores[-1][0]}
-    print(json.dumps(found | {"seconds": round(time.monotonic() - began)}))
+    found |= {"seconds": round(time.monotonic() - began), "seconds_a_step": round(statistics.mean(took[len(took) // 3 :]), 4)}
+    print(json.dumps(found | {"learning": sum(p.numel() for p in model.parameters() if p.requires_grad)}))
 
 
 def model_of(run: Experiment):
@@ -99,7 +111,7 @@ def validated(model, run: Experiment, scorer: Scorer) -> dict:
     """The task's scores on the validation split, of the model as `transformers` saves it."""
     with tempfile.TemporaryDirectory() as folder:
         model.save_pretrained(Path(folder))
-        params = initialise.initial(folder, run.model)
+        params = jax.tree.map(np.asarray, initialise.initial(folder, run.model))  # read, while the folder is there
     return run.task.validate(scorer, {"params": params, "model_state": {}})
 
 

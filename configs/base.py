@@ -47,6 +47,7 @@ def base() -> ConfigDict:
     config.training.keep_best = False  # beside them the model of the best evaluation, which is then what is used
     config.training.patience = 0  # evaluations in a row that are not better, after which a run ends; 0: it never does
     config.training.average_checkpoints = 1  # of them, whose mean is evaluated
+    config.training.ema = 0.0  # decay of a moving average of the weights that is evaluated in their place; 0: none
 
     config.mesh = ConfigDict()
     config.mesh.data = -1  # devices that split the rows of a batch; -1: all that are left
@@ -81,9 +82,9 @@ def data() -> ConfigDict:
     """Where examples come from, and how they become batches."""
     data = ConfigDict()
     # a kind of transformers_jax/data/sources.py: "text", "bible_text", "tokens"; "files", "bible", "tfds"; "conversations";
-    # of images "image_folders", "image_lists", "tfds_images", "mnist_5k", "digits_8x8",
+    # of images "image_folders", "image_lists", "tfds_images", "vtab", "mnist_5k", "digits_8x8",
     # "image_masks", "coco", "voc"
-    data.source = "text"  # "tsv", "glue", "conll", "squad", "swag", "jsonl"
+    data.source = "text"  # "tsv", "glue", "conll", "brackets", "squad", "swag", "jsonl"
     data.tfds_name = ""  # a prepared TFDS data set; of "text", "conll", "squad" and "swag" too, in place of files
     data.data_dir = ""  # the folder that holds it
     data.train = ""  # files, plain or gzip, "corpus.en,corpus.de" say; or, with tfds_name, the split's name there
@@ -134,6 +135,7 @@ def images(config: ConfigDict, size: int = 224, channels: int = 3) -> None:
         data.crop_scale = (0.08, 1.0)  # "inception": share of the area
         data.crop_ratio = (3 / 4, 4 / 3)  # "inception": width over height
         data.padding = 4  # "pad": pixels of the black rim
+        data.rotation = 0.0  # degrees that an image is turned by at most
         data.flip = 0.5  # probability of a horizontal flip; 0 where left and right differ, as in digits
         data.colour = 0.0  # jitter: one strength, or brightness, contrast, saturation and hue, (0.4, 0.4, 0.4, 0.1)
         data.randaugment_ops = 0  # operations of RandAugment; 0: none
@@ -401,6 +403,16 @@ def image_classes(config: ConfigDict, labels: tuple = ()) -> None:
     config.task.lock()
 
 
+def image_distillation(config: ConfigDict) -> None:
+    """A label for an image, learned from a teacher, too: after `image_classes`."""
+    config.task.name = "image_distillation"
+    with config.task.unlocked():
+        config.task.teacher = ""  # a folder of Hugging Face's, a workdir, or a name on the hub, of any family
+        config.task.distillation = "hard"  # its likeliest label; or "soft": its distribution
+        config.task.share = 0.5  # of the teacher in the loss
+        config.task.temperature = 3.0  # "soft": both distributions are softened by
+
+
 def pixel_classes(config: ConfigDict, labels: tuple = (), void: int = 255) -> None:
     """A class for each pixel of an image.
 
@@ -475,10 +487,12 @@ def photos(config: ConfigDict, steps: int = 6000) -> None:
 
 
 def few_digits(config: ConfigDict, steps: int) -> None:
-    """`digits`, for a model that learns ten minutes from so many batches."""
+    """`digits`, for a model that learns ten minutes from so many batches, whose average over about 1,000 updates is used."""
     laptop(config)
     digits(config)
-    config.data.update(batch_size=64)
+    config.data.update(batch_size=64, rotation=12.0)
+    config.task.label_smoothing = 0.1
+    config.training.ema = 0.999
     config.optimizer.update(learning_rate=1e-3, warmup_steps=200, weight_decay=0.05)
     config.training.update(steps=steps, log_every=50, eval_every=500, checkpoint_every=500, keep_checkpoints=1)
 

@@ -8,7 +8,9 @@ python -m experiments.pretrain --config=configs/luong.py:VARIANT --workdir=DIR
 | `wmt`        | section 4.1: four layers of 1,000 on WMT14                   | paper, en-de: 18.1      |
 | `quickstart` | two layers of 256 on the Bible, beside transformer.py's      | see benchmarks/README.md |
 | `multi30k`   | two layers of 256 on image captions, files given             | see benchmarks/README.md |
+| `lm`         | the decoder alone continues texts: 10M parameters, two layers of 576, as gpt.py's `books` | not run |
 | `tiny`       | seconds on a CPU, for tests: files given                     | none                    |
+| `tiny_lm`    | the decoder alone, likewise                                  | none                    |
 
 Files in place of these: --config.data.train=A.en,A.de --config.data.validation=B.en,B.de, two of text, plain or gzip, line by
 line; splits that are not named are not used.
@@ -22,6 +24,10 @@ from ml_collections import ConfigDict
 
 from configs import base
 
+NO_LSTM = (
+    "num_heads", "mlp_width", "attention", "attention_dropout", "embedding_dropout", "activation", "norm_epsilon", "max_length",
+    "tie_embeddings", "scan_layers", "remat", "genome", "genome_unit", "genome_cell",
+)  # fmt: skip
 NONE_OF = (
     "num_heads", "mlp_width", "attention", "attention_dropout", "attention_bias", "mlp_dropout", "activation", "norm",
     "positions", "relative_distance", "max_length", "scan_layers", "remat", "genome", "genome_unit",
@@ -31,6 +37,9 @@ NONE_OF = (
 def get_config(variant: str = "wmt") -> ConfigDict:
     """The config of `NAME` or `NAME,PAIR`; ValueError: an unknown name or language pair."""
     variants = {"wmt": (base.wmt14,), "quickstart": (quickstart,), "multi30k": (multi30k,), "tiny": (tiny,)}
+    variants |= {"lm": (books,), "tiny_lm": (tiny_texts,)}
+    if variant in ("lm", "tiny_lm"):
+        return base.varied(continuing(), variants, variant)
     return base.paired(common(), variants, variant)
 
 
@@ -76,3 +85,27 @@ def tiny(config: ConfigDict) -> None:
     small(config)
     base.tiny_pairs(config)
     config.model.update(encoder_layers=1, decoder_layers=1)
+
+
+def continuing() -> ConfigDict:
+    """Without a source, a language model as Zaremba et al. (2014, https://arxiv.org/abs/1409.2329) train it, but by AdamW."""
+    config = base.decoder("lstm")
+    base.without(config.model, *NO_LSTM)
+    config.model.update(width=576, layers=2, dtype="float32", dropout=0.0)
+    return config
+
+
+def books(config: ConfigDict) -> None:
+    """What configs/gpt.py:books reads: --config.data.train=a.txt,b.txt.gz --config.data.validation=c.txt."""
+    config.tokenizer.vocab_size = 8000
+    config.data.update(source="text", unit="file", batch_size=8, lengths={"tokens": 256}, cache=True)
+    config.optimizer.update(learning_rate=2e-3, warmup_steps=100)
+    config.training.update(steps=1800, log_every=50, eval_every=300, checkpoint_every=300)
+
+
+def tiny_texts(config: ConfigDict) -> None:
+    config.model.width = 32
+    config.tokenizer.vocab_size = 400
+    config.data.update(batch_size=8, lengths={"tokens": 32}, cache=True)
+    config.optimizer.update(learning_rate=1e-3, warmup_steps=4)
+    config.training.update(steps=12, log_every=2, eval_every=6, checkpoint_every=6)

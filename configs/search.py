@@ -7,7 +7,9 @@ python -m experiments.search --config=configs/search.py:VARIANT --workdir=DIR [-
 | `quickstart` | 8 candidates of a small model on the Bible, on a laptop               | 10 minutes           |
 | `multi30k`   | 152 candidates of a small model on image captions, files given        | 2 hours              |
 | `wmt`        | the paper's: WMT14, population 100, sample 30, 59.1 to 64.1M parameters | 15,000 trainings     |
+| `causal_lm`  | 20 candidates for a block of gpt.py's, by bits per byte, on text files that are given | not run |
 | `tiny`       | seconds on a CPU, for tests: files given                              | seconds              |
+| `tiny_causal_lm` | likewise                                                          | seconds              |
 
 Files in place of these: --config.data.train=A.en,A.de --config.data.validation=B.en,B.de, two of text, plain or gzip, line by
 line; splits that are not named are not used.
@@ -16,12 +18,15 @@ A language pair may follow the variant: `quickstart,en-fr`. Times are for two wo
 
 from ml_collections import ConfigDict
 
-from configs import base
+from configs import base, gpt
 
 
 def get_config(variant: str = "wmt") -> ConfigDict:
     """The config of `NAME` or `NAME,PAIR`; ValueError: an unknown name or language pair."""
     variants = {"quickstart": (quickstart,), "multi30k": (multi30k,), "wmt": (wmt,), "tiny": (tiny,)}
+    variants |= {"causal_lm": (causal_lm,), "tiny_causal_lm": (tiny_causal_lm,)}
+    if variant in ("causal_lm", "tiny_causal_lm"):
+        return base.varied(continuing(), variants, variant)
     return base.paired(common(), variants, variant)
 
 
@@ -48,16 +53,34 @@ def search() -> ConfigDict:
 
 def common() -> ConfigDict:
     """A candidate is a model of the Transformer's size with a genome of its own; `search` says how long it learns."""
-    config = base.transformer("transformer")
-    base.without(config, "decoding", "finetuning")
-    base.without(config.training, "steps", "eval_every", "bleu_every", "bleu_sentences", "average_checkpoints")
-    with config.unlocked():
-        config.search = search()
+    config = searched(base.transformer("transformer"), "bleu_every", "bleu_sentences")
+    base.without(config, "decoding")
     config.model.update(norm="pre", positions="concatenated")
     config.tokenizer.vocab_size = 33_288
     config.data.update(batch_size=32, tokens_per_batch=4096)
     config.optimizer.update(name="adafactor", schedule="inverse_sqrt", learning_rate=0.01)  # endless: candidates may train on
+    return config
+
+
+def searched(config: ConfigDict, *unused: str) -> ConfigDict:
+    """The config with a search in place of one training; unused: keys of training that it has no use for, either."""
+    base.without(config, "finetuning")
+    base.without(config.training, "steps", "eval_every", "average_checkpoints", *unused)
+    with config.unlocked():
+        config.search = search()
     config.training.update(checkpoint_every=0, keep_checkpoints=1)  # of trainings under way; 0: a killed one starts over
+    return config
+
+
+def continuing() -> ConfigDict:
+    """A candidate is a GPT whose block is the genome's decoder cell without attention to a source; the encoder cell has no
+    part in it."""
+    config = searched(gpt.common())
+    base.laptop(config)
+    config.model.update(dropout=0.0, embedding_dropout=0.0, attention_dropout=0.0)
+    config.data.source = "text"
+    config.optimizer.update(name="adam", schedule="inverse_sqrt", learning_rate=0.004, warmup_steps=40, weight_decay=0.0)
+    config.training.log_every = 20
     return config
 
 
@@ -101,3 +124,19 @@ def tiny(config: ConfigDict) -> None:
     config.data.update(source="files", batch_size=4)
     config.training.log_every = 2
     config.search.update(parameters=(20_000, 80_000), population=3, sample=2, children=2, steps=(2, 2))
+
+
+def causal_lm(config: ConfigDict) -> None:
+    """Width 64, rows of 64 tokens: --config.data.train=a.txt,b.txt.gz --config.data.validation=c.txt."""
+    config.model.update(width=64, num_heads=4, mlp_width=256, layers=2, max_length=64)
+    config.tokenizer.vocab_size = 2000
+    config.data.update(unit="file", batch_size=16, lengths={"tokens": 64})
+    config.search.update(parameters=(), population=6, sample=3, children=4, steps=(150, 150, 400))
+
+
+def tiny_causal_lm(config: ConfigDict) -> None:
+    config.model.update(width=16, num_heads=4, mlp_width=64, layers=2, max_length=32)
+    config.tokenizer.vocab_size = 400
+    config.data.update(batch_size=4, lengths={"tokens": 32})
+    config.training.log_every = 2
+    config.search.update(parameters=(10_000, 60_000), population=3, sample=2, children=2, steps=(2, 2))

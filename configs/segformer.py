@@ -7,9 +7,10 @@
 |-------------------------------|-------------------------------------------------------|---------------------------|
 | `camvid`                      | street scenes (Brostow et al. 2009), from data/camvid | half an hour on two cores |
 | `b0` `b1` `b2` `b3` `b4` `b5` | the paper's sizes, ADE20K (section 4.1)               | not run                   |
+| `convnext` `swin`             | heads on the pyramids of those models, ADE20K         | not run                   |
 | `tiny`                        | seconds on a CPU, for tests: files given              | none                      |
 
-`b0` to `b5` begin with a model that was pretrained on ImageNet: experiments.finetune --init_from=FOLDER.
+All but `camvid` begin with a model that was pretrained on ImageNet: experiments.finetune --init_from=FOLDER.
 
 Images: --config.data.train=IMAGES,MASKS --config.data.validation=IMAGES,MASKS, a folder of images and one of PNG masks of the
 same names, whose numbers are the classes; --config.task.labels=a,b,c names them. Splits that are not named are not used.
@@ -20,6 +21,7 @@ from ml_collections import ConfigDict
 from configs import base
 
 CAMVID = ("sky", "building", "pole", "road", "pavement", "tree", "sign", "fence", "car", "pedestrian", "cyclist")
+STAGES = ("reductions", "mlp_ratios", "patch_sizes", "strides")
 WIDE = dict(widths=(64, 128, 320, 512))
 DEEP = WIDE | dict(decoder_width=768)
 
@@ -27,6 +29,20 @@ DEEP = WIDE | dict(decoder_width=768)
 def sized(config: ConfigDict, **fields) -> None:
     """One of table 6's sizes."""
     config.model.update(fields)
+
+
+def convnext(config: ConfigDict) -> None:
+    """ConvNeXt-T (Liu et al. 2022, section 2) with a head of linear maps on its pyramid."""
+    base.without(config.model, *STAGES, "num_heads", "dropout", "attention_dropout")
+    with config.model.unlocked():
+        config.model.update(name="convnext", widths=(96, 192, 384, 768), depths=(3, 3, 9, 3), layer_scale=1e-6)
+
+
+def swin(config: ConfigDict) -> None:
+    """Swin-T (Liu et al. 2021, section 3.3) with the same head."""
+    base.without(config.model, *STAGES, "widths")
+    with config.model.unlocked():
+        config.model.update(name="swin", width=96, depths=(2, 2, 6, 2), num_heads=(3, 6, 12, 24), window=7)
 
 
 def camvid(config: ConfigDict) -> None:
@@ -39,7 +55,7 @@ def camvid(config: ConfigDict) -> None:
     config.data.update(size=(180, 240), scale=(0.75, 2.0), colour=0.3, most_of_one=0.75, batch_size=8)
     config.task.update(labels=CAMVID, void=11)
     config.optimizer.update(schedule="cosine", learning_rate=1e-3, warmup_steps=100, weight_decay=0.05)
-    config.training.update(steps=2000, log_every=20, eval_every=250, checkpoint_every=250, keep_checkpoints=1)
+    config.training.update(steps=3600, log_every=20, eval_every=450, checkpoint_every=450, keep_checkpoints=1)
 
 
 def tiny(config: ConfigDict) -> None:
@@ -60,6 +76,8 @@ VARIANTS = {
     "b3": (lambda config: sized(config, depths=(3, 4, 18, 3), **DEEP),),
     "b4": (lambda config: sized(config, depths=(3, 8, 27, 3), **DEEP),),
     "b5": (lambda config: sized(config, depths=(3, 6, 40, 3), **DEEP),),
+    "convnext": (convnext,),
+    "swin": (swin,),
     "camvid": (camvid,),
     "tiny": (tiny,),
 }

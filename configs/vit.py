@@ -50,8 +50,22 @@ def deit(config: ConfigDict, **model) -> None:
 
 
 def digits(config: ConfigDict) -> None:
+    """Mean pooling and fixed positions, as in Beyer et al. 2022, "Better plain ViT baselines for ImageNet-1k"."""
     base.few_digits(config, steps=4000)
-    config.model.update(width=96, num_heads=3, mlp_width=192, layers=6, patch_size=4, drop_path=0.1)
+    config.model.update(width=96, num_heads=3, mlp_width=192, layers=6, patch_size=4, drop_path=0.0)
+    config.model.update(pooling="mean", positions="sinusoidal_2d")
+    config.optimizer.update(learning_rate=2e-3)
+
+
+def distilled(config: ConfigDict) -> None:
+    """DeiT-Ti beside a teacher, hard distillation without its token (table 3): --config.task.teacher=FOLDER|WORKDIR."""
+    deit(config, width=192, num_heads=3, mlp_width=768)
+    base.image_distillation(config)
+
+
+def tiny_distilled(config: ConfigDict) -> None:
+    tiny(config)
+    base.image_distillation(config)
 
 
 def folders(config: ConfigDict) -> None:
@@ -82,10 +96,12 @@ VARIANTS = {
     "deit_tiny": (lambda config: deit(config, width=192, num_heads=3, mlp_width=768),),
     "deit_small": (lambda config: deit(config, width=384, num_heads=6, mlp_width=1536),),
     "deit_base": (deit,),
+    "distilled": (distilled,),
     "digits": (digits,),
     "folders": (folders,),
     "finetune": (finetune,),
     "tiny": (tiny,),
+    "tiny_distilled": (tiny_distilled,),
 }
 
 

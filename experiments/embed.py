@@ -4,11 +4,16 @@
     … --nearest=5 --corpus=FILE < questions        the most similar lines of a file             {"text", "nearest"}
     … --similarity_file=FILE        "score TAB sentence TAB sentence" a line: Spearman and Pearson
     … --summary=3 < text            its most central sentences
+    … --words [--layers=-4:] < lines        a vector for each word between blanks     {"text", "words", "vectors"}
 
 Vectors are means of the last hidden states, of length 1; where the folder says otherwise, as those of sentence-transformers
 do in modules.json and the files beside it, or the run has learned otherwise, it is done so. --pooling and --normalise change
 that; --prompt names another of the folder's prompts. Where there are prompts "query" and "document" (or "passage"), the lines
 of --nearest are read with the one, and those of --corpus with the other.
+
+--layers=-4: takes the states of the last four layers in place of the last one's, --layers=0 those of the embeddings, and
+--combine says what is made of several: concat, sum or mean. A word's vector is that of its first token, as BERT gives features
+for tagging (Devlin et al. 2019, section 5.3), in its own length, unless --pooling and --normalise say otherwise.
 """
 
 import json
@@ -30,10 +35,18 @@ flags.DEFINE_string("prompt", None, "the name of a prompt of the folder; an empt
 flags.DEFINE_bool("normalise", None, "make vectors of length 1", flag_values=FLAGS)
 flags.DEFINE_integer("max_length", None, "tokens of a text that are read", 3, flag_values=FLAGS)
 launch.define_step(FLAGS)
+flags.DEFINE_bool("words", False, "a vector for each word, not for the line", flag_values=FLAGS)
+flags.DEFINE_string("layers", None, "whose states are taken: -4: or 1:5 or -2; 0 are the embeddings", flag_values=FLAGS)
+flags.DEFINE_enum("combine", None, ("concat", "sum", "mean"), "what is made of several layers", flag_values=FLAGS)
+
+WORDS_AT_ONCE = 64
+"""Lines that are read together for the vectors of their words."""
 
 
 def main(args, config) -> None:
     from transformers_jax.inference import embeddings
+    from transformers_jax.inference.layers import Layers
+    from transformers_jax.inference.word_vectors import WordEmbedder
 
     if not args.init_from:
         raise UserError("--init_from is missing: give a folder of Hugging Face's, a workdir, or a name on the hub")
@@ -42,7 +55,16 @@ def main(args, config) -> None:
     if sum(map(bool, (args.nearest, args.similarity_file, args.summary))) > 1:
         raise UserError("--nearest, --similarity_file and --summary are three things: give one")
     changes = {n: args[n].value for n in ("pooling", "normalise", "max_length", "prompt") if args[n].value is not None}
-    embed = embeddings.Embedder.of(args.init_from, step=args.step, **changes)
+    if args.combine and not args.layers:
+        raise UserError(f"--combine={args.combine} is of several layers: give --layers, as in --layers=-4:")
+    layers = Layers(args.layers, args.combine or "concat") if args.layers else None
+    if args.words:
+        if not_words := [n for n in ("nearest", "similarity_file", "summary", "prompt") if args[n].value]:
+            raise UserError(f"--words gives vectors of words, and --{not_words[0]} is of sentences")
+        answer = words_of(WordEmbedder.of(args.init_from, layers, step=args.step, **changes))
+        show(answer, lines.blocks(lines.decoded(sys.stdin.buffer), 1 if sys.stdin.isatty() else WORDS_AT_ONCE))
+        return
+    embed = embeddings.Embedder.of(args.init_from, layers, step=args.step, **changes)
     if args.similarity_file:
         print(json.dumps(similarity(embed, args.similarity_file)))
     elif args.summary:
@@ -50,11 +72,24 @@ def main(args, config) -> None:
         parts = embeddings.sentences_of(text)
         print(*embeddings.summary(parts, embed(parts), args.summary) if parts else (), sep="\n")
     else:
-        answer = search(embed, args.corpus, args.nearest) if args.nearest else vectors_of(embed)
-        for block in lines.blocks_of_input():
-            for line in answer(block):
-                print(json.dumps(line, ensure_ascii=False))
-            sys.stdout.flush()
+        show(search(embed, args.corpus, args.nearest) if args.nearest else vectors_of(embed), lines.blocks_of_input())
+
+
+def show(answer, blocks) -> None:
+    """Prints the answers to each block of lines."""
+    for block in blocks:
+        for line in answer(block):
+            print(json.dumps(line, ensure_ascii=False))
+        sys.stdout.flush()
+
+
+def words_of(embed):
+    """Lines → {"text", "words", "vectors"} of each."""
+
+    def answer(block: list[str]) -> list[dict]:
+        return [{"text": text} | found for text, found in zip(block, embed(block), strict=True)]
+
+    return answer
 
 
 def vectors_of(embed):

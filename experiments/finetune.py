@@ -1,11 +1,11 @@
 """Trains on from pretrained weights; the same command again goes on where it stopped.
 
-python -m experiments.finetune --config=configs/bert.py:sst2 --workdir=DIR --init_from=FOLDER|WORKDIR|HUB_NAME
+python -m experiments.finetune --config=configs/bert.py:sst2 --workdir=DIR --init_from=FOLDER|FILE.gguf|WORKDIR|HUB_NAME
     [--config.data.train=FILE --config.data.validation=FILE …] [--config.finetuning.trainable="('head',)"] [--dry_run]
 
-Architecture and vocabulary are those of --init_from: a folder of Hugging Face's, a workdir, or a name on the hub. The last
-line is one JSON object: the best score on the validation split, and the step it was reached at. The model of that step is kept
-in DIR/best, and is what the other launchers take unless --step=last or a number says otherwise.
+Architecture and vocabulary are those of --init_from: a folder of Hugging Face's, a GGUF file, a workdir, or a name on the hub.
+The last line is one JSON object: the best score on the validation split, and the step it was reached at. The model of that step
+is kept in DIR/best, and is what the other launchers take unless --step=last or a number says otherwise.
 
 A config of several parts, as configs/bert.py:glue, runs each in a folder of its own in DIR, and prints and writes the table.
 """
@@ -20,7 +20,7 @@ from transformers_jax import config as configuration
 from transformers_jax.errors import UserError
 
 FLAGS = launch.flags_of(config="file")
-flags.DEFINE_string("init_from", None, "folder of Hugging Face's, workdir, or name on the hub", flag_values=FLAGS)
+flags.DEFINE_string("init_from", None, "folder of Hugging Face's, GGUF file, workdir, or name on the hub", flag_values=FLAGS)
 flags.DEFINE_bool("dry_run", False, "print what the run would take; launch and write nothing", flag_values=FLAGS)
 
 

@@ -1,10 +1,10 @@
 """Answers of a trained model: a line in, a JSON object out, in order; an empty line gives {}.
 
     python -m experiments.predict --workdir=DIR [--average=N | --step=best|last|N] [--adapter=NAME=WORKDIR …] < lines
-    python -m experiments.predict --init_from=FOLDER|WORKDIR|HUB_NAME --task=fill_mask [--top=5] < lines
-    python -m experiments.predict --workdir=DIR [--out=FOLDER] IMAGE|FOLDER …
+    python -m experiments.predict --init_from=FOLDER|WORKDIR|HUB_NAME [--task=next_sentence] [--top=5] < lines
+    python -m experiments.predict --workdir=DIR|--init_from=FOLDER [--out=FOLDER] IMAGE|FOLDER …
 
-A line is text, by the task of the run:
+A line is text, by the task of the run, or by the head of a folder of Hugging Face's, whose labels are those of its config.json:
 
     sequence_classification, similarity   a text, or two with a TAB between them
     tagging                               words with blanks between them
@@ -13,12 +13,17 @@ A line is text, by the task of the run:
     image_classification, segmentation,
     detection                             the path of an image
     masked_lm (fill_mask)                 a text with [MASK] for each gap: "Let's stick to [MASK] in this skit"
+    next_sentence                         two texts with a TAB between them
 
 or a JSON object with the keys of the task's examples. It comes back with labels and their probabilities, a tag for each word,
-the answer and where it stands in the passage, or the best words for each gap. --format=text takes lines that begin with { as
-they are. Of a run on images, files and folders of them may also be arguments, instead of lines. With --out, segmentation
-writes each image's mask as PNG, whose numbers are the classes, and the image with the mask laid over it; detection the image
-with the boxes.
+the answer and where it stands in the passage, or the best words for each gap; with --candidates=improvisation,comedy each of
+these words, the likeliest first. A model that has learned which sentences follow each other beside its gaps tells so with
+--task=next_sentence. --format=text takes lines that begin with { as they are; --format=brackets prints a tagger's answers as
+text, "[ORG U.N.] official [PER Ekeus] heads for [LOC Baghdad] .".
+
+Of a model of images, files and folders of them may also be arguments, instead of lines. With --out, segmentation writes each
+image's mask as PNG, whose numbers are the classes, and the image with the mask laid over it; detection the image with the
+boxes.
 
 A JSON object whose key "adapter" is NAME is answered by the run in that WORKDIR, which was trained beside the same base as the
 one in DIR; the base is read once. Others are answered by the latter.
@@ -34,11 +39,13 @@ from experiments import launch, lines
 from transformers_jax.errors import Unreadable, UserError
 
 FLAGS = launch.flags_of(config="workdir", arguments="an image, or a folder of images, in place of lines")
-flags.DEFINE_string("init_from", None, "pretrained weights to fill gaps with, in place of --workdir", flag_values=FLAGS)
-flags.DEFINE_enum("task", None, ("fill_mask",), "what to do; by default that which was trained", flag_values=FLAGS)
-flags.DEFINE_enum("format", "auto", ("auto", "text", "jsonl"), "of the lines; auto looks for {", flag_values=FLAGS)
+flags.DEFINE_string("init_from", None, "folder of Hugging Face's, workdir, or name on the hub", flag_values=FLAGS)
+flags.DEFINE_enum("task", None, ("fill_mask", "next_sentence"), "what to do, if not what was trained", flag_values=FLAGS)
+FORMATS = ("auto", "text", "jsonl", "brackets")
+flags.DEFINE_enum("format", "auto", FORMATS, "of lines; auto looks for {; brackets: of a tagger's answers", flag_values=FLAGS)
 flags.DEFINE_multi_string("adapter", [], "NAME=WORKDIR of another run beside the same base", flag_values=FLAGS)
 flags.DEFINE_integer("top", 5, "words for a gap", 1, flag_values=FLAGS)
+flags.DEFINE_list("candidates", [], "words that may stand in a gap", flag_values=FLAGS)
 flags.DEFINE_string("out", None, "folder for masks, and for images with masks or boxes", flag_values=FLAGS)
 flags.DEFINE_integer("average", None, "over how many of the newest checkpoints", 1, flag_values=FLAGS)
 launch.define_step(FLAGS)
@@ -56,19 +63,19 @@ def main(args, config) -> None:
     if bool(args.workdir) == bool(args.init_from):
         raise UserError("give one of --workdir and --init_from")
     if args.init_from:
-        if args.task != "fill_mask":
-            raise UserError("--init_from is for --task=fill_mask; give --workdir of a run that experiments.finetune has made")
-        there = predictor.loaded(args.init_from)
+        there = predictor.loaded(args.init_from, average=args.average, step=args.step)
     else:
         there = predictor.trained(Experiment(config, args.workdir), average=args.average, step=args.step)
-    answer = answers.answerer(there, args.task or "", top=args.top)
+    answer = answers.answerer(there, args.task or "", top=args.top, candidates=args.candidates)
+    shown = in_brackets(answer.task) if args.format == "brackets" else in_json
     if args.out:
         answer.task.write_to(args.out)
     if args.adapter:
         others = adapters.named(there, list(dict.fromkeys(args.adapter)))  # arguments are parsed twice
         own = {name: answers.answerer(other, top=args.top) for name, other in others.items() if name}
         answer = answers.ByAdapter({"": answer} | own)
-    number, form, what, blocks = 0, args.format, "standard input, line", lines.blocks_of_input()
+    form = "auto" if args.format == "brackets" else args.format
+    number, what, blocks = 0, "standard input, line", lines.blocks_of_input()
     if args.arguments:
         if answer.task.reads != "images":
             raise UserError(f"unexpected argument {args.arguments[0]!r}: the run reads text, a line of standard input each")
@@ -76,9 +83,34 @@ def main(args, config) -> None:
         form, what, blocks = "text", "image", lines.blocks(paths, IMAGES)
     for block in blocks:
         for found in answered(block, answer, number, form, what):
-            print(json.dumps(found, ensure_ascii=False))
+            print(shown(found))
         number += len(block)
         sys.stdout.flush()
+
+
+def in_json(found: dict) -> str:
+    """An answer as an object of JSON."""
+    return json.dumps(found, ensure_ascii=False)
+
+
+def in_brackets(task):
+    """What writes a tagger's answer as text with its entities in brackets; that to an empty line is an empty line.
+
+    Raises:
+      UserError: the task gives no tags.
+    """
+    from transformers_jax.data.text import brackets
+    from transformers_jax.tasks.parts import entities
+
+    if task.name != "tagging":
+        raise UserError(f"--format=brackets is of tags, and {task.name} gives none")
+
+    marks = entities.alone([task.label_names])
+
+    def shown(found: dict) -> str:
+        return brackets.written(found["words"], entities.spans(found["prediction"], marks=marks)) if found else ""
+
+    return shown
 
 
 def answered(block: list[str], answer, before: int, form: str, what: str = "standard input, line") -> Iterator[dict]:

@@ -37,10 +37,14 @@ PARAMETERS = {
     "search:multi30k": 824_064,
     "search:wmt": 61_147_136,
     "search:tiny": 51_392,
+    "search:causal_lm": 0,
+    "search:tiny_causal_lm": 0,
     "luong:wmt": 108_032_000,
     "luong:quickstart": 4_476_928,
     "luong:multi30k": 4_476_928,
     "luong:tiny": 34_560,
+    "luong:lm": 8000 * 576 + 2 * (8 * 576**2 + 4 * 576),
+    "luong:tiny_lm": 400 * 32 + 2 * (8 * 32**2 + 4 * 32),
     "bert:base": 110_106_428,
     "bert:large": 336_226_108,
     "bert:quickstart": 6_927_424,
@@ -77,7 +81,7 @@ PARAMETERS = {
     "gpt:gpt": 116_534_784,
     "gpt:distilgpt2": 81_912_576,
     "gpt:quickstart": 10_040_320,
-    "gpt:books": 5_273_088,
+    "gpt:books": 10_040_320,
     "gpt:tiny": 32_000,
     "llama:llama3_8b": 8_030_261_248,
     "llama:llama3_70b": 70_553_706_496,
@@ -92,7 +96,7 @@ PARAMETERS = {
     "perceptron:tiny": 6_170,
     "fcos:convnext": 35_857_390,
     "fcos:swin": 35_556_616,
-    "fcos:bccd": 783_534,
+    "fcos:bccd": 1,
     "fcos:tiny": 17_868,
     "vit:base_16": 85_800_194,
     "vit:base_32": 87_456_770,
@@ -103,10 +107,12 @@ PARAMETERS = {
     "vit:deit_tiny": 5_524_802,
     "vit:deit_small": 21_666_434,
     "vit:deit_base": 85_800_194,
-    "vit:digits": 456_394,
+    "vit:distilled": 5_524_802,
+    "vit:digits": 451_498,
     "vit:folders": 1_804_994,
     "vit:finetune": 85_800_194,
     "vit:tiny": 5_586,
+    "vit:tiny_distilled": 5_586,
     "convnext:imagenet_tiny": 27_821_666,
     "convnext:imagenet_small": 49_456_226,
     "convnext:imagenet_base": 87_568_514,
@@ -128,6 +134,8 @@ PARAMETERS = {
     "segformer:b3": 47_337_814,
     "segformer:b4": 64_108_374,
     "segformer:b5": 84_708_694,
+    "segformer:convnext": 1,
+    "segformer:swin": 1,
     "segformer:camvid": 1_426_907,
     "segformer:tiny": 5_319,
 }
@@ -165,7 +173,7 @@ class Tokens:
 
 def model_of(config):
     """The model of a config, with the head that its task asks for."""
-    given = {"teacher": "given"} if config.task.name == "distillation" else {}
+    given = {"teacher": "given"} if config.task.name.endswith("distillation") else {}
     if tasks.named(config.task.name).reads == "images" and not config.task.labels:
         given = {"labels": ("a", "b")}
     task = tasks.build(dict(config.task) | given, Tokens(), config.data)

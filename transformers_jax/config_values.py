@@ -191,7 +191,7 @@ TABLE: dict[str, Any] = {
     "data.interpolation": OneOf(("nearest", "bilinear", "bicubic", "lanczos", "box", "hamming")),
     "data.crop": OneOf(("inception", "pad", "center", "squash")),
     "data.crop_scale": Each(Number(0, above=True), 2), "data.crop_ratio": Each(Number(0, above=True), 2),
-    "data.flip": PROBABILITY, "data.erasing": PROBABILITY,
+    "data.rotation": Number(0, 180), "data.flip": PROBABILITY, "data.erasing": PROBABILITY,
     "data.colour": Either(Number(0), Each(Number(0))),
     "data.randaugment_magnitude": Number(0, 30),
     **dict.fromkeys(
@@ -210,7 +210,7 @@ TABLE: dict[str, Any] = {
     "optimizer.learning_rate": Number(0), "optimizer.eps": Number(0), "optimizer.weight_decay": Number(0),
     "optimizer.clip_norm": Number(0),
     "training.accumulate": Whole(1), "training.keep_checkpoints": Whole(1), "training.average_checkpoints": Whole(1),
-    "training.log_every": Whole(1), "training.keep_best": Flag(), "training.patience": Whole(0),
+    "training.log_every": Whole(1), "training.keep_best": Flag(), "training.patience": Whole(0), "training.ema": SHARE,
     "training.parallelism": OneOf(("jit", "pmap")),
     "mesh.*": Whole(-1),
     # finetuning
@@ -267,7 +267,9 @@ TABLE: dict[str, Any] = {
     "task.name": OneOf(known=_known("tasks")),
     "task.labels": Each(Either(Text(), Whole(-(2**62)))),
     "similarity/task.objective": OneOf(("regression", "classification", "multiple_negatives")),
-    "image_classification/task.objective": OneOf(("softmax", "sigmoid")),
+    **dict.fromkeys(
+        ("image_classification/task.objective", "image_distillation/task.objective"), OneOf(("softmax", "sigmoid"))),
+    "task.distillation": OneOf(("hard", "soft")), "task.share": Number(0, 1, above=True),
     "task.metrics": Each(OneOf(("accuracy", "f1", "matthews", "pearson", "spearman"))),
     "task.pooling": OneOf(("mean", "first", "max", "mean_sqrt_len", "weighted_mean", "last")),
     "task.similarity": OneOf(("cosine", "dot", "euclidean", "manhattan")),

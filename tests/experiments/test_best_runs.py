@@ -121,3 +121,13 @@ def test_patience_needs_evaluations(tmp_path, prose, capfd):
     fails(pretrain, capfd, *flags, prose[0], says=["patience=2", "give config.data.validation"])
     fails(pretrain, capfd, *flags, *prose, "--config.training.eval_every=0", says=["give config.training.eval_every"])
     fails(pretrain, capfd, *flags, prose[0], "--dry_run", says=["give config.data.validation"])
+
+
+def test_the_best_is_the_average_of_weights_where_there_is_one(encoder, sentences, tmp_path):
+    flags = [*SENTENCES, f"--workdir={tmp_path}/ema", f"--init_from={encoder}", *SHORT, *sentences]
+    flags += ["--config.training.ema=0.5", "--config.training.keep_checkpoints=9"]
+    assert launch.call(finetune.main, finetune.FLAGS, ["finetune", *flags]) == 0
+    (best,) = (int(path.name) for path in (tmp_path / "ema/best").iterdir())
+    with Checkpoints(tmp_path / "ema/checkpoints") as checkpoints:
+        there = parameters.flat(checkpoints.restore_params(best)["params"])
+    assert same(params_of(tmp_path / "ema", "best"), {name: np.asarray(x) for name, x in there.items()})

@@ -5,11 +5,14 @@ import json
 import numpy as np
 import pytest
 import scenes
-from launching import REPOSITORY, call, content, fails, metrics
+from launching import REPOSITORY, call, content, fails, finish, metrics, start
 from real_data import shared_data
 
-from experiments import evaluate, predict, pretrain, report
+from experiments import convert, evaluate, finetune, predict, pretrain, report
 from transformers_jax import config as configuration
+from transformers_jax import parameters
+from transformers_jax.layers.quantized import is_quantized
+from transformers_jax.runs import initialise
 from transformers_jax.runs import train as training
 from transformers_jax.runs.experiment import Experiment
 
@@ -91,10 +94,76 @@ def test_boxes_are_told_in_the_images_own_pixels(trained, photos, tmp_path, capf
 
 def test_samples_and_report(trained, photos, capfd):
     samples = Experiment(configuration.read(trained), trained).samples()
-    assert [sample["image"] for sample in samples] == [f"{photos}/JPEGImages/test_{i}.jpg" for i in range(3)]
-    assert samples[0]["truth"] == [] and len(samples[1]["truth"]) == 2
+    assert {sample["image"] for sample in samples} == {f"{photos}/JPEGImages/test_{i}.jpg" for i in range(3)}
+    assert samples[2]["truth"] == [] and "ap50" not in samples[2]  # without objects
+    assert samples[0]["ap50"] <= samples[1]["ap50"] and len(samples[0]["truth"]) == 2
+    last = metrics(trained)[-1]
+    assert np.isclose(last["ap"], (last["ap_red"] + last["ap_blue"]) / 2) and last["ap50_red"] >= last["ap_red"]
     code, _, err = call(report, capfd, f"--workdir={trained}")
-    assert code == 0 and "Average precision" in (trained / "report/index.html").read_text(), err
+    page = (trained / "report/index.html").read_text()
+    assert code == 0 and all(f"<h2>{title}</h2>" in page for title in ("Worst images", "Average precision of each label")), err
+    assert (trained / "report/objects.png").exists() and (trained / "report/precisions.png").exists()
+
+
+def test_a_run_that_was_killed_ends_as_one_that_was_not(trained, photos, tmp_path, capfd):
+    workdir = tmp_path / "run"
+    process = start(["-m", "experiments.pretrain", *flags(photos), f"--workdir={workdir}"])
+    assert any("step 60/80" in line for line in process.stderr)
+    process.kill()
+    finish(process)
+    assert call(pretrain, capfd, *flags(photos), f"--workdir={workdir}")[0] == 0
+    np.testing.assert_equal(content(workdir), content(trained))
+
+
+def test_a_classifier_becomes_a_detector(trained, photos, tmp_path, capfd):
+    """From a workdir, and from a folder of Hugging Face's: all but the head is what was pretrained."""
+    from PIL import Image
+
+    for name, ink in ("dark", 20), ("light", 220):
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        for i in range(8):
+            Image.new("RGB", (16, 16), (ink + i,) * 3).save(tmp_path / "photos" / name / f"{i}.png")
+    shape = "--config.model.widths=(8,16)", "--config.model.depths=(1,1)", "--config.model.patch_size=4"
+    data = [f"--config.data.{split}={tmp_path}/photos" for split in ("train", "validation", "test")]
+    settings = ["--config.model.layer_scale=0.0", "--config.training.steps=6", "--config.data.size=32"]
+    classifier = f"--config={REPOSITORY}/configs/convnext.py:tiny"
+    code, _, err = call(pretrain, capfd, classifier, *shape, *settings, *data, f"--workdir={tmp_path}/c")
+    assert code == 0, err
+    assert call(convert, capfd, f"--from={tmp_path}/c", f"--to={tmp_path}/hf")[0] == 0
+    given, _ = initialise.read(tmp_path / "c")
+    for folder in "c", "hf":
+        more = f"--init_from={tmp_path}/{folder}", "--config.optimizer.learning_rate=1e-12", "--config.training.steps=5"
+        code, _, err = call(finetune, capfd, *flags(photos), *more, f"--workdir={tmp_path}/{folder}_found")
+        assert code == 0 and "newly initialised: detection_head/" in err, err
+        found, _ = initialise.read(tmp_path / f"{folder}_found")
+        kept = [name for name in found if not name.startswith("detection_head/")]
+        assert len(kept) > 10
+        for name in kept:
+            np.testing.assert_allclose(np.asarray(found[name]), np.asarray(given[name]), atol=1e-9, err_msg=name)
+
+
+def test_objects_of_labels_that_the_config_has_not_are_left_out(photos, tmp_path):
+    config = configuration.load(f"{REPOSITORY}/configs/fcos.py:tiny")
+    config.data.update(train=f"{photos}/ImageSets/Main/train.txt", on_error="skip")
+    config.task.labels = ("red", "green")
+    assert len(Experiment(config, tmp_path).examples("train")) == 1  # the one without objects
+
+
+@pytest.mark.parametrize("method", ["lora", "adapters"])
+def test_few_parameters_learn_to_find_objects(trained, photos, tmp_path, capfd, method):
+    """By QLoRA or adapters: the body stays, the head learns whole."""
+    more = {"lora": ["--config.finetuning.quantization=int8", "--config.finetuning.targets=('.',)"], "adapters": []}[method]
+    more += [f"--config.finetuning.method={method}", "--config.training.steps=4", "--config.data.test="]
+    code, out, err = call(finetune, capfd, *flags(photos), f"--workdir={tmp_path}/run", f"--init_from={trained}", *more)
+    assert code == 0 and json.loads(out.splitlines()[-1])["metric"] == "ap", err
+    run = Experiment(configuration.read(tmp_path / "run"), tmp_path / "run")
+    now, before = parameters.flat(run.trained()["params"]), initialise.read(trained)[0]
+    kernels = {name for name in set(now) & set(before) if name.endswith("/kernel") and not name.startswith("detection_head/")}
+    assert all(is_quantized(now[name]) for name in kernels if "depthwise" not in name) == (method == "lora")
+    assert method == "lora" or all(np.array_equal(now[name], np.asarray(before[name])) for name in kernels)
+    assert len({name for name in now if "lora_a" in name or "adapter/up/kernel" in name}) > 0
+    code, out, err = call(predict, capfd, f"--workdir={tmp_path}/run", photos / "JPEGImages/test_1.jpg")
+    assert code == 0 and json.loads(out)["image"], err
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from launching import REPOSITORY, call, content, fails, metrics
 
-from experiments import evaluate, pretrain, tokenize
+from experiments import evaluate, generate, pretrain, tokenize
 from transformers_jax.data.text.tokenizer import Tokenizer
 
 GPT, LLAMA = (f"--config={REPOSITORY}/configs/{name}.py:tiny" for name in ("gpt", "llama"))
@@ -38,6 +38,18 @@ def test_it_trains_evaluates_and_resumes_bit_for_bit(whole, tmp_path, capfd):
     scores = [line for line in metrics(workdir) if line["split"] == "validation"]
     assert [line["step"] for line in scores] == [3, 6] and scores[1]["loss"] < scores[0]["loss"] < math.log(400)
     assert scores[1]["perplexity"] == pytest.approx(math.exp(scores[1]["loss"])) and 1 < scores[1]["bits_per_byte"] < 8
+
+
+def test_an_lstm_learns_evaluates_and_continues(prose, tmp_path, capfd):
+    workdir, lstm = tmp_path / "w", f"--config={REPOSITORY}/configs/luong.py:tiny_lm"
+    code, _, err = call(pretrain, capfd, lstm, *prose, *SHORT, *steps(6), f"--workdir={workdir}")
+    assert code == 0, err
+    scores = [line for line in metrics(workdir) if line["split"] == "validation"]
+    assert scores[-1]["bits_per_byte"] < scores[0]["bits_per_byte"]
+    code, out, err = call(evaluate, capfd, f"--workdir={workdir}", "--split=validation")
+    assert code == 0 and {"bits_per_byte", "bits_per_byte_after_0", "bits_per_byte_after_16"} <= set(json.loads(out)), err
+    code, out, err = call(generate, capfd, f"--workdir={workdir}", "--prompt=the", "--max_tokens=5", "--logprobs")
+    assert code == 0 and len(json.loads(out)["outputs"][0]["tokens"]) == 5, err
 
 
 def test_evaluation_with_a_stride_counts_the_same_tokens(whole, capfd):

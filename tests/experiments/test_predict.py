@@ -102,10 +102,12 @@ def test_answers_stand_in_the_passage(made, capfd, monkeypatch):
 
 def test_choices(made, capfd, monkeypatch):
     lines = ["He sits.\ta\tb\tc\td", json.dumps({"context": "He", "choices": ["a", "b", "c", "d"]})]
+    (row,) = answers(capfd, monkeypatch, ["He sits.\ta\tb"], f"--workdir={made('swag')}")  # any number of them
+    assert len(row["probabilities"]) == 2 and sum(row["probabilities"]) == pytest.approx(1, abs=2e-4)
     found = answers(capfd, monkeypatch, lines, f"--workdir={made('swag')}")
     assert all(row["choice"] == row["choices"][int(row["prediction"])] and len(row["probabilities"]) == 4 for row in found)
-    text = f"{lines[0]}\n\n{lines[0]}\nHe\ta\tb\n{lines[0]}\n".encode()
-    says = ["standard input, line 4", "2 choices"]
+    text = f"{lines[0]}\n\n{lines[0]}\nHe\ta\n{lines[0]}\n".encode()
+    says = ["standard input, line 4", "beginning TAB choice TAB choice"]
     out = fails(predict, capfd, f"--workdir={made('swag')}", stdin=text, monkeypatch=monkeypatch, says=says)
     rows = [json.loads(line) for line in out.splitlines()]  # what came before is answered
     assert rows[1] == {} and rows[0] == rows[2] and rows[0]["choice"] == found[0]["choice"] and len(rows) == 3
@@ -127,7 +129,8 @@ def test_words_for_gaps(encoder, folder, capfd, monkeypatch):
     for gap in (gap for row in found for gap in row.get("gaps", ())):
         chances = [word["probability"] for word in gap]
         assert len(gap) == 3 and chances == sorted(chances, reverse=True) and all(word["word"] for word in gap)
-    assert answers(capfd, monkeypatch, lines, f"--init_from={folder}", "--task=fill_mask", "--top=3") == found
+    for more in [], ["--task=fill_mask"]:
+        assert answers(capfd, monkeypatch, lines, f"--init_from={folder}", *more, "--top=3") == found
     run = Experiment(configuration.read(encoder), encoder)  # the same by the model itself
     t = run.tokenizer
     (all_words,) = answers(capfd, monkeypatch, [lines[0]], f"--workdir={encoder}", "--top=999999")
@@ -168,7 +171,6 @@ def test_two_texts_are_two():
 def test_other_mistakes(made, encoder, run, capfd, monkeypatch):
     fails(predict, capfd, says=["--workdir is missing"])
     fails(predict, capfd, f"--workdir={encoder}", f"--init_from={encoder}", says=["one of --workdir and --init_from"])
-    fails(predict, capfd, f"--init_from={encoder}", says=["--task=fill_mask"])
     fails(predict, capfd, f"--workdir={run}", stdin=b"a\n", monkeypatch=monkeypatch, says=["translation"])
     says = ["standard input, line 2", "nothing to fill in", "[MASK]"]
     fails(predict, capfd, f"--workdir={encoder}", stdin=b"a [MASK]\nb\n", monkeypatch=monkeypatch, says=says)

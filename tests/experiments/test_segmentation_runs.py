@@ -3,14 +3,19 @@
 import json
 import shutil
 
+import jax
 import numpy as np
 import pytest
 import scenes
+from flax import linen as nn
 from launching import REPOSITORY, call, content, fails, metrics
 from real_data import shared_data
 
 from experiments import convert, evaluate, finetune, predict, pretrain, report
 from transformers_jax import config as configuration
+from transformers_jax import models, parameters
+from transformers_jax.interchange import huggingface
+from transformers_jax.layers.quantized import is_quantized
 from transformers_jax.runs import initialise
 from transformers_jax.runs import train as training
 from transformers_jax.runs.experiment import Experiment
@@ -120,6 +125,43 @@ def test_a_pretrained_model_gets_a_new_head(trained, photos, tmp_path, capfd):
     code, out, err = call(finetune, capfd, *flags(tmp_path), labels, *more)
     assert code == 0 and json.loads(out.splitlines()[-1])["metric"] == "mean_iou", err
     assert "newly initialised: decode_head/classifier/bias, decode_head/classifier/kernel" in err
+
+
+@pytest.mark.parametrize("method", ["lora", "adapters"])
+def test_few_parameters_learn_to_label_pixels(trained, photos, tmp_path, capfd, method):
+    """By QLoRA or adapters, beside a base whose statistics of batches stay; the head learns whole."""
+    more = {"lora": ["--config.finetuning.quantization=int8", "--config.finetuning.targets=('.',)"], "adapters": []}[method]
+    more += [f"--config.finetuning.method={method}", "--config.training.steps=6", "--config.data.test="]
+    code, out, err = call(finetune, capfd, *flags(photos), f"--workdir={tmp_path}/run", f"--init_from={trained}", *more)
+    assert code == 0 and json.loads(out.splitlines()[-1])["metric"] == "mean_iou", err
+    run = Experiment(configuration.read(tmp_path / "run"), tmp_path / "run")
+    now, before = parameters.flat(run.trained()["params"]), initialise.read(trained)[0]
+    added = {name for name in now if "lora_" in name or "adapter/" in name}
+    learn = parameters.matching(now, r"^decode_head/|norm[^/]*/(scale|bias)$" if method == "adapters" else "^decode_head/")
+    assert added and any(is_quantized(leaf) for leaf in now.values()) == (method == "lora")
+    for name in set(now) - added - learn:
+        if not is_quantized(now[name]):
+            np.testing.assert_array_equal(now[name], np.asarray(before[name]), name)
+    assert any(not np.array_equal(now[name], np.asarray(before[name])) for name in learn)
+    code, out, err = call(predict, capfd, f"--workdir={tmp_path}/run", photos / "test/0.png")
+    assert code == 0 and set(json.loads(out)["classes"]) <= set(scenes.LABELS), err
+
+
+def test_a_classifiers_backbone_gets_a_head_for_pixels(photos, tmp_path, capfd):
+    """From a folder of Hugging Face's: all but the head is what was pretrained."""
+    config = configuration.load(f"{REPOSITORY}/configs/segformer.py:tiny")
+    fields = {**config.model, "head": "classification", "labels": 4, "vocab_size": 0}
+    picture = {"image": np.zeros((1, 24, 32, 3), np.uint8)}
+    params = nn.unbox(models.build(fields, 0).init(jax.random.key(3), picture)["params"])
+    huggingface.save(tmp_path / "hf", fields, jax.device_get(params))
+    more = f"--init_from={tmp_path}/hf", "--config.optimizer.learning_rate=1e-12", "--config.training.steps=5"
+    code, _, err = call(finetune, capfd, *flags(photos), *more, f"--workdir={tmp_path}/run")
+    assert code == 0 and "newly initialised: " in err and "decode_head/" in err, err
+    found, given = initialise.read(tmp_path / "run")[0], parameters.flat(params)
+    kept = [name for name in found if "decode_head/" not in name]
+    assert len(kept) > 20
+    for name in kept:
+        np.testing.assert_allclose(np.asarray(found[name]), np.asarray(given[name]), atol=1e-9, err_msg=name)
 
 
 def test_there_and_back_nothing_is_lost(trained, tmp_path, capfd):

@@ -78,6 +78,13 @@ def test_a_folder_becomes_a_workdir_and_comes_back(name, data, says, photos, tmp
     assert (tmp_path / "back/model.safetensors").read_bytes() == (folder / "model.safetensors").read_bytes()
 
 
+def test_labels_that_are_right_or_wrong_for_themselves_are_told_to_transformers(tmp_path):
+    fields = {"name": "vit", "vocab_size": 0, "labels": 2} | FIELDS["vit"]
+    params = {name: np.zeros(shape, np.float32) for name, shape in mapping.shapes(models.build(fields, 0)).items()}
+    huggingface.save(tmp_path, fields, parameters.nest(params), labels=("a", "b"), several=True)
+    assert json.loads((tmp_path / "config.json").read_text())["problem_type"] == "multi_label_classification"
+
+
 def test_what_config_data_cannot_say_is_refused(tmp_path, capfd):
     folder = made(tmp_path / "folder", "vit")
     said = json.loads((folder / "preprocessor_config.json").read_text())
@@ -144,6 +151,29 @@ def test_each_method_teaches_a_few_parameters(method, vit, photos, tmp_path, cap
     assert np.isfinite(line["loss"])
     code, out, err = call(predict, capfd, f"--workdir={tmp_path}/run", photos / "test/red/0.png")
     assert code == 0 and json.loads(out)["prediction"] in NAMES, err
+
+
+@pytest.mark.parametrize("name", ["vit", "swin"])
+def test_an_adapter_goes_to_peft_and_back(name, photos, tmp_path, capfd):
+    """By the names of modules of transformers 5; all that it learned stays the same."""
+    base, found = made(tmp_path / "base", name), []
+    more = [*METHODS["lora"][0], "--config.optimizer.learning_rate=0.01"]
+    code, _, err = call(finetune, capfd, *flags(photos, tmp_path / "run", base, *more))
+    assert code == 0, err
+    for source, target in ("run", "peft"), ("peft", "back"):
+        code, _, err = call(convert, capfd, f"--from={tmp_path / source}", f"--to={tmp_path / target}")
+        assert code == 0, err
+    described = json.loads((tmp_path / "peft/adapter_config.json").read_text())
+    modules = {module.rpartition(".")[2] for module in described["target_modules"]}
+    assert modules == {"q_proj", "v_proj"} and described["task_type"] is None
+    assert described["modules_to_save"] == ["classifier"]
+    for workdir in tmp_path / "run", tmp_path / "back":
+        found.append(parameters.flat(Experiment(configuration.read(workdir), workdir).trained()["params"]))
+        code, out, err = call(predict, capfd, f"--workdir={workdir}", photos / "test/red/0.png")
+        assert code == 0 and set(json.loads(out)["probabilities"]) == set(NAMES), err
+    assert found[0].keys() == found[1].keys()
+    for leaf, array in found[0].items():
+        np.testing.assert_allclose(found[1][leaf], array, atol=1e-6, err_msg=leaf)
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from transformers_jax.layers.convolution2d import NUMBERS, Conv2d, depthwise2d, patches, shifted_sum, standardised
+from transformers_jax.layers.convolution2d import NUMBERS, Conv2d, convolve2d, depthwise2d, patches, shifted_sum, standardised
 
 
 def draw(*shape, seed=0):
@@ -47,6 +47,22 @@ def test_convolution_is_that_of_xla(size, stride, padding, shape):
     around = [(padding, padding)] * 2
     wanted = jax.lax.conv_general_dilated(x, params["kernel"], (stride, stride), around, dimension_numbers=NUMBERS)
     np.testing.assert_allclose(y, wanted + params["bias"], atol=1e-4)
+
+
+@pytest.mark.parametrize("size, stride, padding", [(3, 1, 1), (3, 2, 1), (7, 4, 3), (7, 2, "SAME"), (2, 3, 0)])
+def test_gradients_of_a_convolution_are_those_of_xla(size, stride, padding):
+    x, kernel = draw(2, 9, 14, 3), draw(size, size, 3, 5, seed=1)
+    around = padding if isinstance(padding, str) else [(padding, padding)] * 2
+
+    def theirs(x, kernel):
+        return jax.lax.conv_general_dilated(x, kernel, (stride, stride), around, dimension_numbers=NUMBERS)
+
+    weight = draw(*theirs(x, kernel).shape, seed=2)
+    found, wanted = (
+        (f(x, kernel), *jax.vjp(f, x, kernel)[1](weight)) for f in (lambda *a: convolve2d(*a, stride, padding), theirs)
+    )
+    for a, b in zip(found, wanted, strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-4)
 
 
 def test_patches_stand_in_reading_order():

@@ -56,6 +56,17 @@ def test_shares_follow_beta():
     assert abs(own.mean() - 0.5) < 0.02 and abs(own.var() - 1 / 8) < 0.01  # 1 / (4 (2 alpha + 1))
 
 
+@pytest.mark.parametrize("alpha", [0.2, 0.8, 1.0, 3.0])
+def test_shares_have_betas_quantiles(alpha):
+    from scipy.stats import beta, kstest
+
+    from transformers_jax.layers.mixing import _shares
+
+    drawn = np.asarray(_shares(KEY, 5000, alpha))
+    assert drawn.min() >= 0 and drawn.max() <= 1
+    assert kstest(drawn, beta(alpha, alpha).cdf).pvalue > 1e-3
+
+
 def test_kinds():
     images, labels = cutmix(KEY, *batch(kind=np.uint8), 1.0)
     assert images.dtype == jnp.uint8

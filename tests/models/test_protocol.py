@@ -23,6 +23,7 @@ MODELS = {
     "luong": dict(name="luong", width=8, encoder_layers=1, decoder_layers=1),
     "gpt": ENCODER | dict(name="gpt"),
     "llama": ENCODER | dict(name="llama", kv_heads=1),
+    "lstm": dict(name="lstm", width=8, layers=1),
 }
 LEARNED = dict(positions="learned")
 

@@ -99,6 +99,21 @@ def test_parameters_by_module_sum_to_all():
     assert counts.bytes_of(params) == 4 * counts.count(params)
 
 
+def test_depthwise_convolutions_of_convnext(monkeypatch):
+    """As many operations as are told of it, 4.5 G multiply-adds, on devices that compute its convolutions as such."""
+    monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
+    model = models.build({"name": "convnext", "labels": 1000}, 0)
+    images = {"image": jax.ShapeDtypeStruct((1, 224, 224, 3), jnp.uint8)}
+    params = jax.eval_shape(lambda: model.init(jax.random.key(0), {"image": jnp.zeros((1, 224, 224, 3), jnp.uint8)}))
+
+    def loss(params, images):
+        return model.apply(params, images).logits.sum()
+
+    forward = flops.count(loss, params, images)
+    assert 8.9e9 < forward < 8.95e9
+    assert 2.9 * forward < flops.count(jax.grad(loss), params, images) < 3 * forward
+
+
 def test_memory_counts_one_device_s_share():
     mesh = Mesh(np.array(jax.devices()[:1]), ("data",))
     sharded = jax.ShapeDtypeStruct((8, 4), jnp.bfloat16, sharding=NamedSharding(mesh, PartitionSpec("data")))

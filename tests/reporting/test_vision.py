@@ -3,6 +3,7 @@
 import functools
 from types import SimpleNamespace
 
+import jax
 import numpy as np
 import pytest
 
@@ -50,6 +51,18 @@ def test_distances_are_in_pixels_and_without_the_class_token():
     wide = [1] * 3 + [np.hypot(1, 3)]
     far = 8 * np.mean([*wide, *wide, 1, 1, 1, np.hypot(2, 3)])
     np.testing.assert_allclose(found, [[0, far]])
+
+
+def test_distances_within_windows():
+    model = models.build(dict(name="swin", width=4, depths=(2, 1), num_heads=(1, 2), window=2, patch_size=4, labels=2), 0)
+    images = np.stack([photograph(32, seed) for seed in range(2)])
+    variables = model.init(jax.random.key(0), {"image": images})
+    run = SimpleNamespace(model=model)
+    found = vision.window_distances(run, {"params": variables["params"], "model_state": {}}, images)
+    assert found.shape == (3, 2) and np.isnan(found).tolist() == [[False, True], [False, True], [False, False]]
+    assert 0 < found[0, 0] < 4 * 2**0.5 and 0 < found[2].min() and found[2].max() < 8 * 2**0.5
+    vit = models.build(dict(name="vit", width=4, num_heads=1, mlp_width=4, layers=1), 0)
+    assert vision.window_distances(SimpleNamespace(model=vit), {}, images) is None
 
 
 def test_positions_are_compared_without_the_class_token():

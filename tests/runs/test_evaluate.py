@@ -123,5 +123,5 @@ def test_validation_decodes_every_so_many_steps_and_at_the_end(options, wanted):
     run = SimpleNamespace(task=task, config=ConfigDict({"training": {"steps": 9, **options}}))
     evaluator = train.validation(run, None)
     for step in 2, 4, 6, 8, 9:
-        evaluator.run(SimpleNamespace(model_params={}, model_state={}), step)
+        evaluator.run(SimpleNamespace(evaluated_params={}, model_state={}), step)
     assert asked == wanted

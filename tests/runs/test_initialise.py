@@ -293,3 +293,19 @@ def test_decoders_there_and_back_again(tmp_path, name):
     _, leaves, _ = huggingface.opened(tmp_path / "back")
     there, back = huggingface.opened(tmp_path / "folder")[1], {n: np.asarray(x) for n, x in leaves.items()}
     assert there.keys() == back.keys() and all(np.array_equal(np.asarray(there[n]), back[n]) for n in back)
+
+
+def test_a_base_is_read_again_only_if_its_files_have_changed(folder, tmp_path, monkeypatch):
+    copy, note, read = tmp_path / "copy", tmp_path / "base.json", []
+    shutil.copytree(folder, copy)
+    monkeypatch.setattr(initialise, "read", lambda folder, own=initialise.read: read.append(folder) or own(folder))
+    first = initialise.fingerprint_of(str(copy), note)
+    assert initialise.fingerprint_of(str(copy), note) == first and read == [copy]
+    assert initialise.fingerprint_of(str(folder), note) == first and read == [copy, folder]  # the same numbers elsewhere
+    fields, _, params = make(learn("wordpiece", LINES, 60))
+    params["embeddings"]["norm"]["bias"] += 1
+    huggingface.save(copy, fields, params)
+    assert initialise.fingerprint_of(str(copy), note) != first and read == [copy, folder, copy]
+    note.write_text("{")
+    assert initialise.fingerprint_of(str(folder), note) == first and read[3:] == [folder]
+    assert initialise.fingerprint_of(str(folder), tmp_path / "none/base.json") == first  # there is no such folder

@@ -73,6 +73,25 @@ def test_scores_are_those_of_whole_logits(tokenizer):
     assert scores["bits_per_byte"] == pytest.approx(nll / math.log(2) / sum(len(text.encode()) for text in TEXTS), rel=1e-5)
 
 
+def test_bits_of_a_byte_by_context(tokenizer):
+    """By how many tokens stand in front; together they are those of all."""
+    task, source = causal_lm.Task(tokenizer), [{"text": TEXTS[0] * 3}, {"text": TEXTS[2]}]
+    (batch,) = pipeline.eval_batches(source, task, config(lengths={"tokens": 80}))
+    output = random_output(tokenizer, batch)
+    totals = jax.tree.map(np.asarray, jax.jit(task.sums)(output, batch))
+    loss, _, more = task.loss(output, batch, train=False)
+    assert totals["bits"].sum() == pytest.approx(float(loss) / math.log(2), rel=1e-5)
+    assert totals["bytes"].sum() == more["bits_per_weight"]
+    scores = task.score_sums(totals)
+    longest = len(tokenizer.encode(source[0]["text"]))
+    assert list(scores) == [f"bits_per_byte_after_{n}" for n in causal_lm.CONTEXTS if n < longest]
+    logits = output.hidden @ output.table.T
+    nll = jax.nn.logsumexp(logits, axis=-1) - np.take_along_axis(logits, batch["targets"][..., None], -1)[..., 0]
+    at = (batch["weights"] > 0) & (batch["positions"] >= 16) & (batch["positions"] < 32)
+    size = sum(tokenizer.byte_lengths()[target] for target in batch["targets"][at])
+    assert scores["bits_per_byte_after_16"] == pytest.approx(nll[at].sum() / math.log(2) / size, rel=1e-4)
+
+
 def test_a_token_sees_nothing_of_other_documents(tokenizer):
     """Each document's share of a packed batch has the loss that it has alone."""
     task = causal_lm.Task(tokenizer)

@@ -116,7 +116,11 @@ class TestAveragePrecision:
 
     def scores(self, truth, found):
         pytest.importorskip("pycocotools", reason="needs pycocotools")
-        return average_precision.scores([(self.SIZE, row) for row in truth], found, ("cat", "dog"))
+        evaluation = self.measured(truth, found)
+        return average_precision.scores(evaluation) if evaluation else {}
+
+    def measured(self, truth, found):
+        return average_precision.measured([(self.SIZE, row) for row in truth], found, ("cat", "dog"))
 
     def test_all_and_half(self):
         truth = [[thing("cat", 0, 0, 50, 50), thing("dog", 60, 0, 120, 90)], []]
@@ -124,7 +128,7 @@ class TestAveragePrecision:
         assert self.scores(truth, right)["ap"] == pytest.approx(1)
         half = self.scores(truth, [right[0][:1], []])
         assert half["ap"] == pytest.approx(0.5) and half["ap50"] == pytest.approx(0.5)
-        assert self.scores(truth, [[], []]) == {"ap": 0.0, "ap50": 0.0, "ap75": 0.0}
+        assert set(self.scores(truth, [[], []]).values()) == {0.0}
 
     def test_what_is_found_in_an_image_without_objects_is_wrong(self):
         truth = [[thing("cat", 0, 0, 50, 50)], []]
@@ -142,3 +146,17 @@ class TestAveragePrecision:
         truth, found = [[thing("cat", 0, 0, 100, 60)]], [[thing("cat", 0, 0, 72, 60) | {"score": 0.9}]]
         scores = self.scores(truth, found)  # IoU 0.72: right at 0.5, 0.55, …, 0.7
         assert (scores["ap50"], scores["ap75"]) == (pytest.approx(1), 0) and scores["ap"] == pytest.approx(0.5)
+
+    def test_each_label_and_each_image(self):
+        pytest.importorskip("pycocotools", reason="needs pycocotools")
+        cat, dog, crowd = thing("cat", 0, 0, 50, 50), thing("dog", 60, 0, 120, 90), thing("dog", 130, 0, 190, 90, crowd=True)
+        truth = [[cat, dog, crowd], [cat], []]
+        wrong = thing("cat", 100, 0, 150, 50)
+        found = [[cat | {"score": 0.9}, dog | {"score": 0.5}, crowd | {"score": 0.8}],
+                 [wrong | {"score": 0.7}, cat | {"score": 0.6}], [wrong | {"score": 0.3}]]  # fmt: skip
+        evaluation = self.measured(truth, found)
+        of_labels, whole = average_precision.of_labels(evaluation, ("cat", "dog")), average_precision.scores(evaluation)
+        assert of_labels["ap50_dog"] == pytest.approx(1) and of_labels["ap50_cat"] == pytest.approx((51 + 50 * 2 / 3) / 101)
+        assert whole["ap"] == pytest.approx((of_labels["ap_cat"] + of_labels["ap_dog"]) / 2)
+        of_images = average_precision.of_images(evaluation)
+        assert of_images[:2] == [pytest.approx(1), pytest.approx(0.5)] and np.isnan(of_images[2])

@@ -57,6 +57,7 @@ MODELS = {
     "flaubert": ENCODER,
     "gpt": DECODER | {"scan_layers": True},
     "llama": DECODER | {"kv_heads": 1},
+    "lstm": {"layers": 2},
     "perceptron": IMAGE | {"mean": (0.5,) * 3, "std": (0.5,) * 3},
     "vit": {"num_heads": 2, "mlp_width": 32, "layers": 1, "patch_size": 8} | IMAGE,
     "swin": {"depths": (1, 1), "num_heads": (2, 4), "window": 2, "patch_size": 2} | IMAGE,
@@ -68,7 +69,7 @@ MODELS = {
 DECODING = ("transformer", "evolved_transformer", "luong", "genome")
 """Those that write a target after a source here."""
 
-CONTINUING = ("gpt", "llama")
+CONTINUING = ("gpt", "llama", "lstm")
 """Those that go on from prompts."""
 
 

@@ -7,13 +7,14 @@ A new kind of data is one more function, in `KINDS`. The examples of each:
     conversations        {"messages": [{"role": str, "content": str}]}, or of two other forms, see `conversations`
     tokens               {"ids": array}, documents that are encoded already, see `token_files`
     tsv, glue            {"first": str, "second": str, "label": str} or "score": float, see `labelled_sources`
-    conll                {"words": [str], "tags": [str]}
+    conll, brackets      {"words": [str], "tags": [str]}; of the latter see `brackets`
     squad                {"id": str, "question": str, "context": str, "answers": [{"text": str, "start": int}]}
     swag                 {"context": str, "choices": [str], "label": str}
     jsonl                any of these, one JSON object a line
-    image_folders, image_lists, tfds_images, mnist_5k, digits_8x8
+    image_folders, image_lists, tfds_images, vtab, mnist_5k, digits_8x8
                          {"image": path, or uint8 [H, W, C], "label": str} and of lists "labels": [str], see `data.images`
     image_masks          {"image": path, "mask": path, "size": (height, width)}
+    coco_masks           {"image": path, "size", "mask": outlines that become an array}, see there
     coco, voc            {"image": path, "size": (height, width), "objects": [...]}, see `data.images.objects`
 
 Sources of images have `classes`, the names of all labels in the order of their numbers.
@@ -24,16 +25,16 @@ from collections.abc import Sequence
 import numpy as np
 from absl import logging
 
-from transformers_jax.data.images import digits, folders, masks, objects, prepared
-from transformers_jax.data.text import bible, conversations, labelled_sources, text_sources, token_files
+from transformers_jax.data.images import digits, folders, masks, objects, prepared, vtab
+from transformers_jax.data.text import bible, brackets, conversations, labelled_sources, text_sources, token_files
 from transformers_jax.data.text.lines import Lines
 from transformers_jax.data.tfds import open_prepared
 from transformers_jax.errors import UserError
 
 SPLITS = ("train", "validation", "test")
 FILES = (
-    "files", "text", "tokens", "conversations", "tsv", "jsonl", "conll", "squad", "swag", "image_folders", "image_lists",
-    "image_masks", "coco", "voc",
+    "files", "text", "tokens", "conversations", "tsv", "jsonl", "conll", "brackets", "squad", "swag", "image_folders",
+    "image_lists", "image_masks", "coco", "voc",
 )  # fmt: skip
 """Kinds whose splits are files, or folders of them."""
 
@@ -78,7 +79,8 @@ def names() -> tuple[str, ...]:
 def _kinds() -> dict:
     """Each kind of source with what opens it."""
     kinds = {"files": _files, "bible": _bible, "tfds": _tfds}
-    for room in text_sources, token_files, conversations, labelled_sources, folders, digits, prepared, masks, objects:
+    texts = text_sources, token_files, conversations, labelled_sources, brackets
+    for room in *texts, folders, digits, prepared, vtab, masks, objects:
         kinds |= room.KINDS
     return kinds
 

@@ -3,30 +3,73 @@
 import contextlib
 import json
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from transformers_jax.data.text.labelled_sources import json_example
 from transformers_jax.errors import Unreadable, UserError
+from transformers_jax.inference.candidates import Candidates
 from transformers_jax.inference.predictor import Loaded
+from transformers_jax.models.protocol import CONTINUES
+from transformers_jax.runs import foreign_task
+from transformers_jax.tasks.bert_pretraining import NextSentence
 from transformers_jax.tasks.masked_lm import FillMask
 from transformers_jax.tasks.task import Task
 
 
-def answerer(there: Loaded, wanted: str = "", *, top: int = 5) -> "Answers":
-    """What answers with a model: what its task says, or for weights that come without a task what is wanted of them.
+def answerer(there: Loaded, wanted: str = "", *, top: int = 5, candidates: Sequence[str] = ()) -> "Answers":
+    """What answers with a model: what its task says, or what is wanted of a model that has learned several things.
 
     Args:
-      wanted: "" for what the task says, or "fill_mask".
+      wanted: "" for what the model was trained for, "fill_mask" or "next_sentence".
       top: answers that are given where several are possible.
+      candidates: words of which it is said how well they stand in a gap, in place of the best of all.
 
     Raises:
       UserError: that is not what the model has learned, or its task answers no lines.
     """
-    if there.task is None:
-        return Answers(there, FillMask(there.tokenizer, top=top))
-    task, model = there.task.answering(there.model, top=top)
-    if wanted == FillMask.name and task.name != wanted:
-        raise UserError(f"{there.folder} fills no gaps: it learned {there.task.name}")
-    return Answers(there._replace(model=model), task)
+    task, model = _learned(there, top)
+    if wanted and (task is None or task.name != wanted):
+        make, heads = ASKED[wanted]
+        if (head := model.protocol().head) not in heads:
+            raise UserError(f"{there.folder} {REFUSED[wanted]}: its head is {head!r}, and not {' or '.join(heads)}")
+        task = make(there, top)
+    if task is None:
+        raise UserError(f"{there.folder} has no head that answers lines: {_advice(model)}")
+    if candidates and task.name != FillMask.name:
+        raise UserError(f"--candidates are words for a gap: {there.folder} answers as {task.name}")
+    return Answers(there._replace(model=model), Candidates(there.tokenizer, candidates) if candidates else task)
+
+
+def _fill_mask(there: Loaded, top: int) -> Task:
+    return FillMask(there.tokenizer, top=top)
+
+
+def _next_sentence(there: Loaded, top: int) -> Task:
+    return NextSentence(there.tokenizer, max_length=there.longest())
+
+
+ASKED: dict[str, tuple[Callable[[Loaded, int], Task], tuple[str, ...]]] = {
+    "fill_mask": (_fill_mask, ("masked_lm", "pretraining")),
+    "next_sentence": (_next_sentence, ("pretraining", "next_sentence")),
+}
+"""What may be wanted of a model: what makes its task, and the heads that have learned it."""
+
+REFUSED = {"fill_mask": "fills no gaps", "next_sentence": "does not tell what follows what"}
+
+
+def _learned(there: Loaded, top: int) -> tuple[Task | None, Any]:
+    """The task of a model without being asked for another, and its module; None where its head answers nothing by itself."""
+    about = there.model.protocol()
+    task = there.task or foreign_task.of_folder(there.folder, about, there.tokenizer)
+    if task is not None:
+        return task.answering(there.model, top=top)
+    made = next((make for make, heads in ASKED.values() if about.head in heads), None)
+    return made and made(there, top), there.model
+
+
+def _advice(model) -> str:
+    does = model.protocol().does
+    return "experiments.generate goes on from texts" if CONTINUES in does else "experiments.embed gives vectors of texts"
 
 
 class Answers:

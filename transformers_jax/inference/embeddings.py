@@ -11,6 +11,7 @@ import jax
 import numpy as np
 
 from transformers_jax.errors import UserError
+from transformers_jax.inference.layers import Layers, states
 from transformers_jax.inference.predictor import Loaded, loaded
 from transformers_jax.interchange import recipe as recipes
 from transformers_jax.layers.pooling import POOLINGS, SIMILARITIES, Recipe, pool, unit
@@ -135,22 +136,33 @@ def summary(sentences: Sequence[str], vectors: np.ndarray, count: int) -> list[s
     return [sentences[i] for i in sorted(best)]
 
 
+def recipe_of(there: Loaded) -> Recipe:
+    """How a text becomes a vector by what the model was trained for, or by the files beside its weights.
+
+    Raises:
+      UserError: these cannot be read, or are not supported.
+    """
+    return (there.task and there.task.recipe) or recipes.read(there.folder)
+
+
 class Embedder:
     """Texts → vectors [n, D], one a text in their order; a blank text gives zeros.
 
     Args:
       there: an encoder.
       recipe: how a text becomes a vector.
+      layers: whose states it is made of; None for the last one's.
     """
 
-    def __init__(self, there: Loaded, recipe: Recipe):
+    def __init__(self, there: Loaded, recipe: Recipe, layers: Layers | None = None):
         limits = [limit for limit in (recipe.max_length, there.longest()) if limit]
         self.recipe = recipe._replace(max_length=min(limits, default=0))
-        self._predict = there.states(Sentences(there.tokenizer, self.recipe))
-        self.width = there.model.config.width
+        self._predict = states(there, Sentences(there.tokenizer, self.recipe), layers)
+        width, count = there.model.config.width, there.model.config.layers
+        self.width = layers.width(width, count) if layers else width
 
     @classmethod
-    def of(cls, path: str, *, step: int | str | None = None, **changes) -> "Embedder":
+    def of(cls, path: str, layers: Layers | None = None, *, step: int | str | None = None, **changes) -> "Embedder":
         """Of a folder, a workdir or a name on the hub; `changes` replace fields of the recipe found there.
 
         Args:
@@ -160,8 +172,7 @@ class Embedder:
           UserError: there is no encoder, or none whose recipe is supported.
         """
         there = loaded(path, step=step)
-        own = (there.task and there.task.recipe) or recipes.read(there.folder)
-        return cls(there, own._replace(**changes))
+        return cls(there, recipe_of(there)._replace(**changes), layers)
 
     def named(self, *names: str) -> str | None:
         """The first of these names that the recipe has a prompt of, as `__call__` takes it; None for none."""

@@ -19,7 +19,6 @@ from transformers_jax.errors import UserError
 from transformers_jax.inference import answers, embeddings, predictor
 from transformers_jax.inference import generate as generating
 from transformers_jax.interchange import gguf_model, huggingface
-from transformers_jax.interchange import recipe as recipes
 from transformers_jax.runs import evaluate as evaluation
 from transformers_jax.runs import initialise
 from transformers_jax.runs import train as training
@@ -73,8 +72,7 @@ class Model:
         """
 
         def make():
-            own = (self._there.task and self._there.task.recipe) or recipes.read(self._there.folder)
-            return embeddings.Embedder(self._there, own._replace(**recipe))
+            return embeddings.Embedder(self._there, embeddings.recipe_of(self._there)._replace(**recipe))
 
         return self._once("embed", tuple(sorted(recipe.items())), make)(texts)
 

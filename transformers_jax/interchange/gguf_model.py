@@ -39,18 +39,33 @@ def opened(path: str | os.PathLike) -> OpenedGguf:
     Raises:
       UserError: there is no such file, it is damaged, or of a model or tokenizer that is not read.
     """
+    fields, leaves, file = weights(path)
+    found, tokenizer = _tokenizer(file)
+    ends = {found.ids[role] for role in ("eos", "eot", "eom") if role in found.ids}
+    return OpenedGguf(fields, leaves, tokenizer, tuple(sorted(ends | {tokenizer.eos_id})))
+
+
+def weights(path: str | os.PathLike) -> tuple[dict, dict[str, mapping.Leaf], GgufFile]:
+    """(fields, leaves, the open file), without the tokenizer. Raises as `opened` does."""
     if not Path(path).is_file():
         raise UserError(f"{path}: no such file")
     file = GgufFile(path)
-    weights = GgufWeights(file)
-    fields, leaves = huggingface.matched(weights.config, lambda: weights, Path(path))
+    found = GgufWeights(file)
+    return *huggingface.matched(found.config, lambda: found, Path(path)), file
+
+
+def tokenizer(path: str | os.PathLike) -> Tokenizer:
+    """The tokenizer of a file, with its chat template. Raises as `opened` does."""
+    return _tokenizer(GgufFile(path))[1]
+
+
+def _tokenizer(file: GgufFile) -> tuple[gguf_tokenizer.GgufTokenizer, Tokenizer]:
+    """The tokenizer as the file's metadata describe it, and made of that."""
     try:
         found = gguf_tokenizer.read(file.metadata)
     except UserError as error:
-        raise UserError(f"{path}: {error}") from error
+        raise UserError(f"{file.path}: {error}") from error
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "tokenizer.json").write_text(json.dumps(found.tokenizer), encoding="utf-8")
         (Path(folder) / "tokenizer_config.json").write_text(json.dumps(found.config), encoding="utf-8")
-        tokenizer = Tokenizer.load(folder)
-    ends = {found.ids[role] for role in ("eos", "eot", "eom") if role in found.ids}
-    return OpenedGguf(fields, leaves, tokenizer, tuple(sorted(ends | {tokenizer.eos_id})))
+        return found, Tokenizer.load(folder)

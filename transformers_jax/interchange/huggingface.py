@@ -129,6 +129,7 @@ def save(
     model_state: dict | None = None,
     labels: Sequence[str] = (),
     data: Mapping[str, Any] | None = None,
+    several: bool = False,
     shard_bytes: int = weights.SHARD_BYTES,
 ) -> None:
     """Writes a folder that `transformers` loads with nothing missing and nothing unexpected.
@@ -138,7 +139,8 @@ def save(
       params: the model's, nested; layers stacked or apart. They are written in their own dtype.
       model_state: other collections by name: running statistics.
       labels: names of the head's labels.
-      data: config.data of a run that gives images one label: how they are prepared.
+      data: config.data of a run that gives images labels: how they are prepared.
+      several: whether each label is right or wrong for itself.
 
     Raises:
       UserError: a model, head or parameter that `transformers` has no name for.
@@ -155,6 +157,8 @@ def save(
     plan = mapping.plan(names, about.head, {name: x.shape for name, x in leaves.items()})
     types = {np.dtype(x.dtype).name for x in leaves.values()}
     described |= _described(about, names, labels) | {"dtype": types.pop() if len(types) == 1 else "float32"}
+    if several:
+        described["problem_type"] = "multi_label_classification"
     if tokenizer:
         described |= _special(tokenizer, described, names)
     path.mkdir(parents=True, exist_ok=True)

@@ -71,11 +71,18 @@ VERBS = {
 
 
 class Planned(NamedTuple):
-    """One leaf of a file: the row of the table, its name there, and the shapes of ours that it holds, by name."""
+    """One leaf of a file.
+
+    row: of the table.
+    theirs: its name there.
+    ours: the shapes of ours that it holds, by name.
+    module: its name in a model in memory, in `transformers` 5.
+    """
 
     row: Row
     theirs: str
     ours: dict[str, Shape]
+    module: str
 
     def parts(self) -> list[Shape]:
         """The shapes in the file of each of ours."""
@@ -102,7 +109,8 @@ def plan(names: NameMap, head: str, ours: Mapping[str, Shape]) -> list[Planned]:
                 parts = [pattern.format(**match.groupdict()) for pattern in row.names()]
                 if missing := [part for part in parts if part not in ours]:
                     raise UserError(f"{row.theirs} holds {name} and {missing[0]}, which the model does not have")
-                found.append(Planned(row, row.theirs.format(**match.groupdict()), {part: ours[part] for part in parts}))
+                theirs = row.theirs.format(**match.groupdict())
+                found.append(Planned(row, theirs, {part: ours[part] for part in parts}, names.module(theirs)))
                 covered.update(parts)
     if left := sorted(set(ours) - covered):
         raise UserError(f"{len(left)} parameters have no name in {names.heads[head].architecture}: {', '.join(left)}")

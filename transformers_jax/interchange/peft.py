@@ -1,7 +1,8 @@
 """LoRA adapters as PEFT writes and reads them: adapter_config.json and adapter_model.safetensors, both ways.
 
 PEFT names the modules of `transformers`; which of our kernels each is, the `NAMES` of the model files say. Where theirs is
-several of ours in one, as GPT-2's query, key and value, so is the adapter.
+several of ours in one, as GPT-2's query, key and value, so is the adapter. Version 5 gave modules other names: these are
+written, and both are read.
 
 Axes: A inputs, C outputs, r rank.
 """
@@ -138,8 +139,9 @@ def _arrays(folder: Path) -> dict[str, np.ndarray]:
 
 
 def _by_name(plan: Sequence[mapping.Planned]) -> dict[str, mapping.Planned]:
-    """Leaves of the file by their names; by those without the body's prefix too, as a model without a head has them."""
-    found = {planned.theirs: planned for planned in plan}
+    """Leaves of the file by their names, old and new; by those without the body's prefix too, as a model without a head has
+    them."""
+    found = {name: planned for planned in plan for name in (planned.theirs, planned.module)}
     return {name.partition(".")[2]: planned for name, planned in found.items()} | found
 
 
@@ -230,7 +232,7 @@ def write(
       plan: of the model, see `mapping.plan`.
       leaves: what was learned by our names, layers apart, and lora_scale of each kernel.
       base: path or name of the model that it belongs to.
-      head: the model's, which says the task_type.
+      head: the model's, which says the task_type; "" for none, as of models of images.
       rslora: whether PEFT is to divide by √r.
 
     Raises:
@@ -241,7 +243,7 @@ def write(
         prefixes = [name.removesuffix("kernel") for name in planned.ours]
         if not any(f"{prefix}lora_a" in leaves for prefix in prefixes):
             continue
-        module = planned.theirs.removesuffix(".weight")
+        module = planned.module.removesuffix(".weight")
         a, b, scale, magnitude = _fused(module, planned, prefixes, leaves)
         rank = a.shape[1]
         ranks[module] = rank, scale * (math.sqrt(rank) if rslora else rank)
@@ -254,7 +256,7 @@ def write(
     saved = _whole_modules(plan, whole)
     for planned in plan:
         if all(name in whole for name in planned.ours):
-            arrays[PREFIX + planned.theirs] = mapping.written(planned, [whole[name] for name in planned.ours])
+            arrays[PREFIX + planned.module] = mapping.written(planned, [whole[name] for name in planned.ours])
     (rank, alpha), _ = collections.Counter(ranks.values()).most_common(1)[0]
     config = {
         "peft_type": "LORA",
@@ -311,8 +313,8 @@ def _fused(module: str, planned: mapping.Planned, prefixes: Sequence[str], leave
 
 def _whole_modules(plan: Sequence[mapping.Planned], whole: Mapping[str, Any]) -> list[str]:
     """The modules that PEFT is to save: the largest all of whose leaves were trained whole."""
-    theirs = {planned.theirs: all(name in whole for name in planned.ours) for planned in plan}
-    left = set(whole) - {name for planned in plan if theirs[planned.theirs] for name in planned.ours}
+    theirs = {planned.module: all(name in whole for name in planned.ours) for planned in plan}
+    left = set(whole) - {name for planned in plan if theirs[planned.module] for name in planned.ours}
     if left:
         raise UserError(f"PEFT has no place for {', '.join(sorted(left))}, which learned beside the kernels; give --merge")
 

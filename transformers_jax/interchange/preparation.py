@@ -48,6 +48,27 @@ def keys(folder: Path) -> dict[str, Any]:
     )
 
 
+def squeezed(folder: Path) -> dict[str, Any]:
+    """Keys of config.data by which all of an image is brought to the size that a folder says, of any proportions; none where it
+    says nothing.
+
+    Raises:
+      UserError: it says something else than that.
+    """
+    if not is_said(folder):
+        return {}
+    said = ImageProcessing.read(folder)
+    if not said.do_resize or said.do_center_crop or "height" not in said.size:
+        raise UserError(f"{folder}: do_resize={said.do_resize}, size={dict(said.size)}: images are squeezed into one size here")
+    size = said.size["height"], said.size["width"]
+    return {"size": size, "crop": "squash", "interpolation": FILTERS[said.resample]}
+
+
+def first_class(folder: Path) -> int:
+    """The number of the first class in masks: 1 where a folder says that 0 is none."""
+    return int(is_said(folder) and ImageProcessing.read(folder).do_reduce_labels)
+
+
 def of_run(config: Any, names: NameMap, data: Mapping[str, Any] | None = None) -> ImageProcessing:
     """How images are prepared for a model: as config.data says, or without it as its family does, to the model's own size.
 

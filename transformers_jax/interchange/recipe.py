@@ -39,13 +39,18 @@ _OLDER = {
 _OUTPUT = "last_hidden_state"
 
 
+def is_said(folder: Path) -> bool:
+    """Whether a folder has such files."""
+    return (folder / MODULES).is_file()
+
+
 def read(folder: Path) -> Recipe:
     """What the files in a folder say; the mean, normalised, where there are none.
 
     Raises:
       UserError: a file that is damaged, or a kind of pooling or module that is not supported.
     """
-    if not (folder / MODULES).is_file():
+    if not is_said(folder):
         return Recipe()
     modules = _json(folder / MODULES, list)
     kinds = [str(module.get("type", "")).rpartition(".")[2] for module in modules if isinstance(module, dict)]

@@ -3,6 +3,7 @@
 Axes: B batch, S source, T target, P prompt, D model width.
 """
 
+import functools
 from collections.abc import Callable
 
 import flax.linen as nn
@@ -238,6 +239,12 @@ class Stack(nn.Module):
         """
         if self.scan:
             return self.layer(x, method, *shared)[0]
+        if method != "__call__" and not self.is_initializing():
+            numbers = {i: value for i, value in enumerate(shared) if isinstance(value, int)}  # a length, which sets shapes
+            arrays = [value for i, value in enumerate(shared) if i not in numbers]
+            for layer in self.layer:
+                x = layer.traced_once(x, method, tuple(numbers.items()), *arrays)
+            return x
         for layer in self.layer:
             rest = (read,) if read is not None and layer is self.layer[-1] else ()
             x, _ = layer(x, method, *shared, *rest)
@@ -262,3 +269,16 @@ class _Carry(nn.Module):
             return getattr(block, method)(x, *shared)
 
         return (nn.remat(run, prevent_cse=not self.scanned) if self.remat and method == "__call__" else run)(block, x), None
+
+    @functools.partial(nn.jit, static_argnums=(2, 3))
+    def traced_once(self, x: jax.Array, method: str, numbers: tuple[tuple[int, int], ...], *arrays) -> jax.Array:
+        """The named method of the block, which Python traces once for all layers that are alike: a decoder of 30 layers is
+        traced a few times before it writes its first token.
+
+        Args:
+          numbers: arguments that are no arrays, with their places among all.
+        """
+        shared = list(arrays)
+        for place, number in numbers:
+            shared.insert(place, number)
+        return self(x, method, *shared)[0]

@@ -53,9 +53,25 @@ class Conv2d(nn.Module):
         bias = self.param("bias", zeros, (self.features,), self.param_dtype) if self.use_bias else None
         kernel = standardised(kernel, self.standardise) if self.standardise else kernel
         x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
-        around = self.padding if isinstance(self.padding, str) else [(self.padding, self.padding)] * 2
-        y = jax.lax.conv_general_dilated(x, kernel, (self.stride, self.stride), around, dimension_numbers=NUMBERS)
+        y = convolve2d(x, kernel, self.stride, self.padding)
         return y if bias is None else y + bias
+
+
+def convolve2d(x: jax.Array, kernel: jax.Array, stride: int, padding: int | str) -> jax.Array:
+    """A convolution of x [B, H, W, A] and a kernel [K, K, A, C]: [B, H', W', C]; stride and padding as of `Conv2d`.
+
+    On CPUs it is one product with the K² shifted images beside each other, whose gradients are products too: XLA computes
+    those of its own convolution there by a loop that is several times slower. Other backends have convolutions.
+    """
+    size, strides = len(kernel), (stride, stride)
+    pads = jax.lax.padtype_to_pads(x.shape[1:3], (size, size), strides, padding) if isinstance(padding, str) else None
+    pads = pads or [(padding, padding)] * 2
+    if jax.default_backend() != "cpu":
+        return jax.lax.conv_general_dilated(x, kernel, strides, pads, dimension_numbers=NUMBERS)
+    x = jnp.pad(x, ((0, 0), *pads, (0, 0)))
+    down, right = (stride * ((side - size) // stride) + 1 for side in x.shape[1:3])
+    shifted = [x[:, i : i + down : stride, j : j + right : stride] for i in range(size) for j in range(size)]
+    return jnp.einsum("bhwka,kac->bhwc", jnp.stack(shifted, axis=3), kernel.reshape(size * size, *kernel.shape[2:]))
 
 
 def patches(x: jax.Array, size: int) -> jax.Array:

@@ -65,6 +65,21 @@ def cross_entropy(
     return Sums(*_chunked(label_smoothing, hidden, (table, bias), targets, weights))
 
 
+def token_nll(hidden: jax.Array, table: jax.Array, targets: jax.Array, bias: jax.Array | None = None) -> jax.Array:
+    """The unsmoothed loss of each position by itself, [B, T] float32, nats; arguments as of `cross_entropy`. For scores: what
+    it would keep for a gradient are all logits."""
+
+    def chunk(of):  # hidden [P, D], targets [P] → [P]
+        states, true = of
+        logits = jnp.einsum("pd,vd->pv", states, table, preferred_element_type=jnp.float32)
+        logits = logits if bias is None else logits + bias.astype(jnp.float32)
+        return jax.nn.logsumexp(logits, axis=-1) - jnp.take_along_axis(logits, true[:, None], axis=-1)[:, 0]
+
+    B, T = targets.shape
+    found = jax.lax.map(chunk, tuple(in_chunks(table.shape[0], hidden, targets)))  # [chunks, B * C]
+    return jnp.moveaxis(found.reshape(len(found), B, -1), 0, 1).reshape(B, -1)[:, :T]
+
+
 def in_chunks(logits: int, *arrays: jax.Array) -> list[jax.Array]:
     """Each array [B, T, …] as [chunks, P, …] with P = B * C, filled with zeros behind.
 

@@ -12,6 +12,7 @@ import functools
 import flax.linen as nn
 import jax
 
+from transformers_jax.layers.adapter import adapted
 from transformers_jax.layers.blocks import Stack
 from transformers_jax.layers.convolution2d import Conv2d, DepthwiseConv2d
 from transformers_jax.layers.drop_path import DropPath, LayerScale
@@ -81,7 +82,7 @@ class Block(nn.Module):
         y = FeedForward(4 * x.shape[-1], activation=c.activation, name="feed_forward", **c.numbers())(y)
         if c.layer_scale:
             y = LayerScale(c.layer_scale, name="layer_scale", **types)(y)
-        drop = DropPath(c.drop_path, self.layers)
+        y, drop = adapted(self, "feed_adapter", y), DropPath(c.drop_path, self.layers)
         return x + drop(y, self.before + number, deterministic=deterministic), number + 1
 
 

@@ -183,6 +183,13 @@ def mean_pool(x: jax.Array) -> jax.Array:
 BACKBONE_KEYS = ("num_layers", "hidden_size", "stage_names", "out_features", "out_indices")
 """Keys of config.json that follow from others, or say which maps a backbone gives."""
 
+MODULES = (
+    (r"attention\.output\.dense", "attention.o_proj"),
+    (r"intermediate\.dense", "mlp.fc1"),
+    (r"\.output\.dense", ".mlp.fc2"),
+)
+"""Names of modules that `transformers` 5 has changed alike, see `NameMap.modules`."""
+
 
 def square(config: dict, key: str, default: int) -> int:
     """The number of a key of a config.json that may be a number, or one for each side.

@@ -90,6 +90,8 @@ class NameMap:
     keys: further keys of config.json that `from_hf` reads. A key that is in none of these, nor in INERT, gives a warning.
     optional: our fields that are True where a file without a head has leaves that begin so: {"pooler": "pooler."}.
     padded_positions: whether position 0 is the row behind the padding's id, as RoBERTa's.
+    modules: where the modules of `transformers` 5 have other names than leaves in files, (expression, replacement) pairs that
+      make the modules' names, one after another.
     """
 
     model_type: str
@@ -100,6 +102,11 @@ class NameMap:
     keys: tuple[str, ...] = ()
     optional: Mapping[str, str] = dataclasses.field(default_factory=dict)
     padded_positions: bool = False
+    modules: tuple[tuple[str, str], ...] = ()
+
+    def module(self, name: str) -> str:
+        """The name in memory, in `transformers` 5, of a leaf of a file."""
+        return functools.reduce(lambda name, pair: re.sub(*pair, name), self.modules, name)
 
     def rows(self, head: str) -> list[AnyRow]:
         """The rows of a model with this head, names in full."""

@@ -14,6 +14,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from transformers_jax.layers.adapter import adapted
 from transformers_jax.layers.attention import MultiHeadAttention
 from transformers_jax.layers.blocks import Stack
 from transformers_jax.layers.convolution2d import Conv2d, DepthwiseConv2d
@@ -146,9 +147,11 @@ class Block(nn.Module):
         y = LayerNorm(c.norm_epsilon, name="attention_norm", **types)(x)
         y = EfficientAttention(c, self.stage, name="self_attention")(y, deterministic)
         y = Dropout(c.dropout)(y, deterministic=deterministic)
+        y = adapted(self, "attention_adapter", y)
         x = x + drop_path(y, layer, deterministic=deterministic)
         y = LayerNorm(c.norm_epsilon, name="feed_norm", **types)(x)
         y = MixFeedForward(c, self.stage, name="feed_forward")(y, deterministic)
+        y = adapted(self, "feed_adapter", y)
         return x + drop_path(y, layer, deterministic=deterministic), number + 1
 
 
@@ -288,6 +291,18 @@ NAMES = (
         },
         keys=(*_FIELDS, "hidden_act", "num_encoder_blocks", "reshape_last_stage", "layer_norm_eps", "image_size",
               "semantic_loss_ignore_index", "downsampling_rates"),
+        modules=(
+            (r"encoder\.block\.(\d+)\.", r"stages.\1.blocks."),
+            (r"encoder\.(patch_embeddings|layer_norm)\.(\d+)", r"stages.\2.\1"),
+            (r"attention\.self\.([qkv])[a-z]*", r"attention.\1_proj"),
+            (r"attention\.self\.sr", "attention.sequence_reduction.sequence_reduction"),
+            (r"attention\.self\.layer_norm", "attention.sequence_reduction.layer_norm"),
+            (r"mlp\.dense", "mlp.fc"),
+            (r"layer_norm_1", "layernorm_before"),
+            (r"layer_norm_2", "layernorm_after"),
+            (r"linear_c\.", "linear_projections."),
+            *image_encoder.MODULES,
+        ),
     ),
 )  # fmt: skip
 """`transformers` does not look at `layer_norm_eps` either: its norms have 1e-5."""

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from transformers_jax.errors import UserError
+from transformers_jax.layers.adapter import adapted
 from transformers_jax.layers.attention import dot_product_attention
 from transformers_jax.layers.blocks import Stack
 from transformers_jax.layers.convolution2d import Conv2d, patches
@@ -126,6 +127,8 @@ def offsets(side: int, window: int) -> np.ndarray:
 class WindowAttention(nn.Module):
     """Self-attention within windows, with a learned bias for each offset of query and key (equation 4).
 
+    Attention pictures: with the collection "intermediates" mutable, it sows "weights" [n, N, side², side²].
+
     Parameters: query, key, value kernels [D, N, K], out kernel [N, K, D], their biases; bias_table [(2·M - 1)², N].
     """
 
@@ -145,7 +148,12 @@ class WindowAttention(nn.Module):
             mask = jnp.tile(mask, (len(x) // len(mask), 1, 1))[:, None]  # [n, 1, side², side²]
         rate = 0.0 if deterministic else c.attention_dropout
         rng = self.make_rng("dropout") if rate else None
-        y = dot_product_attention(q, k, v, mask, bias=bias, dropout_rate=rate, dropout_rng=rng, implementation=c.attention)
+        options = dict(bias=bias, dropout_rate=rate, dropout_rng=rng, implementation=c.attention)
+        if self.is_mutable_collection("intermediates"):
+            y, weights = dot_product_attention(q, k, v, mask, return_weights=True, **options)
+            self.sow("intermediates", "weights", weights)
+        else:
+            y = dot_product_attention(q, k, v, mask, **options)
         return FromHeads(use_bias=True, name="out", **c.numbers())(y, x.shape[-1])
 
 
@@ -170,10 +178,12 @@ class Block(nn.Module):
         drop, drop_path = Dropout(c.dropout), DropPath(c.drop_path, self.layers)
         y = LayerNorm(c.norm_epsilon, name="attention_norm", **types)(x)
         y = drop(self.attend(y, number, deterministic), deterministic=deterministic)
+        y = adapted(self, "attention_adapter", y)
         x = x + drop_path(y, self.before + number, deterministic=deterministic)
         y = LayerNorm(c.norm_epsilon, name="feed_norm", **types)(x)
         y = FeedForward(int(c.mlp_ratio * x.shape[-1]), activation=c.activation, name="feed_forward", **c.numbers())(y)
         y = drop(y, deterministic=deterministic)
+        y = adapted(self, "feed_adapter", y)
         return x + drop_path(y, self.before + number, deterministic=deterministic), number + 1
 
     def attend(self, x: jax.Array, number: int | jax.Array, deterministic: bool) -> jax.Array:
@@ -324,6 +334,11 @@ NAMES = (
         },
         neutral={"qkv_bias": True},
         keys=(*_FIELDS, "hidden_act", "image_size", "patch_size", "encoder_stride", *image_encoder.BACKBONE_KEYS),
+        modules=(
+            (r"attention\.self\.([qkv])[a-z]*", r"attention.\1_proj"),
+            (r"attention\.self\.(relative_position_bias)", r"attention.\1.\1"),
+            *image_encoder.MODULES,
+        ),
     ),
 )
 

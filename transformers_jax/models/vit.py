@@ -261,6 +261,11 @@ NAMES = (
         neutral={"qkv_bias": True, "pooler_act": "tanh"},
         keys=(*_FIELDS, "hidden_act", "image_size", "patch_size", "pooler_output_size", "encoder_stride"),
         optional={"pooler": "pooler."},
+        modules=(
+            (r"encoder\.layer\.", "layers."),
+            (r"attention\.attention\.([qkv])[a-z]*", r"attention.\1_proj"),
+            *image_encoder.MODULES,
+        ),
     ),
 )
 

@@ -10,7 +10,7 @@ import flax.linen as nn
 from transformers_jax.errors import UserError
 from transformers_jax.genomes import cell
 from transformers_jax.genomes.genome import Genome, GenomeBlock, load_sized
-from transformers_jax.models import transformer
+from transformers_jax.models import gpt, transformer
 
 
 def with_cells(model: nn.Module, config) -> nn.Module:
@@ -93,3 +93,16 @@ def count_parameters(genome: Genome, width: int, unit: int, vocab_size: int, **f
     cells = ((genome.encoder, genome.encoder_cells), (genome.decoder, genome.decoder_cells))
     layers = sum(number * cell.count_cell(blocks, width, unit or width // 2, cell.options_of(c)) for blocks, number in cells)
     return layers + 2 * 2 * width + (tables * vocab_size + positions) * width
+
+
+def count_continuing(genome: Genome, width: int, unit: int, vocab_size: int, **fields) -> int:
+    """The same of a `gpt` with the genome's cells; fields: of `gpt.Config`.
+
+    Raises:
+      InvalidGenome: also where the cell cannot do without an encoder.
+    """
+    c = gpt.Config(vocab_size, width, **fields)
+    blocks, number = _cell(genome, "causal", c)
+    tables = 1 if c.tie_embeddings else 2
+    cells = number * cell.count_cell(blocks, width, unit or width // 2, cell.options_of(c))
+    return cells + 2 * width + (tables * vocab_size + c.max_length) * width

@@ -64,7 +64,8 @@ def make_report(
         pictures["Positions"] = folder / "positions.png"
         draw_positions(pictures["Positions"])
     samples = record.samples if samples is None else list(samples)
-    if (record.config.get("task") or {}).get("name") == "image_classification" and (table := table_of(samples)):
+    task = (record.config.get("task") or {}).get("name")
+    if task in ("image_classification", "image_distillation") and (table := table_of(samples)):
         pictures["Confusions"] = folder / "confusions.png"
         draw_confusion(*table, pictures["Confusions"])
     for title, draw in more.items():
@@ -78,7 +79,19 @@ def make_report(
         scenes.draw_iou(*table, pictures["Intersection over union"])
         scenes.draw_pixels(*table, pictures["Confusions"])
         samples = [{key: value for key, value in sample.items() if key != "pixels"} for sample in samples]
+    if worst := scenes.worst_objects(samples):
+        pictures["Worst images"] = folder / "objects.png"
+        scenes.draw_objects(worst, pictures["Worst images"])
+        samples = [_counted(sample) for sample in samples]
+    if of_labels := scenes.of_each_label(record):
+        pictures["Average precision of each label"] = folder / "precisions.png"
+        scenes.draw_precisions(of_labels, pictures["Average precision of each label"])
     return _write(folder, page(record, curves, pictures, samples))
+
+
+def _counted(sample: Mapping) -> dict:
+    """A sample of objects for the table: how many there are and were found."""
+    return dict(sample) | {key: len(sample[key]) for key in ("truth", "objects") if key in sample}
 
 
 def _cells(record: Record, folder: Path) -> dict[str, Path]:

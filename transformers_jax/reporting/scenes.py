@@ -1,4 +1,4 @@
-"""Pictures of a run that labels pixels: its worst images, the intersection over union of each class, and confusions.
+"""Pictures of a run that labels pixels or finds objects: its worst images, how well each class is found, and confusions.
 
 Axes: L labels, h height, w width of an image.
 """
@@ -9,13 +9,17 @@ from typing import NamedTuple
 
 import numpy as np
 
+from transformers_jax.data.images.decode import decode
 from transformers_jax.reporting.style import COLOURS, GREY, figure
 from transformers_jax.runs.experiment import Experiment
+from transformers_jax.runs.record import Record
 from transformers_jax.tasks.parts import scenes
 from transformers_jax.tasks.segmentation import classes_of
 
 MOST_SCENES = 6
 MOST_CLASSES = 30
+SURE = 0.3
+"""Objects with a lower score are not drawn."""
 
 
 class Scene(NamedTuple):
@@ -113,3 +117,65 @@ def draw_pixels(table: np.ndarray, names: Sequence[str], path: Path) -> None:
         for (i, j), share in np.ndenumerate(shares):
             if share >= 0.005:
                 axes.text(j, i, f"{share:.0%}", ha="center", va="center", fontsize=6, color="white" if share > 0.5 else "black")
+
+
+def draw_objects(samples: Sequence[Mapping], path: Path) -> None:
+    """A row an image: its true boxes, crowds dashed, and beside them those that were found, each with its label and score.
+
+    Args:
+      samples: as `tasks.detection` writes them: {"image": path, "truth": [...], "objects": [...], "ap50"}.
+    """
+    from matplotlib.patches import Rectangle
+
+    images = [decode(sample["image"], where=sample["image"]) for sample in samples]
+    names = sorted({thing["label"] for sample in samples for thing in (*sample["truth"], *sample["objects"])})
+    palette = dict(zip(names, scenes.colours(len(names) + 1)[1:] / 255, strict=True))
+    tall = 4.2 * float(np.mean([image.shape[0] / image.shape[1] for image in images])) + 0.35
+    with figure(path, 8.6, tall * len(images)) as canvas:
+        grid = canvas.subplots(len(images), 2, squeeze=False)
+        for row, image, sample in zip(grid, images, samples, strict=True):
+            score = f"  AP50 {sample['ap50']:.2f}" if "ap50" in sample else ""
+            sure = [thing for thing in sample["objects"] if thing["score"] >= SURE]
+            pairs = (sample["truth"], f"{Path(sample['image']).name}  truth"), (sure, f"found, score {SURE:g} and more{score}")
+            for axes, (things, title) in zip(row, pairs, strict=True):
+                axes.imshow(image)
+                axes.set_title(title, fontsize=8, fontweight="normal", pad=3)
+                axes.set_axis_off()
+                for thing in things:
+                    (left, top, right, bottom), ink = thing["box"], palette[thing["label"]]
+                    style = dict(fill=False, edgecolor=ink, linestyle="--" if thing.get("crowd") else "-", linewidth=1.2)
+                    axes.add_patch(Rectangle((left, top), right - left, bottom - top, **style))
+                    said = f"{thing['label']} {thing['score']:.2f}" if "score" in thing else thing["label"]
+                    behind = dict(boxstyle="square,pad=0.1", facecolor="white", edgecolor="none", alpha=0.7)
+                    axes.text(left, top, said, fontsize=5, va="bottom", color="black", bbox=behind)
+
+
+def worst_objects(samples: Sequence[Mapping]) -> list[Mapping]:
+    """The first samples, the worst, of images whose objects are known and whose files are still there."""
+    known = (sample for sample in samples if {"image", "truth", "objects"} <= set(sample))
+    return [sample for sample in known if Path(sample["image"]).is_file()][:MOST_SCENES]
+
+
+def of_each_label(record: Record, split: str = "test") -> dict[str, tuple[float, float]]:
+    """{label: (average precision, the same at an overlap of one half)} of a split; empty before it was measured."""
+    names = [name.removeprefix("ap50_") for name in record.metrics(split) if name.startswith("ap50_")]
+    return {name: tuple(record.last(split, f"{key}_{name}")[1] for key in ("ap", "ap50")) for name in names}
+
+
+def draw_precisions(of_labels: Mapping[str, tuple[float, float]], path: Path) -> None:
+    """Two bars for each label, its average precision at an overlap of one half, and the mean over overlaps; the best first."""
+    names = sorted(of_labels, key=lambda name: -of_labels[name][1])[:MOST_CLASSES]
+    values = np.array([of_labels[name] for name in names])  # [labels, 2]
+    with figure(path, 7.5, 0.45 * len(names) + 1.3) as canvas:
+        axes = canvas.subplots()
+        for k, (what, colour) in enumerate((("mean over overlaps (AP)", "train"), ("overlap 0.5 (AP50)", "validation"))):
+            at = np.arange(len(names)) + 0.2 - 0.4 * k
+            axes.barh(at, values[:, k], height=0.38, color=COLOURS[colour], label=f"{what}, mean {values[:, k].mean():.3f}")
+            for place, value in zip(at, values[:, k], strict=True):
+                axes.text(value + 0.01, place, f"{value:.2f}", va="center", fontsize=7)
+        axes.set_yticks(range(len(names)), names, fontsize=8)
+        axes.invert_yaxis()
+        axes.set_xlim(0, 1.08)
+        axes.set_xlabel("average precision")
+        axes.grid(False, axis="y")
+        canvas.legend(loc="outside lower center", ncols=2, fontsize=8)

@@ -4,6 +4,8 @@ Axes: B images, H height, W width, C channels, L layers, N heads, T positions, h
 patch, D width.
 """
 
+import math
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -115,6 +117,21 @@ def distances(weights: np.ndarray, sizes: tuple[int, int], side: int) -> np.ndar
     places = np.stack(np.meshgrid(*map(np.arange, sizes), indexing="ij"), axis=-1).reshape(patches, 2) * side
     apart = np.linalg.norm(places[:, None] - places[None], axis=-1)  # [h · w, h · w]
     return (among * apart).sum(axis=-1).mean(axis=(1, 3))
+
+
+def window_distances(run: Experiment, variables: dict, images: np.ndarray) -> np.ndarray | None:
+    """[L, N] as `distances`, of a Swin, whose positions attend within windows; NaN for heads that a stage has not. None for
+    another model.
+    """
+    config = run.model.config
+    if not hasattr(config, "window"):
+        return None
+    every = attention_weights(run.model, variables["params"], {"image": images}, variables["model_state"])
+    found = np.full((len(every), max(config.num_heads)), np.nan)
+    for layer, (name, weights) in enumerate(every.items()):  # "stage_0/layer_1/block/attention": [n, N, side², side²]
+        stage, side = int(re.match(r"stage_(\d+)", name)[1]), math.isqrt(weights.shape[-1])
+        found[layer, : weights.shape[1]] = distances(weights[None], (side, side), config.patch_size * 2**stage)[0]
+    return found
 
 
 def position_similarity(params: Mapping[str, Any]) -> np.ndarray | None:

@@ -37,6 +37,8 @@ def pictures(run: Experiment) -> dict[str, Draw]:
             found["Attention rollout"] = functools.partial(draw_rollout, shown, vision.looked_at(weights, sizes))
             apart = vision.distances(weights, sizes, side)
             found["Mean attention distance"] = functools.partial(draw_distances, apart, max(images.shape[1:3]))
+        elif (apart := vision.window_distances(run, variables, images)) is not None:
+            found["Mean attention distance"] = functools.partial(draw_distances, apart, max(images.shape[1:3]))
         if fields := vision.receptive_fields(run, variables, images):
             found["Effective receptive field"] = functools.partial(draw_fields, fields)
     if (near := vision.position_similarity(variables["params"])) is not None:
@@ -80,12 +82,12 @@ def draw_rollout(shown: Sequence[Shown], shares: np.ndarray, path: Path) -> None
 
 
 def draw_distances(apart: np.ndarray, size: int, path: Path) -> None:
-    """A dot for each head [L, N] over its layer, pixels upwards; the line is the layers' mean."""
+    """A dot for each head [L, N] over its layer, pixels upwards, none for NaN; the line is the layers' mean."""
     layers, heads = apart.shape
     with figure(path, max(4.5, 0.35 * layers + 2.5), 3.6) as drawn:
         axes = drawn.subplots()
         numbers = np.arange(1, layers + 1)
-        axes.plot(numbers, apart.mean(axis=1), color=GREY, linewidth=1, label="mean of heads")
+        axes.plot(numbers, np.nanmean(apart, axis=1), color=GREY, linewidth=1, label="mean of heads")
         for head in range(heads):
             own = {"label": "a head"} if head == 0 else {}
             axes.plot(numbers, apart[:, head], "o", color=COLOURS["train"], markersize=5, alpha=0.7, **own)
@@ -93,7 +95,7 @@ def draw_distances(apart: np.ndarray, size: int, path: Path) -> None:
         axes.set_ylabel("mean attention distance, pixels")
         axes.set_title(f"images of {size} × {size} pixels", fontsize=9, fontweight="normal", color=GREY)
         axes.set_xticks(numbers if layers <= 16 else numbers[:: math.ceil(layers / 12)])
-        axes.set_ylim(0, 1.08 * float(apart.max()))
+        axes.set_ylim(0, 1.08 * float(np.nanmax(apart)))
         axes.legend(fontsize=8)
 
 

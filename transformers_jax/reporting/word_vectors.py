@@ -5,14 +5,14 @@ Axes: N heads, T length, D model width, n sentences.
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from transformers_jax.errors import UserError
-from transformers_jax.inference.predictor import Body
+from transformers_jax.inference.predictor import Body, Loaded
 from transformers_jax.models.protocol import ENCODES, TEXT
 from transformers_jax.reporting.attention import Attention, attention_weights
 from transformers_jax.reporting.style import COLOURS, GREY, INK, figure
@@ -45,54 +45,49 @@ class WordVectors(NamedTuple):
     vectors: np.ndarray
 
 
-def is_encoder(run) -> bool:
-    """Whether the model of an `Experiment` is an encoder of texts."""
-    about = run.model.protocol()
+def is_encoder(model) -> bool:
+    """Whether a model is an encoder of texts."""
+    about = model.protocol()
     return ENCODES in about.does and TEXT in about.reads
 
 
-def attention_example(run, *, layer: int = -1) -> Attention:
-    """The heads of a trained encoder over one short sentence of its data.
-
-    Args:
-      run: an `Experiment`.
+def attention_example(there: Loaded, texts: Iterable[str], *, layer: int = -1) -> Attention:
+    """The heads of an encoder over the first short sentence of some texts.
 
     Raises:
-      UserError: there is no trained model, or no short sentence.
+      UserError: there is no short sentence.
     """
-    text = next((text for text in texts_of(run) if SHORT <= len(text.split()) <= LONG), None)
+    text = next((text for text in texts if SHORT <= len(text.split()) <= LONG), None)
     if text is None:
         raise UserError(f"the data have no sentence of {SHORT} to {LONG} words")
-    fields = run.tokenizer.encode_pair(text)
+    fields = there.tokenizer.encode_pair(text)
     batch = _row(np.asarray(fields.ids, np.int32))
-    model = run.trained()
-    tokens = [run.tokenizer.token(i) for i in fields.ids]
-    return heads_of(Body(run.model), model["params"], batch, tokens, layer=layer, model_state=model["model_state"])
+    tokens = [there.tokenizer.token(i) for i in fields.ids]
+    model, state = there.variables["params"], there.variables["model_state"]
+    return heads_of(Body(there.model), model, batch, tokens, layer=layer, model_state=state)
 
 
-def word_example(run, word: str = "", texts: Sequence[str] | None = None) -> WordVectors:
-    """A word's vectors in different sentences, by a trained encoder.
+def word_example(there: Loaded, texts: Iterable[str], word: str = "") -> WordVectors:
+    """A word's vectors in different sentences, by an encoder.
 
     Args:
-      run: an `Experiment`.
+      texts: the sentences.
       word: which; without one, `telling_word` of the texts.
-      texts: the sentences; without any, those of the run's data.
 
     Raises:
-      UserError: too few sentences have it, or there is no trained model.
+      UserError: too few sentences have it.
     """
-    texts = list(texts_of(run) if texts is None else texts)
+    texts = list(texts)
     word = word or telling_word(texts)
-    model = run.trained()
-    longest = run.model.protocol().longest
+    longest = there.model.protocol().longest
+    variables = {"params": there.variables["params"], **there.variables["model_state"]}
 
     def states(sentences: list[str]):
         hidden, places = [], []
         for text in sentences:
-            ids, spans = run.tokenizer.encode_with_offsets(text)
-            joined = run.tokenizer.joined(ids[: longest - 2])
-            variables = {"params": model["params"], **model["model_state"]}
-            found = run.model.apply(variables, _row(np.asarray(joined.ids, np.int32)), True, method="encode")
+            ids, spans = there.tokenizer.encode_with_offsets(text)
+            joined = there.tokenizer.joined(ids[: longest - 2])
+            found = there.model.apply(variables, _row(np.asarray(joined.ids, np.int32)), True, method="encode")
             hidden.append(np.asarray(found, np.float32)[0])
             places.append([(0, 0), *spans[: longest - 2], (0, 0)])
         return hidden, places
@@ -101,7 +96,7 @@ def word_example(run, word: str = "", texts: Sequence[str] | None = None) -> Wor
 
 
 def texts_of(run) -> Iterator[str]:
-    """The texts of a run's validation split, or of its training split where it has no other."""
+    """The texts of the data of an `Experiment`: of its validation split, or of its training split where it has no other."""
     source = run.source("validation" if run.has("validation") else "train")
     for i in range(min(len(source), MOST_EXAMPLES)):
         example = source[i]

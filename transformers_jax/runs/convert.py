@@ -16,10 +16,9 @@ from transformers_jax import models, parameters, tasks
 from transformers_jax.data.text.tokenizer import Tokenizer
 from transformers_jax.errors import UserError
 from transformers_jax.finetuning import lora, trainable
-from transformers_jax.interchange import huggingface, mapping, peft, preparation, recipe, stacking, tokenizers, weights
-from transformers_jax.layers.pooling import Recipe
+from transformers_jax.interchange import huggingface, mapping, peft, recipe, stacking, tokenizers, weights
 from transformers_jax.models.protocol import IMAGES, TEXT, Protocol
-from transformers_jax.runs import initialise, train
+from transformers_jax.runs import foreign_task, initialise, train
 from transformers_jax.runs.experiment import Experiment
 from transformers_jax.training import best
 from transformers_jax.training.checkpoint import Checkpoints
@@ -102,42 +101,21 @@ def _whole(leaves: dict[str, weights.Leaf]) -> dict:
 
 def _describe_task(config: ConfigDict, folder: Path, about: Protocol) -> None:
     """Sets what a folder of `transformers` says about its task: the length of texts, their vectors, the labels."""
-    described, task, head, longest = huggingface.read_config(folder), config.task, about.head, about.longest
+    task, head, longest = config.task, about.head, about.longest
     if IMAGES in about.reads and head == "classification":
-        config.data.update({"size": about.sizes["H"], "channels": about.sizes["C"]} | preparation.keys(folder))
+        config.data.update(foreign_task.image_keys(folder, about))
     elif head == "none" and "pooling" in task:
-        found = recipe.read(folder)
-        _describe_recipe(task, found, folder)
-        task.max_length = config.data.lengths.tokens = about.within(found.max_length).longest
+        found = foreign_task.recipe_of(folder) or {"pooling": "mean", "normalise": True}
+        with task.unlocked():
+            task.update(found)
+        task.max_length = config.data.lengths.tokens = about.within(found.get("max_length", 0)).longest
     elif head in about.labelled and head != "tagging" and "max_length" in task:
         task.max_length = config.data.lengths.tokens = longest
     elif longest and task.get("max_length", 0) > longest:  # others read in windows
         task.max_length = longest
     if longest and config.data.lengths.get("tokens", 0) > longest:
         config.data.lengths.tokens = longest
-    if head not in about.labelled:
-        return
-    names = huggingface.label_names(described)
-    kind = described.get("problem_type")
-    if head == "sequence" and (kind == "multi_label_classification" or kind == "regression" and len(names) > 1):
-        raise UserError(f"{folder / huggingface.CONFIG}: problem_type {kind} of {len(names)} labels is not supported")
-    if head == "classification" and kind == "multi_label_classification":
-        task.objective = "sigmoid"
-    if "labels" in task:
-        task.labels = () if head == "sequence" and len(names) == 1 else tuple(names)
-    if task.name == "sequence_classification" and not task.labels:
-        task.metrics = ("spearman", "pearson")
-
-
-def _describe_recipe(task: ConfigDict, found: Recipe, folder: Path) -> None:
-    """Sets what becomes of a text; keys that say nothing new are left out."""
-    if not found.pool_prompt and any(text for _, text in found.prompts):
-        raise UserError(f"{folder}: include_prompt is false: a workdir's vectors are of prompts too; embed from it")
-    prompts = tuple(f"{name}={text}" for name, text in found.prompts)
-    given = {"lowercase": found.lowercase, "prompts": prompts, "prompt": found.prompt, "similarity": found.similarity}
-    task.pooling, task.normalise = found.pooling, found.normalise
-    with task.unlocked():
-        task.update({key: value for key, value in given.items() if value != Recipe._field_defaults[key]})
+    task.update(foreign_task.labels_of(folder, about))
 
 
 def _to_folder(workdir: Path, folder: Path, merge: bool, step: int | str | None) -> str:
@@ -159,7 +137,8 @@ def _to_folder(workdir: Path, folder: Path, merge: bool, step: int | str | None)
         names = huggingface.names_of(fields)
         options, base = trainable.options(config), config.finetuning.init_from
         plan = mapping.plan(names, about.head, wanted)
-        peft.write(folder, plan, learned, base=base, head=about.head, rslora=options.rslora, dropout=options.dropout)
+        head = about.head if TEXT in about.reads else ""
+        peft.write(folder, plan, learned, base=base, head=head, rslora=options.rslora, dropout=options.dropout)
         return f"{count(learned)} parameters beside {base} in {folder}, a folder of PEFT; --merge writes the whole model"
     found = stacking.separate(mapping.named(initialise.plain(workdir, step)))
     if own := sorted(set(found) - set(wanted)):
@@ -168,8 +147,9 @@ def _to_folder(workdir: Path, folder: Path, merge: bool, step: int | str | None)
         raise UserError(f"--from={workdir}: its checkpoint lacks {initialise.some(missing)}")
     variables = mapping.variables((name, found[name]) for name in wanted)
     params, labels = variables.pop("params"), tuple(config.get("task", {}).get("labels", ()))
-    data = config.data if config.task.name == "image_classification" else None
-    huggingface.save(folder, fields, params, tokenizer, model_state=variables, labels=labels, data=data)
+    of_images = config.task.name in ("image_classification", "image_distillation")
+    how = {"data": config.data if of_images else None, "several": of_images and config.task.get("objective") == "sigmoid"}
+    huggingface.save(folder, fields, params, tokenizer, model_state=variables, labels=labels, **how)
     if config.get("task", {}).get("name") == "similarity" and tokenizer:
         recipe.write(folder, tasks.build(config.task, tokenizer).recipe, fields["width"])
     return f"{count(params)} parameters in {folder}, a folder of transformers"
@@ -196,6 +176,7 @@ def _to_plain_workdir(workdir: Path, made: Path, config: ConfigDict, step: int |
     variables = initialise.plain(workdir, step)
     config = config.copy_and_resolve_references()
     config.finetuning.update(method="full", init_from="", quantization="", trainable=("all",))
+    config.training.update({"ema": 0.0} if "ema" in config.training else {})
     made.mkdir(parents=True, exist_ok=True)
     configuration.save(config, made)
     _copy_tokenizer(workdir, made, Tokenizer.load(workdir / "tokenizer.json"))
@@ -228,7 +209,8 @@ def _from_peft(folder: Path, workdir: Path, config_of: Callable[[str], ConfigDic
             config.task.labels = tuple(f"LABEL_{i}" for i in range(fields.get("labels", 0)))
     workdir.mkdir(parents=True, exist_ok=True)
     configuration.save(config, workdir)
-    _copy_tokenizer(source, workdir, tokenizer)
+    if TEXT in about.reads:
+        _copy_tokenizer(source, workdir, tokenizer)
     run = Experiment(config, workdir)
     state = train.first_state(run, optax.identity())
     learned = stacking.arranged(adapter.leaves, parameters.flat(state.model_params))

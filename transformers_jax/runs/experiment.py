@@ -6,7 +6,7 @@ The workdir of a run:
     tokenizer.json   the vocabulary                 tensorboard/     the same for TensorBoard
     checkpoints/     one folder a step              samples.jsonl    the test split's examples, answered
     best/            the best model, if it is kept  report/          pictures and a page
-    lock             held while it is trained in
+    lock             held while it is trained in    base.json        the fingerprint of the model that it is beside
 """
 
 import contextlib
@@ -36,6 +36,7 @@ from transformers_jax.decoding.decoder import LENGTHS, Decoder
 from transformers_jax.errors import UserError
 from transformers_jax.files import json_value, locked, write_whole
 from transformers_jax.finetuning import method, trainable
+from transformers_jax.interchange import gguf_model
 from transformers_jax.mesh import ROWS, data_shard, make_mesh, row_sharding
 from transformers_jax.models import with_genome
 from transformers_jax.runs import checks, initialise, labels, schedule
@@ -47,6 +48,7 @@ from transformers_jax.training.state import TrainState, abstract_state
 
 TOKENIZER = "tokenizer.json"
 SAMPLES = "samples.jsonl"
+BASE = "base.json"
 
 
 class Experiment:
@@ -105,7 +107,7 @@ class Experiment:
             return Tokenizer.load(self.workdir / TOKENIZER)
         options = self.config.tokenizer
         if options.path:
-            return Tokenizer.load(options.path)
+            return gguf_model.tokenizer(options.path) if gguf_model.is_file(options.path) else Tokenizer.load(options.path)
         if self.config.data.source == "tokens":
             raise UserError("config.tokenizer.path is empty: give the tokenizer that made the files of config.data.train")
         lines = _lines(self.source("train"))
@@ -159,18 +161,24 @@ class Experiment:
 
     @cached_property
     def base(self) -> Base | None:
-        """The pretrained model that this run's checkpoints name and do not hold; it is read through once.
+        """The pretrained model that this run's checkpoints name and do not hold; it is read through once, and again if it is
+        another workdir or its files have changed.
 
         Raises:
           UserError: it is not there, or cannot be read.
         """
         path = self.config.finetuning.init_from if self.beside else ""
-        return Base(path, initialise.fingerprint_of(path)) if path else None
+        return Base(path, initialise.fingerprint_of(path, self.workdir and self.workdir / BASE)) if path else None
 
     def abstract_state(self, tx) -> TrainState:
         """The state as shapes with their shardings: nothing is computed and no weights are read."""
-        shapes = self.batch_shapes()
-        return abstract_state(self.model, tx, shapes, self.mesh, trainable=self.trainable, adapt=self.finetuning)
+        place = {"trainable": self.trainable, "adapt": self.finetuning, "averaged": self.averaged}
+        return abstract_state(self.model, tx, self.batch_shapes(), self.mesh, **place)
+
+    @property
+    def averaged(self) -> bool:
+        """Whether a moving average of the parameters is kept, evaluated and used."""
+        return self.config.training.get("ema", 0.0) > 0
 
     @functools.cache  # noqa: B019  (an experiment lives as long as its process)
     def source(self, split: str):

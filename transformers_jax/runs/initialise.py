@@ -1,11 +1,15 @@
 """Where the parameters come from that training starts with: another model's, as far as they fit.
 
-1. a folder of `transformers`,
+1. a folder of `transformers`, or a GGUF file,
 2. a workdir of ours, its best model where that is kept, else its newest checkpoint,
 3. a name on the Hugging Face hub, where `huggingface_hub` is installed and there is a network.
+
+What is said of a folder here goes for a GGUF file, too.
 """
 
+import contextlib
 import functools
+import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,12 +24,13 @@ from transformers_jax import config as configuration
 from transformers_jax import models, parameters, tasks
 from transformers_jax.data.text.tokenizer import Tokenizer
 from transformers_jax.errors import UserError
+from transformers_jax.files import write_whole
 from transformers_jax.finetuning import lora
 from transformers_jax.finetuning.adapters import has_adapters
 from transformers_jax.finetuning.fingerprint import fingerprint
 from transformers_jax.finetuning.quantization import quantized_like
 from transformers_jax.finetuning.trainable import HEAD
-from transformers_jax.interchange import config_json, huggingface, mapping, recipe, stacking, tokenizers, weights
+from transformers_jax.interchange import config_json, gguf_model, huggingface, mapping, recipe, stacking, tokenizers, weights
 from transformers_jax.layers.quantized import is_quantized
 from transformers_jax.runs import label_rows
 from transformers_jax.training import best
@@ -55,7 +60,7 @@ def initial(
     left out is logged.
 
     Args:
-      path: a folder of `transformers`, a workdir, or a name on the hub.
+      path: a folder of `transformers`, a GGUF file, a workdir, or a name on the hub.
       model: a Flax module that takes a batch.
       tokenizer: the model's, to be compared with the pretrained one's.
       labels: of the model's head, in the order of its rows. A pretrained head's rows are taken by their labels' names, and
@@ -136,14 +141,34 @@ def frozen(run, state) -> dict:
     return parameters.nest(names | parameters.flat(given["params"]))
 
 
-def fingerprint_of(path: str) -> str:
+def fingerprint_of(path: str, note: Path | None = None) -> str:
     """What tells the model at config.finetuning.init_from from another, see `finetuning.fingerprint`.
+
+    Args:
+      note: a file that remembers it: foreign files that have the names, sizes and times that it says are not read again.
 
     Raises:
       UserError: there is none, or it cannot be read.
     """
-    leaves, _, _ = read(folder_of(path, key="config.finetuning.init_from"))
-    return fingerprint(leaves)
+    folder = folder_of(path, key="config.finetuning.init_from")
+    stamps = _stamps(folder)
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # no note, or none that can be read
+        said = json.loads(note.read_text(encoding="utf-8")) if note and stamps else {}
+        if stamps and said["files"] == stamps:
+            return str(said["fingerprint"])
+    found = fingerprint(read(folder)[0])
+    if note and stamps and jax.process_index() == 0:
+        with contextlib.suppress(OSError):  # a workdir that cannot be written, or is not there yet
+            write_whole(note, json.dumps({"files": stamps, "fingerprint": found}))
+    return found
+
+
+def _stamps(folder: Path) -> list[list]:
+    """Path, size and time of the files that make up a foreign model; none of a workdir."""
+    if not is_foreign(folder):
+        return []
+    files = [folder] if gguf_model.is_file(folder) else [folder / huggingface.CONFIG, *sorted(folder.glob("*.safetensors*"))]
+    return [[str(file.absolute()), file.stat().st_size, file.stat().st_mtime_ns] for file in files]
 
 
 def placed(pretrained: dict, wanted: dict[str, dict]) -> dict[str, dict]:
@@ -173,7 +198,7 @@ def _placed(leaf, like):
 
 
 def folder_of(path: str, key: str = "--init_from") -> Path:
-    """The folder of a path or of a name on the hub, which is fetched.
+    """The folder, or the GGUF file, of a path or of a name on the hub, which is fetched.
 
     Args:
       key: of the command line, for messages.
@@ -183,8 +208,10 @@ def folder_of(path: str, key: str = "--init_from") -> Path:
     """
     folder = Path(path)
     if folder.is_file():
+        if gguf_model.is_file(folder):
+            return folder
         weights.refuse_pickle(folder)
-        raise UserError(f"{key}={path} is a file; give the folder that holds config.json")
+        raise UserError(f"{key}={path} is a file; give the folder that holds config.json, or a .gguf file")
     if folder.is_dir():
         return folder
     if not _HUB.fullmatch(str(path)):
@@ -202,12 +229,19 @@ def folder_of(path: str, key: str = "--init_from") -> Path:
         raise UserError(f"{key}={path}: no such folder, and the hub does not give it: {reason}") from error
 
 
+def is_foreign(folder: Path) -> bool:
+    """Whether the model in a folder is not a workdir's of ours."""
+    return gguf_model.is_file(folder) or huggingface.is_folder(folder)
+
+
 def fields_of(folder: Path) -> dict:
     """`name` and the other keys of config.model of the model in a folder; no weights are read.
 
     Raises:
       UserError: it is neither a folder of `transformers` nor a workdir, or of another architecture.
     """
+    if gguf_model.is_file(folder):
+        return gguf_model.weights(folder)[0]
     if not huggingface.is_folder(folder):
         if not (folder / configuration.FILE).is_file():
             raise UserError(f"--init_from={folder} has no {configuration.FILE}: give a folder of transformers or a workdir")
@@ -220,6 +254,8 @@ def fields_of(folder: Path) -> dict:
 
 def described(folder: Path) -> dict:
     """`fields_of`, with the head and the size of the vocabulary that the model has."""
+    if gguf_model.is_file(folder):
+        return gguf_model.weights(folder)[0]
     if huggingface.is_folder(folder):
         return dict(huggingface.opened(folder).fields)
     tokenizer = tokenizers.read(folder)
@@ -247,20 +283,22 @@ def module_of(path: str, fields: dict) -> nn.Module:
     """
     folder = folder_of(path)
     found = fields_of(folder)
-    vocab_size = found.get("vocab_size") or Tokenizer.load(folder / "tokenizer.json").vocab_size
-    return models.build(found | fields, vocab_size)
+    if not found.get("vocab_size") and (folder / "tokenizer.json").exists():  # a model of images has none
+        found |= {"vocab_size": Tokenizer.load(folder / "tokenizer.json").vocab_size}
+    return models.build(found | fields, found.get("vocab_size", 0))
 
 
 def read(folder: Path) -> tuple[dict[str, np.ndarray | weights.Leaf], Tokenizer | None, str]:
     """(leaves by name, layers apart; tokenizer; the model's head) of a folder of `transformers` or a workdir.
 
-    What lies in files of `transformers` is read when it is asked for.
+    What lies in files of `transformers` or of GGUF is read when it is asked for.
 
     Raises:
       UserError: it is neither, or cannot be read.
     """
-    if huggingface.is_folder(folder):
-        fields, leaves, tokenizer = huggingface.opened(folder)
+    if is_foreign(folder):
+        opened = gguf_model.opened if gguf_model.is_file(folder) else huggingface.opened
+        fields, leaves, tokenizer = opened(folder)[:3]
         return leaves, tokenizer, models.build(fields, fields["vocab_size"]).protocol().head
     if not (folder / configuration.FILE).is_file():
         raise UserError(f"{folder}: no {configuration.FILE}: neither a folder of transformers nor a workdir")

@@ -9,7 +9,7 @@ from transformers_jax import tasks
 from transformers_jax.data import forms, sources
 from transformers_jax.errors import UserError
 
-FILES = ("tsv", "jsonl", "conll")
+FILES = ("tsv", "jsonl", "conll", "brackets")
 """Sources of files whose examples have labels or tags."""
 
 TEXTS = ("sequence_classification", "tagging", "similarity")

@@ -55,7 +55,7 @@ def probe(
     model = run.trained(average=average, step=step)
     features = _encoder(run, model)
     known, asked = _features(run, "train", features), _features(run, split, features)
-    classes, found = len(run.task.labels), {"split": split, "examples": len(asked.labels), "known": len(known.labels)}
+    classes, found = len(run.task.label_names), {"split": split, "examples": len(asked.labels), "known": len(known.labels)}
     if knn:
         right = nearest(known, asked.vectors, min(knn, len(known.labels)), classes) == asked.labels
         found |= {"knn": knn, "knn_accuracy": float(right.mean())}

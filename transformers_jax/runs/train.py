@@ -113,14 +113,14 @@ def best_of(run: Experiment):
 
 def model_of(state: TrainState) -> dict:
     """What a checkpoint has of a state without what only training needs."""
-    return {"params": state.params, "frozen": state.frozen, "model_state": state.model_state}
+    return {"params": state.average or state.params, "frozen": state.frozen, "model_state": state.model_state}
 
 
 def first_state(run: Experiment, tx) -> TrainState:
     """The state of step 0: what the task or config.finetuning.init_from has, and random numbers where they have none."""
     abstract = run.abstract_state(tx)
     given = initialise.placed(initialise.pretrained(run, abstract), abstract.variables)
-    place = {"trainable": run.trainable, "adapt": run.finetuning, "given": given}
+    place = {"trainable": run.trainable, "adapt": run.finetuning, "given": given, "averaged": run.averaged}
     return create_state(run.model, tx, run.batch_shapes(), run.mesh, seed=run.config.seed, **place)[0]
 
 
@@ -161,7 +161,7 @@ def validation(run: Experiment, scorer: Scorer) -> Evaluator:
     every = options.get("bleu_every", 0)
 
     def measure(state, step: int) -> dict:
-        model = {"params": state.model_params, "model_state": state.model_state}
+        model = {"params": state.evaluated_params, "model_state": state.model_state}
         due = every and (step % every == 0 or step >= options.steps)
         return run.task.validate(scorer, model, sentences=options.get("bleu_sentences", 0) if due else None)
 
@@ -194,8 +194,9 @@ def update_of(run: Experiment, tx, parallelism: str):
     """The run's update as a function."""
     options = run.config.training
     return make_train_step(
-        run.model, run.task, tx, seed=run.config.seed, accumulate=options.accumulate, parallelism=parallelism
-    )
+        run.model, run.task, tx, seed=run.config.seed, accumulate=options.accumulate, parallelism=parallelism,
+        ema=options.get("ema", 0.0),
+    )  # fmt: skip
 
 
 def compiled_step(run: Experiment, tx, shardings):

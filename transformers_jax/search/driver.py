@@ -154,7 +154,8 @@ class Band:
         if len(config.search.parameters) not in (0, 2) or self.low > self.high:
             raise UserError(f"config.search.parameters is {config.search.parameters}: give (least, most), or () for no band")
         fields = {k: v for k, v in config.model.to_dict().items() if k not in ("name", "width", "genome", "genome_unit")}
-        self._count = functools.partial(_count, width=config.model.width, vocab_size=vocab_size, **fields)
+        count = COUNTS.get(config.model.name, with_genome.count_parameters)
+        self._count = functools.partial(_count, count, width=config.model.width, vocab_size=vocab_size, **fields)
         self._first = config.model.width // 2
         self._known: dict[Genome, tuple[int, int] | None] = {}
 
@@ -168,8 +169,12 @@ class Band:
         return self._known[genome]
 
 
-def _count(genome: Genome, unit: int, **fields) -> int:
-    return with_genome.count_parameters(genome, unit=unit, **fields)
+COUNTS = {"gpt": with_genome.count_continuing}
+"""How many parameters the model of a genome has, by architecture; of the others it is the Transformer's number."""
+
+
+def _count(count: Callable, genome: Genome, unit: int, **fields) -> int:
+    return count(genome, unit=unit, **fields)
 
 
 class Search:

@@ -1,6 +1,7 @@
 """The fitness of a genome: the project's own loop trains it on the run's own task and data, and measures it on validation.
 
-Fitness is the negative logarithm of the perplexity: of unsmoothed cross entropy over the tokens that are not padding.
+Fitness is the negative logarithm of the perplexity: of unsmoothed cross entropy over the tokens that are not padding, or, of a
+language model of texts, over their bytes: the bits of a byte are -fitness / ln 2.
 
 A process makes one `Trainer`, which shares tokenizer, encoded batches and validation batches among all candidates. What a
 candidate learns is a function of config, seed, genome and unit, whichever process trains it, and whatever came before.
@@ -219,7 +220,7 @@ class Training:
                 verbose=False,
             )
             scores = self.scorer.losses("validation", self.state.model_params, self.state.model_state)
-        perplexity = scores["perplexity"]
+        perplexity = 2 ** scores["bits_per_byte"] if "bits_per_byte" in scores else scores["perplexity"]
         if not math.isfinite(perplexity):
             raise UserError(f"perplexity is {perplexity} after {self.total} steps")
         self.stages.append(-math.log(perplexity))

@@ -50,11 +50,15 @@ def of(config, population: Population, methods: list[str]) -> dict:
     """The summary of a search, JSON values.
 
     candidates, trained, saved (equivalent to one that was trained), failed, rejected (draws), steps (of training),
-    compile_share: of the first method; best_fitness, best_perplexity: in its search; winner (text), unit, parameters: see
+    compile_share: of the first method; best_fitness, best_perplexity, and of language models, whose perplexity is that of a
+    byte, best_bits_per_byte: in its search; winner (text), unit, parameters: see
     `winner`; hurdles: their values; methods: the same counts of each; final: fitness of the last trainings by name, their
     mean first; won: who has the highest mean.
     """
     counted = {method: counts(population.rows(method)) for method in methods}
+    if config.task.name == "causal_lm":
+        for found in counted.values():
+            found["best_bits_per_byte"] = -found["best_fitness"] / math.log(2)
     finals, steps = population.finals(), final_steps(config)
     chosen = winner(config, population.rows(methods[0]), finals)
     final = final_scores([row for row in finals if row["steps"] == steps and row["name"] in (*methods, "seed")])

@@ -15,12 +15,15 @@ from transformers_jax.batch import Streams
 from transformers_jax.data.text.pairs import truncated
 from transformers_jax.errors import UserError
 from transformers_jax.layers.losses import label_sums
-from transformers_jax.outputs import PretrainingOutput
+from transformers_jax.outputs import LabelOutput, PretrainingOutput
 from transformers_jax.tasks.masked_lm import FillMask, cross_entropy_of_masked
+from transformers_jax.tasks.parts.labels import Labels
 from transformers_jax.tasks.parts.masking import Masking
 from transformers_jax.tasks.task import Task as Base
 
 RELATIONS = ("next_sentence", "sentence_order")
+FOLLOWS = ("follows", "does not follow")
+"""What the numbers of a pair's relation mean."""
 
 
 class Task(Base):
@@ -128,6 +131,40 @@ class Task(Base):
     def answering(self, model: nn.Module, *, top: int) -> tuple[Base, nn.Module]:
         """Lines have gaps to be filled."""
         return FillMask(self.tokenizer, top=top), model
+
+
+class NextSentence(Base):
+    """Whether the second text of {"first", "second": str} follows the first, by any model that has learned such a relation.
+    Of ALBERT's, whether the two are in order.
+
+    Args:
+      max_length: tokens of a pair with what surrounds them, the longer of the two texts is cut; 0 for all of them.
+    """
+
+    name = "next_sentence"
+    one_a_row = True
+    streams: Streams = {"": ("tokens", "token_types")}
+    line_means, line_keys = "two texts with a TAB between them", ("first", "second")
+
+    def __init__(self, tokenizer, *, max_length: int = 0):
+        self.tokenizer, self.max_length, self.labels = tokenizer, max_length, Labels(FOLLOWS)
+
+    def encode(self, example: dict) -> dict:
+        """→ 1-D int32 `tokens`, `token_types`."""
+        return self.tokenizer.encode_pair(example["first"], example["second"], max_length=self.max_length).fields()
+
+    def predict(self, output: PretrainingOutput | LabelOutput, batch: dict) -> dict[str, jax.Array]:
+        """`probabilities` [B, 2], as FOLLOWS names them."""
+        logits = output.next if isinstance(output, PretrainingOutput) else output.logits
+        return {"probabilities": jax.nn.softmax(logits.astype(jnp.float32))}
+
+    def answers(self, source: Sequence[dict], predictions: dict) -> list[dict]:
+        """{"prediction", "probabilities"} of each pair."""
+        return [self.labels.answer(row) for row in predictions["probabilities"]]
+
+    def of_line(self, cells: Sequence[str]) -> dict:
+        """{"first", "second"}."""
+        return dict(zip(("first", "second"), cells, strict=True))
 
 
 class Starts:

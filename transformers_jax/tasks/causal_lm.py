@@ -10,6 +10,7 @@ import math
 from collections.abc import Sequence
 from functools import cached_property
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -17,13 +18,16 @@ from transformers_jax.batch import Streams
 from transformers_jax.data.documents import Document
 from transformers_jax.data.text.token_files import TokenFiles
 from transformers_jax.errors import UserError
-from transformers_jax.layers.losses import cross_entropy
+from transformers_jax.layers.losses import cross_entropy, token_nll
 from transformers_jax.outputs import LanguageModelOutput
 from transformers_jax.tasks.task import Generate
 from transformers_jax.tasks.task import Task as Base
 
 PROMPT, SAMPLES = 32, 3
 """Tokens of a document that a sample goes on from; samples of an evaluation."""
+
+CONTEXTS = (0, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192)
+"""From how many tokens in front on the bits of a byte are told apart: what a model gains from a longer context."""
 
 
 class Task(Base):
@@ -77,6 +81,26 @@ class Task(Base):
     def loss(self, output: LanguageModelOutput, batch: dict, *, train: bool):
         """Summed loss, summed weight, and sums of the metrics: all scalars."""
         return sums_of(output, batch, None if train else self._byte_lengths)
+
+    def sums(self, output: LanguageModelOutput, batch: dict) -> dict[str, jax.Array]:
+        """Bits and bytes [contexts] of the tokens with so much in front, see CONTEXTS."""
+        weights = batch["weights"] * (batch["segments"] > 0)  # [B, T]
+        bits = token_nll(output.hidden, output.table, batch["targets"], output.bias) / math.log(2)  # [B, T]
+        sizes = jnp.asarray(self._byte_lengths)[batch["targets"]]  # [B, T]
+        kind = jnp.searchsorted(jnp.array(CONTEXTS), batch["positions"], side="right") - 1  # [B, T]
+        zeros = jnp.zeros(len(CONTEXTS))
+        return {"bits": zeros.at[kind].add(bits * weights), "bytes": zeros.at[kind].add(sizes * weights)}
+
+    def score_sums(self, totals: dict[str, np.ndarray]) -> dict[str, float]:
+        """`bits_per_byte_after_16`, of tokens with 16 to 31 in front of them in their row, and so on."""
+        found = zip(CONTEXTS, totals["bits"], totals["bytes"], strict=True)
+        return {f"bits_per_byte_after_{context}": float(bits / size) for context, bits, size in found if size}
+
+    def evaluate(self, scorer, split: str, model: dict) -> tuple[dict[str, float], list[dict]]:
+        """As of every task; the scores also by context, which takes the loss once more and is left out in training."""
+        losses, totals = scorer.totals(split, **model)
+        samples = self.continuations(scorer.source(split), lambda prompts: scorer.continued(prompts, model))
+        return losses | self.score_sums(totals), samples
 
     @cached_property
     def _byte_lengths(self) -> np.ndarray:

@@ -54,6 +54,7 @@ class Task(Base):
     def __init__(self, data, *, labels: Sequence[str] = (), most_objects: int = 100, least: float = 0.05):
         self.labels, self._views, self._channels = Labels(labels), Views(data), channels_of(data)
         self.most_objects, self.least = most_objects, least
+        self._sieve = scenes.Sieve(data, lambda example: [self.labels.number(name) for name in _labels_of(example)])
         self._folder, self._written = None, set()  # of pictures of what is found
         shapes = {"boxes": (most_objects, 4), "box_labels": (most_objects,)}
         self.row_shapes = {"image": (*self._views.size, self._channels)} | shapes
@@ -69,8 +70,9 @@ class Task(Base):
     # -- Examples ---------------------------------------------------------------------------------------------------------
 
     def examples(self, source: Sequence[dict]) -> Sequence[dict]:
-        """The same examples, all labels known."""
-        self.labels.check(source, lambda example: [thing["label"] for thing in example.get("objects", ())])
+        """The same examples, all labels known; without those with others, where config.data.on_error=skip."""
+        source = self._sieve(source)
+        self.labels.check(source, _labels_of)
         return source
 
     def encode(self, example: dict) -> dict[str, Any]:
@@ -144,13 +146,27 @@ class Task(Base):
 
     def score(self, source: Sequence[dict], predictions: dict) -> dict:
         """COCO's average precisions of images whose objects are known, see `average_precision`; none without such images."""
+        known, evaluation = self._compared(self._sieve(source), predictions)
+        return average_precision.scores(evaluation) | {"examples": len(known)} if evaluation else {}
+
+    def evaluate(self, scorer, split: str, model: dict) -> tuple[dict[str, Any], list[dict]]:
+        """As of all tasks, and the average precision of each label; samples begin with the worst images."""
+        scores, predictions = self._measured(scorer, split, model)
+        source = self._sieve(scorer.source(split))
+        samples, (known, evaluation) = self.samples(source, predictions), self._compared(source, predictions)
+        if not evaluation:
+            return scores, samples
+        for i, value in zip(known, average_precision.of_images(evaluation), strict=True):
+            samples[i] |= {} if np.isnan(value) else {"ap50": round(value, 4)}
+        scores |= average_precision.of_labels(evaluation, self.labels.names)
+        return scores, sorted(samples, key=lambda sample: sample.get("ap50", 2.0))
+
+    def _compared(self, source: Sequence[dict], predictions: dict):
+        """(numbers of the images whose objects are known, `average_precision.measured` of them)."""
         known = [i for i in range(len(source)) if "objects" in source[i]]
-        if not known:
-            return {}
         found = self.answers(source, predictions)
         truth = [(_size(source[i]), source[i]["objects"]) for i in known]
-        scores = average_precision.scores(truth, [found[i]["objects"] for i in known], self.labels.names)
-        return scores | {"examples": len(known)}
+        return known, average_precision.measured(truth, [found[i]["objects"] for i in known], self.labels.names)
 
     def answers(self, source: Sequence[dict], predictions: dict) -> list[dict]:
         """{"objects": [{"label", "score", "box"}]} of each image, in its own pixels, best first."""
@@ -191,6 +207,10 @@ class Task(Base):
         if len(cells) != 1:
             raise ValueError(f"{len(cells)} parts")
         return {"image": cells[0]}
+
+
+def _labels_of(example: dict) -> list[str]:
+    return [thing["label"] for thing in example.get("objects", ())]
 
 
 def _size(example: dict) -> tuple[int, int]:

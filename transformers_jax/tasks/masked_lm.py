@@ -137,19 +137,10 @@ class FillMask(Base):
         return fields | {"targets": targets}
 
     def predict(self, output: LanguageModelOutput | PretrainingOutput, batch: dict) -> dict[str, jax.Array]:
-        """`tokens` [B, M, top], their `probabilities` [B, M, top], and `gap` [B, M]: whether there is such a gap.
-
-        Raises:
-          UserError: the model predicts no tokens.
-        """
-        output = output.lm if isinstance(output, PretrainingOutput) else output
-        if not isinstance(output, LanguageModelOutput):
-            raise UserError(f"this model fills no gaps: it gives no tokens but {type(output).__name__}")
+        """`tokens` [B, M, top], their `probabilities` [B, M, top], and `gap` [B, M]: whether there is such a gap."""
         missing = batch["targets"] > 0  # [B, T]
         positions = masked_positions(missing, min(GAPS, missing.shape[1]))  # [B, M]
-        hidden = gather(output.hidden, positions)  # [B, M, D]
-        logits = jnp.einsum("bmd,vd->bmv", hidden.astype(jnp.float32), output.table.astype(jnp.float32))
-        logits = logits if output.bias is None else logits + output.bias
+        logits = logits_at(output, positions)  # [B, M, V]
         probabilities, tokens = jax.lax.top_k(jax.nn.softmax(logits), min(self.top, logits.shape[-1]))
         return {"tokens": tokens, "probabilities": probabilities, "gap": gather(missing, positions)}
 
@@ -171,12 +162,31 @@ class FillMask(Base):
         return [{"word": _word(self.tokenizer, i), "probability": round(float(p), 4)} for i, p in pairs]
 
 
-def with_gaps(tokenizer, text: str) -> list[int]:
-    """The tokens of a text with mask tokens written out; `[MASK]` and `<mask>` both stand for the vocabulary's own."""
+def logits_at(output: LanguageModelOutput | PretrainingOutput, positions: jax.Array) -> jax.Array:
+    """The logits [B, M, V] in float32 of positions [B, M], of an output of all positions.
+
+    Raises:
+      UserError: the model predicts no tokens.
+    """
+    output = output.lm if isinstance(output, PretrainingOutput) else output
+    if not isinstance(output, LanguageModelOutput):
+        raise UserError(f"this model fills no gaps: it gives no tokens but {type(output).__name__}")
+    hidden = gather(output.hidden, positions)  # [B, M, D]
+    logits = jnp.einsum("bmd,vd->bmv", hidden.astype(jnp.float32), output.table.astype(jnp.float32))
+    return logits if output.bias is None else logits + output.bias
+
+
+def parts_around(tokenizer, text: str) -> list[str]:
+    """What stands before, between and behind the gaps of a text; `[MASK]` and `<mask>` are the vocabulary's own mask token."""
     name = tokenizer.token(tokenizer.mask_id)
-    parts = text.replace("[MASK]", name).replace("<mask>", name).split(name)
-    before = [token for part in parts[:-1] for token in (*tokenizer.encode(part.rstrip()), tokenizer.mask_id)]
-    return before + tokenizer.encode(parts[-1])  # white space before a gap belongs to the word that is missing
+    return text.replace("[MASK]", name).replace("<mask>", name).split(name)
+
+
+def with_gaps(tokenizer, text: str) -> list[int]:
+    """The tokens of a text, a mask token for each gap."""
+    *parts, last = parts_around(tokenizer, text)
+    before = [token for part in parts for token in (*tokenizer.encode(part.rstrip()), tokenizer.mask_id)]
+    return before + tokenizer.encode(last)  # white space before a gap belongs to the word that is missing
 
 
 def _word(tokenizer, i: int) -> str:

@@ -3,8 +3,10 @@ choice is a row of its own behind the context, and the softmax goes over the cho
 
 from collections.abc import Sequence
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from transformers_jax.batch import Streams
 from transformers_jax.data.text.pairs import grouped
@@ -68,14 +70,11 @@ class Task(Base):
 
     def answers(self, source: Sequence[dict], predictions: dict) -> list[dict]:
         """{"prediction": number as text, "choice": its text, "probabilities": of each choice} of each example."""
-        return [
-            {
-                "prediction": str(row.argmax()),
-                "choice": source[i]["choices"][int(row.argmax())],
-                "probabilities": [round(float(p), 4) for p in row],
-            }
-            for i, row in enumerate(predictions["probabilities"])
-        ]
+        return [_answer(example, row) for example, row in zip(source, predictions["probabilities"], strict=True)]
+
+    def answering(self, model: nn.Module, *, top: int) -> tuple[Base, nn.Module]:
+        """Lines have any number of choices."""
+        return AnyNumber(self), model
 
     def of_line(self, cells: Sequence[str]) -> dict:
         """{"context", "choices"} of three parts or more."""
@@ -83,3 +82,47 @@ class Task(Base):
         if len(choices) < 2:
             raise ValueError(f"{len(choices)} choices")
         return {"context": context, "choices": choices}
+
+
+class AnyNumber(Task):
+    """The same of examples with any number of choices, each a row by itself, for a model that is trained."""
+
+    row_fields, one_a_row = (), True
+
+    def __init__(self, task: Task):
+        self.__dict__.update(task.__dict__)
+        self.groups = 0
+
+    def examples(self, source: Sequence[dict]) -> list[dict]:
+        """{"example", "context", "choice"} of each choice.
+
+        Raises:
+          UserError: an example has less than two.
+        """
+        if few := next((example for example in source if len(example["choices"]) < 2), None):
+            raise UserError(f"{few['choices']} are no choices: give two or more")
+        return [
+            {"example": i, "context": source[i]["context"], "choice": choice}
+            for i in range(len(source))
+            for choice in source[i]["choices"]
+        ]
+
+    def encode(self, example: dict) -> dict:
+        """→ 1-D int32 `tokens`, `token_types`."""
+        return self.tokenizer.encode_pair(example["context"], example["choice"], max_length=self.max_length).fields()
+
+    def predict(self, output: LabelOutput, batch: dict) -> dict[str, jax.Array]:
+        """`score` [B]."""
+        return {"score": output.logits.astype(jnp.float32)}
+
+    def answers(self, source: Sequence[dict], predictions: dict) -> list[dict]:
+        """As of the task: the softmax goes over an example's choices."""
+        ends = np.cumsum([len(example["choices"]) for example in source])[:-1]
+        scores = np.split(predictions["score"], ends)
+        return [_answer(example, np.asarray(jax.nn.softmax(row))) for example, row in zip(source, scores, strict=True)]
+
+
+def _answer(example: dict, probabilities: np.ndarray) -> dict:
+    best = int(probabilities.argmax())
+    chances = [round(float(p), 4) for p in probabilities]
+    return {"prediction": str(best), "choice": example["choices"][best], "probabilities": chances}

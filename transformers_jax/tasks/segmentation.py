@@ -15,9 +15,9 @@ import numpy as np
 from absl import logging
 
 from transformers_jax.data.images.decode import decode_mask
+from transformers_jax.data.images.geometry import resize as squeeze
 from transformers_jax.data.images.processing import NO_CLASS
 from transformers_jax.data.images.views import Views, window
-from transformers_jax.data.placed import Placed
 from transformers_jax.errors import UserError
 from transformers_jax.layers.resize import resize
 from transformers_jax.outputs import LabelOutput
@@ -35,7 +35,8 @@ class Task(Base):
     config.data.size is seen through several windows (see `parts.tiles`), one that is smaller lies on grey.
 
     Args:
-      data: config.data, whose keys about images are read.
+      data: config.data, whose keys about images are read; "squash" as crop is for new images: all of one is squeezed into the
+        model's size, as folders of `transformers` say it, and seen at once.
       labels: names of the classes, in the order of their numbers in masks.
       void: the number of pixels without a class, which are neither trained on nor scored.
       first: the number of the first class in masks: 1 where 0 is void, as in ADE20K.
@@ -51,7 +52,8 @@ class Task(Base):
     def __init__(self, data, *, labels: Sequence[str] = (), void: int = NO_CLASS, first: int = 0, overlap: float = 0.25):
         self.labels, self._views, self._channels = Labels(labels), Views(data), channels_of(data)
         self.void, self.first, self.overlap = void, first, overlap
-        self._skip, self._kept = data.get("on_error", "fatal") == "skip", {}
+        self.squeezed, self._interpolation = data.get("crop") == "squash", data.get("interpolation", "bilinear")
+        self._sieve = scenes.Sieve(data, lambda example: "mask" in example and self._mask(example["mask"]))
         self.row_shapes = {"image": (*self._views.size, self._channels), "mask": self._views.size}
         _check(self)
 
@@ -67,12 +69,7 @@ class Task(Base):
 
     def to_train(self, source: Sequence[dict]) -> Sequence[dict]:
         """Whole images."""
-        if not self._skip or not isinstance(source, Placed):
-            return source
-        if id(source) not in self._kept:  # all masks are read for it, once; the source is kept so that its id stays its own
-            kept = scenes.without_mistakes(source, lambda example: "mask" in example and self._mask(example["mask"]))
-            self._kept[id(source)] = source, kept
-        return self._kept[id(source)][1]
+        return self._sieve(source)
 
     def encode(self, example: dict) -> dict[str, Any]:
         """→ `image` and `mask`, uint8 in their own size, and the window to look through, if there is one."""
@@ -171,7 +168,7 @@ class Task(Base):
 
     def answering(self, model, *, top: int) -> tuple[Base, Any]:
         """What gives the classes of all pixels; the model is the same."""
-        return Drawn(self), model
+        return (Squeezed if self.squeezed else Drawn)(self), model
 
     def of_line(self, cells: Sequence[str]) -> dict:
         """{"image": path}."""
@@ -194,6 +191,10 @@ class Drawn(Task):
         """`classes` [B, H, W] uint8."""
         return {"classes": _finest(output, batch).argmax(axis=-1).astype(jnp.uint8)}
 
+    def classes(self, source: Sequence[dict], predictions: dict) -> list[np.ndarray]:
+        """As `classes_of`."""
+        return classes_of(self, source, predictions)
+
     def write_to(self, folder: str) -> None:
         """Masks are written there."""
         self._folder = scenes.made(folder)
@@ -202,7 +203,7 @@ class Drawn(Task):
         """{"image": its file, "classes": {class: its share of the pixels}} of each image; where they are written, its mask's
         files."""
         samples = []
-        for i, classes in enumerate(classes_of(self, source, predictions)):
+        for i, classes in enumerate(self.classes(source, predictions)):
             image, counts = source[i]["image"], np.bincount(classes.ravel(), minlength=len(self.labels))
             order = [k for k in np.argsort(-counts, kind="stable") if counts[k]]
             shares = {self.labels.names[k]: round(float(counts[k] / classes.size), 4) for k in order}
@@ -213,6 +214,29 @@ class Drawn(Task):
                 sample |= scenes.write(self._folder, stem, read_image(image, self._channels), classes, self.first)
             samples.append(sample)
         return samples
+
+
+class Squeezed(Drawn):
+    """The same of images that are brought whole to the model's size; the logits are brought to the images' own."""
+
+    def examples(self, source: Sequence[dict]) -> Sequence[dict]:
+        """The images."""
+        return source
+
+    def unaugmented(self, fields: dict) -> dict:
+        """All of the image in the model's size."""
+        image = squeeze(fields["image"], *self._views.size, self._interpolation)
+        return {"image": image, "mask": np.full(image.shape[:2], NO_CLASS, np.uint8)}
+
+    def predict(self, output: LabelOutput, batch: dict) -> dict[str, jax.Array]:
+        """`logits` [B, h, w, L] as the model gives them."""
+        return {"logits": output.logits.astype(jnp.float32)}
+
+    def classes(self, source: Sequence[dict], predictions: dict) -> list[np.ndarray]:
+        """Of each image in its own size, uint8 [h, w]."""
+        sizes = (read_image(example["image"], self._channels).shape[:2] for example in source)
+        pairs = zip(predictions["logits"], sizes, strict=True)
+        return [np.asarray(resize(logits[None], size, "bilinear")[0].argmax(axis=-1), np.uint8) for logits, size in pairs]
 
 
 def classes_of(task: Task, source: Sequence[dict], predictions: dict) -> list[np.ndarray]:

@@ -24,6 +24,9 @@ from transformers_jax.training.processes import together
 INFERENCE = ("params", "frozen", "model_state")
 """The fields of a state that a model is applied with."""
 
+AVERAGE = "average"
+"""The field of a state with the moving average of its parameters, if there is one: a model is applied with that."""
+
 
 class Base(NamedTuple):
     """A pretrained model that checkpoints name in place of holding a copy of it.
@@ -115,7 +118,7 @@ class Reader:
         return None
 
     def restore_params(self, step: int | None = None, abstract: dict | None = None) -> dict:
-        """What a model is applied with, without optimizer state.
+        """What a model is applied with, without optimizer state; `params` are their moving average where there is one.
 
         Args:
           step: which checkpoint; None is the newest that is whole.
@@ -217,14 +220,19 @@ class Reader:
         folder = self.directory / str(step)
         record = together(folder, lambda: integrity.verify(folder) or _record(folder))
         metadata = together(folder, lambda: self._manager.item_metadata(step)["state"].tree)
-        saved = {name: x for name, x in traverse_util.flatten_dict(metadata).items() if not fields or name[0] in fields}
+        saved = traverse_util.flatten_dict(metadata)
+        to_apply = bool(fields) and any(name[0] == AVERAGE for name in saved)
+        if to_apply:
+            saved = _renamed({name: x for name, x in saved.items() if name[0] != "params"}, AVERAGE, "params")
+        saved = {name: x for name, x in saved.items() if not fields or name[0] in fields}
         if leaves is None:
             leaves = {name: np.empty(x.shape, x.dtype) for name, x in saved.items()}
         leaves = {name: x for name, x in leaves.items() if self.holds(name)}
         self._check_base(folder, record)
         if mismatch := integrity.difference(saved, leaves):
             raise UserError(f"checkpoint {folder} does not fit the model: {mismatch}")
-        item = traverse_util.unflatten_dict({name: _target(x) for name, x in leaves.items()})
+        targets = {name: _target(x) for name, x in leaves.items()}
+        item = traverse_util.unflatten_dict(_renamed(targets, "params", AVERAGE) if to_apply else targets)
         wanted = ocp.args.PyTreeRestore(
             item, restore_args=ocp.checkpoint_utils.construct_restore_args(item), partial_restore=bool(fields)
         )
@@ -232,7 +240,7 @@ class Reader:
         arrays = traverse_util.flatten_dict(restored)
         changed = [name for name, value in integrity.sums(arrays).items() if record["sums"].get(name) != value]
         together(folder, lambda: _no(changed))
-        return arrays, record
+        return _renamed(arrays, AVERAGE, "params") if to_apply else arrays, record
 
     def _check_base(self, folder: epath.Path, record: dict) -> None:
         """Raises UserError unless a checkpoint was made beside the base that is there."""
@@ -263,6 +271,11 @@ def _record(folder: epath.Path) -> dict:
     """What this process saved beside the state; the first one's where there were fewer processes."""
     own = folder / "extra" / extra_name(jax.process_index())
     return integrity.read_json(own if own.exists() else own.parent / extra_name(0))
+
+
+def _renamed(leaves: dict, field: str, new: str) -> dict:
+    """Leaves by path, those of one field of a state as those of another."""
+    return {(new, *name[1:]) if name[0] == field else name: x for name, x in leaves.items()}
 
 
 def _no(changed: list[str]) -> None:

@@ -78,6 +78,7 @@ def state_shardings(state: Any, axes: Mapping[str, tuple], mesh: Mesh, rules: Ru
         frozen=jax.tree_util.tree_map_with_path(of_parameter, state.frozen),
         model_state=jax.tree.map(lambda _: copied, state.model_state),
         opt_state=jax.tree_util.tree_map_with_path(of_slot, state.opt_state),
+        average=jax.tree_util.tree_map_with_path(of_parameter, state.average),
     )
 
 

@@ -30,6 +30,7 @@ class TrainState(struct.PyTreeNode):
     frozen: the parameters that do not; {} when all learn. It shares no leaf with `params`; the two make up the model's.
     model_state: the model's other collections by name, such as {"batch_stats": …}; {} when it has none.
     opt_state: the Optax state of `params`.
+    average: the moving average of `params` that is evaluated in their place; {} where there is none.
     """
 
     step: Any
@@ -37,11 +38,17 @@ class TrainState(struct.PyTreeNode):
     frozen: Any
     model_state: Any
     opt_state: Any
+    average: Any = struct.field(default_factory=dict)
 
     @property
     def model_params(self) -> dict:
         """All parameters of the model: those that learn and those that do not."""
         return parameters.merge(self.params, self.frozen)
+
+    @property
+    def evaluated_params(self) -> dict:
+        """All parameters as they are evaluated and used: in place of those that learn their average, if there is one."""
+        return parameters.merge(self.average or self.params, self.frozen)
 
     @property
     def variables(self) -> dict:
@@ -57,11 +64,12 @@ def abstract_state(
     *,
     trainable: parameters.Patterns = ".",
     adapt: Adapt | None = None,
+    averaged: bool = False,
     rules: sharding.Rules = sharding.RULES,
     overrides: sharding.Overrides = (),
 ) -> TrainState:
     """The state as ShapeDtypeStructs with their shardings: nothing is computed. Arguments as `create_state`."""
-    shapes, shardings = _trace(_initialise(model, tx, batch, trainable, adapt), mesh, rules, overrides)
+    shapes, shardings = _trace(_initialise(model, tx, batch, trainable, adapt, averaged), mesh, rules, overrides)
     return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
 
 
@@ -75,6 +83,7 @@ def create_state(
     trainable: parameters.Patterns = ".",
     adapt: Adapt | None = None,
     given: Mapping[str, dict] = MappingProxyType({}),
+    averaged: bool = False,
     rules: sharding.Rules = sharding.RULES,
     overrides: sharding.Overrides = (),
     compiler_options: dict | None = None,
@@ -90,6 +99,7 @@ def create_state(
       adapt: what finetuning makes of the model's parameters.
       given: variables that are there already, as the state is to have them: {"params": nested dicts with some of the leaves,
         and other collections likewise}. They are kept as they are and no numbers are drawn for them.
+      averaged: whether the state has an average of the parameters that learn, which begins with them.
       rules, overrides: see `sharding`.
       compiler_options: of the program that makes it, see `jax.jit`.
 
@@ -100,7 +110,7 @@ def create_state(
       UserError: a pattern matches no parameter.
       ValueError: something is given that the model does not have.
     """
-    initialise = _initialise(model, tx, batch, trainable, adapt)
+    initialise = _initialise(model, tx, batch, trainable, adapt, averaged)
     shapes, shardings = _trace(initialise, mesh, rules, overrides)
     given = {collection: parameters.flat(tree) for collection, tree in given.items()}
     there = {"params": shapes.model_params, **shapes.model_state}
@@ -138,7 +148,7 @@ def _without(tree: dict, names) -> dict:
     return parameters.nest({name: leaf for name, leaf in parameters.flat(tree).items() if name not in names})
 
 
-def _initialise(model, tx, batch, trainable, adapt) -> Callable[..., tuple[TrainState, Any]]:
+def _initialise(model, tx, batch, trainable, adapt, averaged) -> Callable[..., tuple[TrainState, Any]]:
     """(key, leaves that are given by collection and name) → (state, the model's parameters with their metadata)."""
 
     def initialise(key, given: Mapping[str, dict] = MappingProxyType({})):
@@ -154,6 +164,7 @@ def _initialise(model, tx, batch, trainable, adapt) -> Callable[..., tuple[Train
             frozen=frozen,
             model_state=meta.unbox(collections),
             opt_state=tx.init(params),
+            average=jax.tree.map(jnp.copy, params) if averaged else {},
         )
         return state, boxed
 

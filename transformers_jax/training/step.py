@@ -44,6 +44,7 @@ def make_train_step(
     seed: int,
     accumulate: int = 1,
     parallelism: str = "jit",
+    ema: float = 0.0,
 ) -> Step:
     """The update, (state, batch) → (state, metrics).
 
@@ -58,6 +59,7 @@ def make_train_step(
       parallelism: "jit": the batch is global. "pmap": the batch is one device's rows, to be run under `jax.pmap`. Both
         give the same numbers, but for two things: under pmap each device draws its own dropout, and a model's running
         statistics are the mean of the devices' instead of those of the global batch.
+      ema: decay of the state's average of what learns, see `moved`; 0 where it has none.
 
     Returns:
       The step. Its metrics are scalars: the sums over the batch `loss`, `weight` and the task's own, and `grad_norm`,
@@ -99,13 +101,31 @@ def make_train_step(
         like_params = jax.tree.map(lambda g, p: g.astype(p.dtype), gradients, state.params)
         updates, opt_state = tx.update(like_params, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
+        average = moved(state.average, params, ema, state.step) if ema else state.average
 
         # Measurements.
         metrics = {**sums, "grad_norm": norm}
 
-        return state.replace(step=state.step + 1, params=params, model_state=model_state, opt_state=opt_state), metrics
+        learned = {"params": params, "model_state": model_state, "opt_state": opt_state, "average": average}
+        return state.replace(step=state.step + 1, **learned), metrics
 
     return train_step
+
+
+def moved(average: dict, params: dict, decay: float, updates: jax.Array) -> dict:
+    """The moving average of parameters after an update (Polyak and Juditsky 1992; as ConvNeXt's table 5 has it): d · average
+    + (1 - d) · params, in float32.
+
+    Args:
+      decay: d; after few updates less, (1 + updates) / (10 + updates), so that it is not of the first parameters.
+      updates: made before this one.
+    """
+    decay = jnp.minimum(decay, (1 + updates) / (10 + updates))
+
+    def mean(old, new):
+        return (decay * old.astype(jnp.float32) + (1 - decay) * new.astype(jnp.float32)).astype(old.dtype)
+
+    return jax.tree.map(mean, average, params)
 
 
 def make_eval_step(model: nn.Module, task: Any) -> Callable[[Any, Any, dict], Metrics]:

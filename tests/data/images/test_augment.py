@@ -281,3 +281,20 @@ def test_photographs():
     recipe = Augmentation(size=32, crop="pad", randaugment_ops=2)
     np.testing.assert_array_equal(recipe.evaluate(image), image)
     assert recipe.train(image, rng()).shape == (32, 32, 3)
+
+
+def test_rotation_turns_about_the_middle_and_leaves_black_corners():
+    white = np.full((21, 21, 1), 255, np.uint8)
+    turned = augment.random_rotation(white, np.random.default_rng(0), 45.0)
+    assert turned.shape == white.shape and turned[10, 10, 0] == 255 and turned.min() == 0
+    assert augment.random_rotation(white, np.random.default_rng(0), 0.0) is white
+
+
+@pytest.mark.parametrize("crop", ["inception", "pad", "center", "squash"])
+def test_an_image_of_pillow_gives_what_its_array_gives(crop):
+    array = np.random.default_rng(0).integers(0, 256, (41, 30, 3)).astype(np.uint8)
+    how = augment.Augmentation(size=24, crop=crop, rotation=10.0 if crop == "pad" else 0.0)
+    for image in range(4):
+        first, second = (how.train(x, np.random.default_rng(image)) for x in (array, geometry.to_pillow(array)))
+        assert isinstance(second, np.ndarray) and np.array_equal(first, second)
+    assert np.array_equal(how.evaluate(array), how.evaluate(geometry.to_pillow(array)))

@@ -3,6 +3,7 @@
 import json
 import logging
 
+import numpy as np
 import pytest
 import scenes
 from ml_collections import ConfigDict
@@ -57,6 +58,7 @@ def test_coco(coco, tmp_path):
         ({"bbox": [1, 2, 0, 4]}, r"i.json, annotation 1: bbox \[1, 2, 0, 4\] is not left, top"),
         ({"category_id": 6}, "annotation 1: no category 6"),
         ({"image_id": 6}, "annotation 1: no image 6"),
+        ({"bbox": [20, 2, 3, 4]}, r"annotation 1: bbox \[20, 2, 3, 4\] is outside of a.jpg, 20 wide and 10 high"),
     ],
 )
 def test_annotations_with_mistakes_are_fatal_or_left_out(coco, caplog, change, message):
@@ -66,6 +68,41 @@ def test_annotations_with_mistakes_are_fatal_or_left_out(coco, caplog, change, m
         opened("coco", train=path)
     with caplog.at_level(logging.WARNING):
         assert len(opened("coco", train=path, on_error="skip")[0]["objects"]) == 1
+    assert "1 mistake is left out" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "image, message",
+    [({"id": 9, "file_name": "b.jpg", "width": 20}, "i.json, image 9: no height"),
+     ({"id": 9, "file_name": "b.jpg", "width": 21, "height": 10}, "")],
+)  # fmt: skip
+def test_images_of_another_size_than_said_are_left_out(coco, image, message):
+    write, content = coco
+    path = write(images=[content["images"][0], image])
+    assert len(opened("coco", train=path, on_error="skip")) == 1
+    if message:
+        with pytest.raises(UserError, match=message):
+            opened("coco", train=path)
+
+
+def test_outlines_become_a_mask(coco, caplog):
+    """A polygon, and run lengths below it, down the columns; the smaller object is on top."""
+    pytest.importorskip("pycocotools", reason="needs pycocotools")
+    write, content = coco
+    owl, crowd = content["annotations"]
+    owl = owl | {"segmentation": [[2, 1, 6, 1, 6, 4, 2, 4]]}
+    crowd = crowd | {"segmentation": {"size": [10, 20], "counts": [0, 100, 100]}}
+    source = opened("coco_masks", train=write(annotations=[owl, crowd]))
+    mask = np.asarray(source[0]["mask"])
+    wanted = np.zeros((10, 20), np.uint8)
+    wanted[:, :10] = 1
+    wanted[1:4, 2:6] = 2
+    np.testing.assert_array_equal(mask, wanted)
+    assert source.classes == ("background", "cat", "owl") and not np.asarray(source[1]["mask"]).any()
+    path = write(annotations=[owl, crowd | {"segmentation": {"size": [9, 20], "counts": [180]}}])
+    with pytest.raises(UserError, match="i.json, annotation 2: its segmentation is neither"):
+        opened("coco_masks", train=path)
+    assert np.asarray(opened("coco_masks", train=path, on_error="skip")[0]["mask"]).max() == 2
     assert "1 mistake is left out" in caplog.text
 
 
@@ -97,8 +134,10 @@ def test_voc(tmp_path):
     "text, message",
     [
         ("<annotation>", "train_2.xml is no annotation of Pascal VOC"),
-        (scenes.annotation("x.jpg", (24, 32), [("red", 5, 3, 5, 24)]), "a box from 6, 4 to 5, 24 has no area"),
-        ("<annotation></annotation>", "train_2.xml is no annotation"),
+        (scenes.annotation("x.jpg", (24, 32), [("red", 5, 3, 5, 24)]), "a box from 6, 4 to 5, 24 has no area within"),
+        (scenes.annotation("x.jpg", (24, 32), [("red", 40, 3, 50, 24)]), "a box from 41, 4 to 50, 24 has no area within"),
+        ("<annotation></annotation>", "train_2.xml is no annotation .* no size/width in <annotation>"),
+        (scenes.annotation("x.jpg", (24, 32), [("", 0, 3, 5, 24)]), "no name in <object>"),
     ],
 )
 def test_voc_with_mistakes(tmp_path, text, message):
@@ -124,3 +163,9 @@ def test_real_photographs():
     source = opened("coco", train=f"{folder}/annotations/instances_train2017.json,{folder}/train2017")
     objects = [thing for i in range(len(source)) for thing in source[i]["objects"]]
     assert len(source) == 80 and len(objects) == 739 and sum(thing["crowd"] for thing in objects) == 8
+    masks = opened("coco_masks", train=f"{folder}/annotations/instances_train2017.json,{folder}/train2017")
+    for i in range(5):
+        mask = np.asarray(masks[i]["mask"])
+        assert mask.shape == masks[i]["size"]
+        found = {masks.classes[number] for number in np.unique(mask)} - {"background"}
+        assert found <= {thing["label"] for thing in source[i]["objects"]} and (found or not source[i]["objects"])

@@ -1,6 +1,7 @@
 """Images changed at random in training, and brought to one size: functions of an image and a NumPy generator, nothing else.
 
-Axes: H height, W width, C channels, 1 or 3. Every image is uint8 [H, W, C] and stays so.
+Axes: H height, W width, C channels, 1 or 3. Every image is uint8 [H, W, C] and stays so; what `Augmentation` and
+`random_resized_crop` are given may be Pillow's (see `geometry`).
 
 Keys of config.data that `Augmentation` reads, each with its default:
   size=224: height and width of what a model gets, in pixels.
@@ -13,6 +14,7 @@ Keys of config.data that `Augmentation` reads, each with its default:
     squash: all of the image, resized without regard to its proportions, in training and in evaluation.
   crop_scale=(0.08, 1.0), crop_ratio=(3/4, 4/3): inception's share of the area, and its width over its height.
   padding=4: pixels of pad's rim.
+  rotation=0.0: degrees that a training image is turned by at most, to either side, before it is cropped; its corners get black.
   flip=0.5: probability of a horizontal flip; 0 where left and right differ, as in digits and letters.
   colour=0.0: strength of the colour jitter: one number for brightness, contrast and saturation, or those three and the
     hue, (0.4, 0.4, 0.4, 0.1).
@@ -75,7 +77,7 @@ def inception_box(
 
 def random_resized_crop(image: np.ndarray, rng: np.random.Generator, size: int, interpolation: str = "bicubic", **box):
     """[size, size, C] of a random part of the image; `box` are `inception_box`'s scale and ratio."""
-    return geometry.crop_resized(image, inception_box(*image.shape[:2], rng, **box), size, interpolation)
+    return geometry.crop_resized(image, inception_box(*geometry.sides(image), rng, **box), size, interpolation)
 
 
 def pad_and_crop(image: np.ndarray, rng: np.random.Generator, size: int, padding: int = 4) -> np.ndarray:
@@ -88,6 +90,14 @@ def pad_and_crop(image: np.ndarray, rng: np.random.Generator, size: int, padding
     image = np.pad(image, [rim, rim, (0, 0)])
     top, left = (int(rng.integers(0, edge - size + 1)) for edge in image.shape[:2])
     return image[top : top + size, left : left + size]
+
+
+def random_rotation(image: np.ndarray, rng: np.random.Generator, degrees: float) -> np.ndarray:
+    """The image turned about its middle by an angle drawn from [-degrees, degrees], its size kept; corners become black."""
+    if not degrees:
+        return image
+    turned = to_pillow(image).rotate(rng.uniform(-degrees, degrees), Image.Resampling.BILINEAR)
+    return from_pillow(turned, image)
 
 
 def flip(image: np.ndarray) -> np.ndarray:
@@ -173,6 +183,7 @@ class Augmentation:
     crop_scale: tuple[float, float] = (0.08, 1.0)
     crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
     padding: int = 4
+    rotation: float = 0.0
     flip: float = 0.5
     colour: float | tuple[float, ...] = 0.0
     randaugment_ops: int = 0
@@ -189,6 +200,7 @@ class Augmentation:
         _whole(self, "resize", 0)
         _whole(self, "padding", 0)
         _whole(self, "randaugment_ops", 0)
+        _number(self, "rotation", 0, 180)
         _number(self, "flip", 0, 1)
         _number(self, "erasing", 0, 1)
         _number(self, "randaugment_magnitude", 0, MOST)
@@ -212,6 +224,7 @@ class Augmentation:
 
     def train(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """An image [H, W, C] of any size, cropped, flipped and changed at random: [size, size, C]."""
+        image = random_rotation(image, rng, self.rotation)
         if self.crop == "inception":
             box = dict(scale=self.crop_scale, ratio=self.crop_ratio)
             image = random_resized_crop(image, rng, self.size, self.interpolation, **box)

@@ -43,6 +43,11 @@ def decode(image: str | os.PathLike | bytes, *, where: str, size: int = 0) -> np
     return _read(image, where, lambda opened: _rgb(_drafted(opened, size)))
 
 
+def opened(image: str | os.PathLike | bytes, *, where: str, size: int = 0) -> Image.Image:
+    """As `decode`, an image of Pillow's in RGB: for who wants a part of it."""
+    return _read(image, where, lambda found: _pillow_rgb(_drafted(found, size)))
+
+
 def decode_mask(mask: str | os.PathLike | bytes, *, where: str) -> np.ndarray:
     """The class numbers of a segmentation mask, a PNG (or another format without loss) with a palette or in grey.
 
@@ -123,21 +128,26 @@ def _turned(opened: Image.Image) -> Image.Image:
     """The image as its EXIF orientation says; EXIF that cannot be read says nothing."""
     opened.load()
     try:
-        return ImageOps.exif_transpose(opened)
+        ImageOps.exif_transpose(opened, in_place=True)
     except Exception:
-        return opened
+        pass
+    return opened
 
 
 def _rgb(opened: Image.Image) -> np.ndarray:
+    return np.array(_pillow_rgb(opened))  # [H, W, 3]
+
+
+def _pillow_rgb(opened: Image.Image) -> Image.Image:
     if opened.mode in SIXTEEN_BITS:
-        return _rgb_of_sixteen_bits(opened)
+        return Image.fromarray(_rgb_of_sixteen_bits(opened))
     if opened.mode in ("I", "F"):
         raise UserError("has pixels of 32 bits, whose range is not known; save it with 8 or 16 bits a channel")
     image = _turned(opened)
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, WHITE), image)
-    return np.array(image.convert("RGB"))  # [H, W, 3]
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def _rgb_of_sixteen_bits(opened: Image.Image) -> np.ndarray:

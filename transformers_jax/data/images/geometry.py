@@ -1,6 +1,7 @@
 """Sizes, crops and resizing of images, without chance: what augmentation and image processors share.
 
-Axes: H height, W width, C channels, 1 or 3. Every image is uint8 [H, W, C] and stays so.
+Axes: H height, W width, C channels, 1 or 3. Every image is uint8 [H, W, C], or one of Pillow's in RGB, which spares a copy of
+all of a photograph of which a part is wanted; what is resized or cropped is an array.
 """
 
 import numpy as np
@@ -14,21 +15,28 @@ INTERPOLATIONS = {
 """Pillow's filters, whose support grows as an image shrinks, so that nothing aliases."""
 
 
-def to_pillow(image: np.ndarray) -> Image.Image:
+def sides(image: np.ndarray | Image.Image) -> tuple[int, int]:
+    """(H, W)."""
+    return image.size[::-1] if isinstance(image, Image.Image) else image.shape[:2]
+
+
+def to_pillow(image: np.ndarray | Image.Image) -> Image.Image:
     """Pillow's image of uint8 [H, W, C], or of a mask [H, W]."""
+    if isinstance(image, Image.Image):
+        return image
     return Image.fromarray(image[:, :, 0] if image.ndim == 3 and image.shape[2] == 1 else image)
 
 
-def from_pillow(image: Image.Image, like: np.ndarray) -> np.ndarray:
+def from_pillow(image: Image.Image, like: np.ndarray | Image.Image) -> np.ndarray:
     """uint8 with as many axes and channels as `like`, the image that `image` was made of."""
     array = np.array(image)
-    return array.reshape(*array.shape[:2], *like.shape[2:])  # [H, W, C]
+    return array if isinstance(like, Image.Image) else array.reshape(*array.shape[:2], *like.shape[2:])  # [H, W, C]
 
 
-def resize(image: np.ndarray, height: int, width: int, interpolation: str = "bicubic") -> np.ndarray:
+def resize(image: np.ndarray | Image.Image, height: int, width: int, interpolation: str = "bicubic") -> np.ndarray:
     """The image in another size, [height, width, C], its proportions changed where they differ. Masks take "nearest"."""
-    if image.shape[:2] == (height, width):
-        return image
+    if sides(image) == (height, width):
+        return np.array(image) if isinstance(image, Image.Image) else image
     return from_pillow(to_pillow(image).resize((width, height), INTERPOLATIONS[interpolation]), image)
 
 
@@ -38,9 +46,9 @@ def with_shorter_edge(height: int, width: int, edge: int) -> tuple[int, int]:
     return (longer, edge) if width <= height else (edge, longer)
 
 
-def resize_shorter(image: np.ndarray, edge: int, interpolation: str = "bicubic") -> np.ndarray:
+def resize_shorter(image: np.ndarray | Image.Image, edge: int, interpolation: str = "bicubic") -> np.ndarray:
     """The image with its shorter edge of `edge` pixels, its proportions kept."""
-    return resize(image, *with_shorter_edge(*image.shape[:2], edge), interpolation)
+    return resize(image, *with_shorter_edge(*sides(image), edge), interpolation)
 
 
 def center_crop(image: np.ndarray, height: int, width: int, rim: int = 0) -> np.ndarray:
@@ -57,7 +65,11 @@ def center_crop(image: np.ndarray, height: int, width: int, rim: int = 0) -> np.
     return image[top : top + height, left : left + width]
 
 
-def crop_resized(image: np.ndarray, box: tuple[int, int, int, int], size: int, interpolation: str = "bicubic") -> np.ndarray:
+def crop_resized(
+    image: np.ndarray | Image.Image, box: tuple[int, int, int, int], size: int, interpolation: str = "bicubic"
+) -> np.ndarray:
     """The pixels of a box (top, left, height, width) alone, resized to [size, size, C]."""
     top, left, height, width = box
+    if isinstance(image, Image.Image):
+        return resize(image.crop((left, top, left + width, top + height)), size, size, interpolation)
     return resize(image[top : top + height, left : left + width], size, size, interpolation)

@@ -6,10 +6,14 @@ Each example is {"image": uint8 [H, W, 3], "label": the name of its class, "file
 Keys of config.data that are read here:
   tfds_name, data_dir: "cifar10" and the folder that holds it prepared.
   train, validation, test: the split's name there, slices such as "train[:90%]" too, where it is not the key's own.
-  columns: names of the features, where they are others: ("image", "coarse_label") of cifar100.
+  columns: names of the features, where they are others: ("image", "coarse_label") of cifar100; of a feature that has several
+    labels, ("image", "real_label") of imagenet2012_real, examples have "labels", perhaps none.
 """
 
+import operator
 from collections.abc import Callable, Sequence
+
+import numpy as np
 
 from transformers_jax.data.tfds import open_prepared
 from transformers_jax.errors import UserError
@@ -23,10 +27,20 @@ class PreparedImages:
 
     Attributes:
       classes: the names of the labels, in the order of their numbers.
+
+    Args:
+      image: name of the feature that holds the images' files.
+      number: features of an example → the number of its label, below 0 where nobody tells; or several, where `several`.
+      name: of the set, for messages.
+      times: what pixels are multiplied by.
     """
 
-    def __init__(self, data: Sequence[dict], classes: Sequence[str], image: str, label: str, name: str):
-        self.data, self.classes, self.image, self.label, self.name = data, tuple(classes), image, label, name
+    def __init__(
+        self, data: Sequence[dict], classes: Sequence[str], image: str, number: Callable, name: str, *, several: bool = False,
+        times: int = 1,
+    ):  # fmt: skip
+        self.data, self.classes, self.image, self.number, self.name = data, tuple(classes), image, number, name
+        self.several, self.times = several, times
 
     def __len__(self) -> int:
         return len(self.data)
@@ -37,9 +51,12 @@ class PreparedImages:
         features = self.data[i]
         file = features[FILE].decode("utf-8", "replace") if FILE in features else ""
         where = f"{self.name}, {file or f'example {i}'}"
-        example = {"image": decode(features[self.image], where=where)}
-        if (number := int(features[self.label])) >= 0:  # -1 where nobody tells
-            example["label"] = self.classes[number]
+        image, found = decode(features[self.image], where=where), self.number(features)
+        example = {"image": image if self.times == 1 else image * np.uint8(self.times)}
+        if self.several:
+            example["labels"] = [self.classes[int(number)] for number in found]
+        elif int(found) >= 0:  # -1 where nobody tells
+            example["label"] = self.classes[int(found)]
         return example | ({"file": file} if file else {})
 
 
@@ -52,10 +69,12 @@ def _open(config, split: str) -> PreparedImages:
     for name in names:
         if name not in features:
             raise UserError(f"config.data.columns: {config.tfds_name} has {', '.join(features)}, not {name!r}")
-    classes = getattr(features[label], "names", None)
+    one = getattr(features[label], "feature", features[label])  # of a sequence of labels
+    classes = getattr(one, "names", None)
     if not classes or not hasattr(features[image], "encoding_format"):
         raise UserError(f"config.data.columns={names}: {config.tfds_name} has no image and class of these names")
-    return PreparedImages(data, classes, image, label, config.tfds_name)
+    several = one is not features[label]
+    return PreparedImages(data, classes, image, operator.itemgetter(label), config.tfds_name, several=several)
 
 
 KINDS: dict[str, Callable] = {"tfds_images": _open}

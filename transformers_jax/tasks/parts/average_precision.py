@@ -13,10 +13,10 @@ NAMES = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large")
 32² to 96², and above 96² pixels."""
 
 
-def scores(
+def measured(
     truth: Sequence[tuple[tuple[int, int], Sequence[dict]]], found: Sequence[Sequence[dict]], labels: Sequence[str]
-) -> dict[str, float]:
-    """{"ap": …, "ap50": …, …}; a size without objects is left out.
+):
+    """The package's COCOeval of all images; None where there is no object but in crowds.
 
     What is found in a crowd is not wrong, as often as it may be.
 
@@ -35,33 +35,62 @@ def scores(
         raise UserError("scores of boxes need another package: pip install transformers_jax[images]") from error
     numbers = {name: i + 1 for i, name in enumerate(labels)}
     images = [{"id": i + 1, "height": size[0], "width": size[1]} for i, (size, _) in enumerate(truth)]
-    annotations = []
-    for i, (_, objects) in enumerate(truth):
-        for thing in objects:
-            box = _of_sides(thing["box"])
-            annotations.append({
-                "id": len(annotations) + 1, "image_id": i + 1, "category_id": numbers[thing["label"]], "bbox": box,
-                "area": thing.get("area", box[2] * box[3]), "iscrowd": int(thing.get("crowd", False)),
-            })  # fmt: skip
-    results = [
-        {"image_id": i + 1, "category_id": numbers[thing["label"]], "bbox": _of_sides(thing["box"]), "score": thing["score"]}
-        for i, objects in enumerate(found)
-        for thing in objects
-    ]
-    if not any(not annotation["iscrowd"] for annotation in annotations):
-        return {}
-    if not results:
-        return {name: 0.0 for name in NAMES[:3]}
+    categories = [{"id": number, "name": name} for name, number in numbers.items()]
+
+    def indexed(objects_of_images):
+        annotations = []
+        for i, objects in enumerate(objects_of_images):
+            for thing in objects:
+                box = _of_sides(thing["box"])
+                annotations.append({
+                    "id": len(annotations) + 1, "image_id": i + 1, "category_id": numbers[thing["label"]], "bbox": box,
+                    "area": thing.get("area", box[2] * box[3]), "iscrowd": int(thing.get("crowd", False)),
+                    "score": thing.get("score", 1.0),
+                })  # fmt: skip
+        index = COCO()
+        index.dataset = {"images": images, "categories": categories, "annotations": annotations}
+        index.createIndex()
+        return index
+
+    if all(thing.get("crowd", False) for _, objects in truth for thing in objects):
+        return None
     with contextlib.redirect_stdout(io.StringIO()):
-        there = COCO()
-        there.dataset = {"images": images, "annotations": annotations, "info": {}}
-        there.dataset["categories"] = [{"id": number, "name": name} for name, number in numbers.items()]
-        there.createIndex()
-        measured = COCOeval(there, there.loadRes(results), "bbox")
-        measured.evaluate()
-        measured.accumulate()
-        measured.summarize()
-    return {name: float(value) for name, value in zip(NAMES, measured.stats, strict=False) if value >= 0 and np.isfinite(value)}
+        evaluation = COCOeval(indexed(objects for _, objects in truth), indexed(found), "bbox")
+        evaluation.evaluate()
+        evaluation.accumulate()
+        evaluation.summarize()
+    return evaluation
+
+
+def scores(evaluation) -> dict[str, float]:
+    """{"ap": …, "ap50": …, …} of `measured`; a size without objects is left out."""
+    return {name: float(value) for name, value in zip(NAMES, evaluation.stats, strict=False) if value >= 0}
+
+
+def of_labels(evaluation, labels: Sequence[str]) -> dict[str, float]:
+    """{"ap_cat": …, "ap50_cat": …, …} of each label of which there are objects."""
+    found, precision = {}, evaluation.eval["precision"][..., 0, -1]  # [overlaps, recalls, L], of all sizes
+    for k, name in enumerate(labels):
+        if (precision[..., k] >= 0).any():
+            found |= {f"ap_{name}": float(precision[..., k].mean()), f"ap50_{name}": float(precision[0, :, k].mean())}
+    return found
+
+
+def of_images(evaluation) -> list[float]:
+    """Of each image, at an overlap of one half, the mean over its labels of the mean over a label's objects of the precision
+    when the object is found, 0 for one that is not; NaN of an image without objects."""
+    params = evaluation.params
+    found: dict[int, list[float]] = {number: [] for number in params.imgIds}
+    for of_label in evaluation.evalImgs:
+        if of_label is None or of_label["aRng"] != params.areaRng[0]:
+            continue
+        objects = np.sum(np.asarray(of_label["gtIgnore"]) == 0)
+        counted = np.asarray(of_label["dtIgnore"])[0] == 0  # best first
+        right = np.asarray(of_label["dtMatches"])[0][counted] > 0
+        if objects:
+            precision = right.cumsum() / np.arange(1, len(right) + 1)
+            found[of_label["image_id"]].append(float(precision[right].sum() / objects))
+    return [float(np.mean(values)) if values else float("nan") for values in found.values()]
 
 
 def _of_sides(box: Sequence[float]) -> list[float]:

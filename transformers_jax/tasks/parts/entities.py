@@ -51,7 +51,7 @@ def _read(tag: str, marks: Sequence[str]) -> tuple[str, str]:
     return (mark, "entity") if mark in marks and not kind else ("", tag)
 
 
-def _alone(truth: Sequence[Sequence[str]]) -> tuple[str, ...]:
+def alone(truth: Sequence[Sequence[str]]) -> tuple[str, ...]:
     """The marks that may stand without a type, in sentences with these tags."""
     return _MARKS if any(tag == "B" for tags in truth for tag in tags) else ("B", "I")
 
@@ -63,7 +63,7 @@ def score(truth: Sequence[Sequence[str]], found: Sequence[Sequence[str]]) -> dic
       truth, found: the tags of each sentence.
     """
     counts: dict[str, np.ndarray] = {}  # type → (right, there, found)
-    marks = _alone(truth)
+    marks = alone(truth)
     for tags, others in zip(truth, found, strict=True):
         wanted, got = spans(tags, marks=marks), spans(others, marks=marks)
         for place, names in enumerate((wanted & got, wanted, got)):

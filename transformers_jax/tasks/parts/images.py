@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 
 from transformers_jax.data.images.augment import Augmentation
-from transformers_jax.data.images.decode import decode
+from transformers_jax.data.images.decode import decode, opened
 from transformers_jax.data.images.geometry import from_pillow, to_pillow
+from transformers_jax.data.images.pillow import Image
 from transformers_jax.errors import UserError
 
 
@@ -32,15 +33,17 @@ class ImageReader:
         """Of what `train` and `evaluate` give."""
         return self.augmentation.size, self.augmentation.size, self.channels
 
-    def read(self, image: Any) -> np.ndarray:
-        """As `read_image`."""
+    def read(self, image: Any) -> np.ndarray | Image.Image:
+        """As `read_image`; of a file in colour it is Pillow's, which `train` and `evaluate` take too."""
+        if self.channels == 3 and isinstance(image, (str, os.PathLike)):
+            return opened(image, where=str(image))
         return read_image(image, self.channels)
 
-    def train(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    def train(self, image: np.ndarray | Image.Image, rng: np.random.Generator) -> np.ndarray:
         """Cut out and changed at random: uint8 of `shape`."""
         return self.augmentation.train(image, rng)
 
-    def evaluate(self, image: np.ndarray) -> np.ndarray:
+    def evaluate(self, image: np.ndarray | Image.Image) -> np.ndarray:
         """Its middle: uint8 of `shape`."""
         return self.augmentation.evaluate(image)
 

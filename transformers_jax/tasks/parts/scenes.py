@@ -46,6 +46,25 @@ def pixels_of(confusion: np.ndarray, names: Sequence[str]) -> dict[str, dict[str
     return {name: row for name, row in rows.items() if row}
 
 
+class Sieve:
+    """Sources without the examples that a check refuses, where config.data.on_error=skip; each source is looked at once.
+
+    check: raises UserError of an example that is left out.
+    """
+
+    def __init__(self, data, check: Callable[[dict], Any]):
+        self.skip, self.check = data.get("on_error", "fatal") == "skip", check
+        self._kept: dict[int, tuple] = {}
+
+    def __call__(self, source: Sequence[dict]) -> Sequence[dict]:
+        """What is left of a source; all of one that cannot say where its examples stand."""
+        if not self.skip or not isinstance(source, Placed) or isinstance(source, Chosen):
+            return source
+        if id(source) not in self._kept:  # the source is kept so that its id stays its own
+            self._kept[id(source)] = source, without_mistakes(source, self.check)
+        return self._kept[id(source)][1]
+
+
 def without_mistakes(source: Placed, check: Callable[[dict], Any]) -> Placed:
     """The examples of which `check` raises no UserError; the others are counted in one warning."""
     kept, first = [], ""
