@@ -394,7 +394,7 @@ def image_classes(config: ConfigDict, labels: tuple = ()) -> None:
     """
     config.task = ConfigDict()
     config.task.name = "image_classification"
-    config.task.labels = labels
+    config.task.labels = labels  # their names, in the order of the head's rows
     config.task.objective = "softmax"  # one label is right; "sigmoid": each label is right or wrong for itself
     config.task.real = False  # an image may have several right labels, any of which will do
     config.task.label_smoothing = 0.0  # share of the probability that all labels divide among them
@@ -422,7 +422,7 @@ def pixel_classes(config: ConfigDict, labels: tuple = (), void: int = 255) -> No
     """
     config.task = ConfigDict()
     config.task.name = "segmentation"
-    config.task.labels = labels
+    config.task.labels = labels  # their names, in the order of the head's rows
     config.task.void = void
     config.task.first = 0  # the number of the first class in masks
     config.task.overlap = 0.25  # share of a window that the next one sees too, where an image is larger than data.size
@@ -437,7 +437,7 @@ def objects(config: ConfigDict, labels: tuple = ()) -> None:
     """
     config.task = ConfigDict()
     config.task.name = "detection"
-    config.task.labels = labels
+    config.task.labels = labels  # their names, in the order of the head's rows
     config.task.most_objects = 100  # of an image, which are learned
     config.task.least = 0.05  # probability below which nothing is found
     config.task.lock()

@@ -4,21 +4,23 @@
     python -m experiments.finetune --config=configs/vit.py:finetune --workdir=/tmp/pets --init_from=FOLDER|WORKDIR
         --config.data.size=384 --config.data.train=DIR --config.data.validation=DIR
 
-| VARIANT      | what                                                          | expected time and score    |
-|--------------|---------------------------------------------------------------|----------------------------|
-| `digits`     | MNIST's first 5,000 (`pip install transformers_jax[images]`)  | not run to its end         |
-| `folders`    | class folders of small photographs, given                     | not run to its end         |
-| `finetune`   | pretrained weights, also at another data.size: appendix B.1.1 | not run                    |
-| `base_16`    | table 1: ViT-B, patches of 16 × 16                            | paper: top-1 77.9; not run |
-| `base_32`    | patches of 32 × 32                                            | not run                    |
-| `large_16`   | ViT-L                                                         | paper: 76.5; not run       |
-| `large_32`   | ViT-L, patches of 32 × 32                                     | not run                    |
-| `huge_14`    | ViT-H                                                         | not run                    |
-| `hybrid`     | a ResNet-50 below ViT-B/16                                    | not run                    |
-| `deit_tiny`  | size and recipe of Touvron et al. 2021                        | paper: 72.2; not run       |
-| `deit_small` | the same                                                      | paper: 79.8; not run       |
-| `deit_base`  | the same                                                      | paper: 81.8; not run       |
-| `tiny`       | seconds on a CPU, for tests: class folders given              | none                       |
+| VARIANT          | what                                                          | expected time and score    |
+|------------------|---------------------------------------------------------------|----------------------------|
+| `digits`         | MNIST's first 5,000 (`pip install transformers_jax[images]`)  | not run to its end         |
+| `folders`        | class folders of small photographs, given                     | not run to its end         |
+| `finetune`       | pretrained weights, also at another data.size: appendix B.1.1 | not run                    |
+| `base_16`        | table 1: ViT-B, patches of 16 × 16                            | paper: top-1 77.9; not run |
+| `base_32`        | patches of 32 × 32                                            | not run                    |
+| `large_16`       | ViT-L                                                         | paper: 76.5; not run       |
+| `large_32`       | ViT-L, patches of 32 × 32                                     | not run                    |
+| `huge_14`        | ViT-H                                                         | not run                    |
+| `hybrid`         | a ResNet-50 below ViT-B/16                                    | not run                    |
+| `deit_tiny`      | size and recipe of Touvron et al. 2021                        | paper: 72.2; not run       |
+| `deit_small`     | the same                                                      | paper: 79.8; not run       |
+| `deit_base`      | the same                                                      | paper: 81.8; not run       |
+| `distilled`      | DeiT-Ti beside --config.task.teacher=FOLDER (its table 3)     | not run                    |
+| `tiny`           | seconds on a CPU, for tests: class folders given              | none                       |
+| `tiny_distilled` | the same beside a teacher                                     | none                       |
 
 The recipe is that for ImageNet alone (table 3: AdamW at 3e-3, weight decay 0.3, 300 epochs of batches of 4,096); scores are
 those of table 5, at 384.

@@ -12,6 +12,7 @@ from transformers_jax.data.text import labelled_sources
 
 _TEXTS = ((".tokens", "tokens"), (".jsonl", "jsonl"), ("", "text"))
 _LABELLED = ((".jsonl", "jsonl"), ("", "tsv"))
+_IMAGES = ((".csv", "image_lists"), (".tsv", "image_lists"), ("", "image_folders"))
 
 FORMS: dict[str, tuple[tuple[str, str], ...]] = {
     **dict.fromkeys(("masked_lm", "bert_pretraining", "causal_lm", "distillation"), _TEXTS),
@@ -21,7 +22,7 @@ FORMS: dict[str, tuple[tuple[str, str], ...]] = {
     "multiple_choice": ((".jsonl", "jsonl"), ("", "swag")),
     "instruction": (("", "conversations"),),
     "translation": (("", "files"),),
-    "image_classification": ((".csv", "image_lists"), (".tsv", "image_lists"), ("", "image_folders")),
+    **dict.fromkeys(("image_classification", "image_distillation"), _IMAGES),
     "segmentation": (("", "image_masks"),),
     "detection": ((".json", "coco"), ("", "voc")),
 }
