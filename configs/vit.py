@@ -10,7 +10,8 @@ where data.size says so.
 
 `base_16` to `huge_14` and `hybrid`, a ResNet-50 below ViT-B/16, are table 1's sizes with the recipe for ImageNet alone
 (table 3: AdamW at 3e-3, weight decay 0.3, 300 epochs of batches of 4,096); `deit_*` are the sizes and the recipe of Touvron et
-al. 2021. The papers' top-1 on ImageNet: B/16 77.9, L/16 76.5 (table 5, at 384), DeiT 72.2, 79.8 and 81.8. Not run here.
+al. 2021, `distilled` the smallest of them beside a teacher. The papers' top-1 on ImageNet: B/16 77.9, L/16 76.5 (table 5, at
+384), DeiT 72.2, 79.8 and 81.8. Not run here.
 """
 
 from ml_collections import ConfigDict
