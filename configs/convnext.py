@@ -36,7 +36,7 @@ def paper(config: ConfigDict, **model) -> None:
 
 
 def digits(config: ConfigDict) -> None:
-    base.few_digits(config, steps=5000)
+    base.few_digits(config, steps=4000)
     config.model.update(widths=(32, 64), depths=(2, 2), patch_size=2, layer_scale=0.0)
     config.optimizer.update(learning_rate=3e-3)
 

@@ -99,6 +99,6 @@ def test_mistakes(keys, message):
 
 
 def test_a_teacher_of_grey_images_is_refused():
-    grey = models.build(TEACHER | {"channels": 1}, 0)
+    grey = models.build(TEACHER | {"channels": 1, "mean": (0.5,), "std": (0.5,)}, 0)
     with pytest.raises(UserError, match="its images have 1 channels, the student's 3"):
         task().wrap(models.build(STUDENT, 0), lambda path, fields: grey)
