@@ -153,7 +153,7 @@ def test_objects_of_labels_that_the_config_has_not_are_left_out(photos, tmp_path
 def test_few_parameters_learn_to_find_objects(trained, photos, tmp_path, capfd, method):
     """By QLoRA or adapters: the body stays, the head learns whole."""
     more = {"lora": ["--config.finetuning.quantization=int8", "--config.finetuning.targets=('.',)"], "adapters": []}[method]
-    more += [f"--config.finetuning.method={method}", "--config.training.steps=4", "--config.data.test="]
+    more += [f"--config.finetuning.method={method}", "--config.training.steps=6", "--config.data.test="]
     code, out, err = call(finetune, capfd, *flags(photos), f"--workdir={tmp_path}/run", f"--init_from={trained}", *more)
     assert code == 0 and json.loads(out.splitlines()[-1])["metric"] == "ap", err
     run = Experiment(configuration.read(tmp_path / "run"), tmp_path / "run")
