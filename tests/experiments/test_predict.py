@@ -112,6 +112,10 @@ def test_choices(made, capfd, monkeypatch):
     text = f"{lines[0]}\n\n{lines[0]}\nHe\ta\n{lines[0]}\n".encode()
     says = ["standard input, line 4", "beginning TAB choice TAB choice"]
     out = fails(predict, capfd, f"--workdir={made('swag')}", stdin=text, monkeypatch=monkeypatch, says=says)
+    for choices in "[]", '["a"]':
+        text = f'{lines[0]}\n{{"context": "He", "choices": {choices}}}\n'.encode()
+        says = ["standard input, line 2", "give two or more"]
+        fails(predict, capfd, f"--workdir={made('swag')}", stdin=text, monkeypatch=monkeypatch, says=says)
     rows = [json.loads(line) for line in out.splitlines()]  # what came before is answered
     assert rows[1] == {} and rows[0] == rows[2] and rows[0]["choice"] == found[0]["choice"] and len(rows) == 3
 
