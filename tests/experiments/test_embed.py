@@ -280,6 +280,39 @@ def test_mistakes(encoder, tmp_path, capfd, monkeypatch):
     assert len(out.splitlines()) == 1
 
 
+def test_layers_and_words(encoder, capfd, monkeypatch):
+    def shown(*flags, stdin=None):
+        given = {"stdin": LINES[0].encode() if stdin is None else stdin, "monkeypatch": monkeypatch}
+        code, out, err = call(embed, capfd, f"--init_from={encoder}", *flags, **given)
+        assert code == 0, err
+        return rows(out)
+
+    last, same = shown(), shown("--layers=-1")
+    assert np.allclose(last[0]["vector"], same[0]["vector"], atol=1e-6)
+    both = np.array(shown("--layers=:", "--nonormalise")[0]["vector"])  # of the embeddings and the one layer
+    mean = np.array(shown("--layers=0:", "--combine=mean", "--nonormalise")[0]["vector"])
+    hidden = hidden_of(encoder, LINES[0])
+    assert len(both) == 2 * hidden.shape[1] and np.allclose(both[hidden.shape[1] :], hidden.mean(axis=0), atol=1e-5)
+    assert np.allclose(mean, both.reshape(2, -1).mean(axis=0), atol=1e-5)
+    text = "The  value, unboundable"
+    found = shown("--words", stdin=f"{text}\n\n".encode())
+    assert found[0]["words"] == ["The", "value,", "unboundable"] and found[1] == {"text": "", "words": [], "vectors": []}
+    tokenizer, hidden = Experiment(configuration.read(encoder), encoder).tokenizer, hidden_of(encoder, text)
+    sizes = [len(tokenizer.encode(word)) for word in found[0]["words"]]
+    firsts = 1 + np.cumsum([0, *sizes[:-1]])
+    assert max(sizes) > 1 and np.allclose(found[0]["vectors"], hidden[firsts], atol=1e-5)
+    means = shown("--words", "--pooling=mean", stdin=text.encode())[0]["vectors"]
+    assert np.allclose(means, [hidden[a : a + n].mean(axis=0) for a, n in zip(firsts, sizes, strict=True)], atol=1e-5)
+    long = shown("--words", "--layers=0", stdin=b"value " * 700)[0]  # beyond what the model reads: in windows
+    assert len(long["vectors"]) == 700 and all(long["vectors"])
+    for flags, says in {
+        ("--layers=5",): "the model has layers 0 to 1", ("--layers=last",): "give one as -2",
+        ("--combine=sum",): "give --layers",
+        ("--words", "--summary=2"): "--summary is of sentences",
+    }.items():  # fmt: skip
+        fails(embed, capfd, f"--init_from={encoder}", *flags, stdin=b"x\n", monkeypatch=monkeypatch, says=[says])
+
+
 def test_a_translator_is_no_encoder(run, capfd):
     fails(embed, capfd, f"--init_from={run}", says=["holds no encoder"])
     luong = models.build({"name": "luong", "width": 8}, 10)

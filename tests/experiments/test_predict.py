@@ -9,11 +9,14 @@ from launching import REPOSITORY, call, fails
 
 from experiments import finetune, launch, predict, pretrain
 from transformers_jax import config as configuration
+from transformers_jax.data.text import brackets
 from transformers_jax.errors import UserError
 from transformers_jax.inference.answers import example_of
 from transformers_jax.interchange import huggingface
+from transformers_jax.runs import convert
 from transformers_jax.runs.experiment import Experiment
 from transformers_jax.tasks import similarity
+from transformers_jax.tasks.parts import entities
 
 PASSAGE = "The  “module” object, it's said, has a name — naïve as it is; the name is bound in line 12 of the file. 🙂 Thus."
 
@@ -109,8 +112,77 @@ def test_choices(made, capfd, monkeypatch):
     text = f"{lines[0]}\n\n{lines[0]}\nHe\ta\n{lines[0]}\n".encode()
     says = ["standard input, line 4", "beginning TAB choice TAB choice"]
     out = fails(predict, capfd, f"--workdir={made('swag')}", stdin=text, monkeypatch=monkeypatch, says=says)
+    for choices in "[]", '["a"]':
+        text = f'{lines[0]}\n{{"context": "He", "choices": {choices}}}\n'.encode()
+        says = ["standard input, line 2", "give two or more"]
+        fails(predict, capfd, f"--workdir={made('swag')}", stdin=text, monkeypatch=monkeypatch, says=says)
     rows = [json.loads(line) for line in out.splitlines()]  # what came before is answered
     assert rows[1] == {} and rows[0] == rows[2] and rows[0]["choice"] == found[0]["choice"] and len(rows) == 3
+
+
+@pytest.mark.parametrize("variant, line", [
+    ("sentences", "a good one"), ("sts", "a name\tno value"), ("ner", "Guido writes in Haarlem"),
+    ("swag", "He sits.\ta\tb\tc\td"), ("squad", f"Where is it bound?\t{PASSAGE}"),
+])  # fmt: skip
+def test_heads_of_a_folder_answer_as_their_run(variant, line, made, tmp_path, capfd, monkeypatch):
+    convert.convert(str(made(variant)), str(tmp_path / "folder"), None)
+    (row,) = answers(capfd, monkeypatch, [line], f"--init_from={tmp_path}/folder")
+    (wanted,) = answers(capfd, monkeypatch, [line], f"--workdir={made(variant)}")
+    if variant == "squad":  # its windows are longer
+        assert row["answer"] == PASSAGE[row["start"] : row["end"]] and row.keys() == wanted.keys()
+    else:
+        assert row == wanted
+    if variant == "ner":
+        flags = [f"--init_from={tmp_path}/folder", "--format=brackets"]
+        code, out, err = call(predict, capfd, *flags, stdin=f"{line}\n\n".encode(), monkeypatch=monkeypatch)
+        shown, empty = out.split("\n")[:2]
+        assert code == 0 and empty == "" and entities.spans(brackets.read(shown)[1]) == entities.spans(row["prediction"]), err
+    elif variant == "sentences":
+        flags, says = [f"--init_from={tmp_path}/folder", "--format=brackets"], ["--format=brackets is of tags"]
+        fails(predict, capfd, *flags, stdin=b"a\n", monkeypatch=monkeypatch, says=says)
+        said = json.loads((tmp_path / "folder" / "config.json").read_text()) | {"problem_type": "multi_label_classification"}
+        (tmp_path / "folder" / "config.json").write_text(json.dumps(said))
+        fails(predict, capfd, flags[0], stdin=b"a\n", monkeypatch=monkeypatch, says=["problem_type multi_label_class"])
+
+
+def test_what_follows_what(encoder, folder, made, capfd, monkeypatch):
+    lines = ["a name is bound\tto the value", "", json.dumps({"first": "a name is bound", "second": "to the value"})]
+    found = answers(capfd, monkeypatch, lines, f"--workdir={encoder}", "--task=next_sentence")
+    assert answers(capfd, monkeypatch, lines, f"--init_from={folder}", "--task=next_sentence") == found
+    run = Experiment(configuration.read(encoder), encoder)
+    joined = run.tokenizer.encode_pair("a name is bound", "to the value")
+    batch = {"tokens": np.array([joined.ids]), "token_types": np.array([joined.types])}
+    batch |= {"positions": np.arange(len(joined.ids))[None], "segments": np.ones([1, len(joined.ids)], np.int32)}
+    chances = jax.nn.softmax(run.model.apply({"params": run.trained()["params"]}, batch).next[0])
+    assert list(found[0]["probabilities"].values()) == pytest.approx(chances, abs=2e-4) and found[1] == {}
+    assert found[0]["prediction"] == list(found[0]["probabilities"])[int(chances.argmax())]
+    flags = [f"--workdir={made('sentences')}", "--task=next_sentence"]
+    fails(predict, capfd, *flags, stdin=b"a\tb\n", monkeypatch=monkeypatch, says=["does not tell what follows", "sequence"])
+
+
+def test_candidates_for_a_gap(encoder, folder, made, capfd, monkeypatch):
+    lines = ["the value of an [MASK] is bound", "[MASK] name , [MASK] value"]
+    (best, _) = answers(capfd, monkeypatch, lines, f"--workdir={encoder}", "--top=4")
+    whole = [word for word in best["gaps"][0] if word["word"].isalpha()][:2]
+    words = [word["word"] for word in reversed(whole)]
+    found = answers(capfd, monkeypatch, lines, f"--init_from={folder}", f"--candidates={','.join(words)},unboundable")
+    assert [len(row["gaps"]) for row in found] == [1, 2] and all(len(gap) == 3 for row in found for gap in row["gaps"])
+    ranked = {word["word"]: word["probability"] for word in found[0]["gaps"][0]}
+    assert list(ranked.values()) == sorted(ranked.values(), reverse=True) and ranked["unboundable"] > 0
+    for word in whole:  # one token each, as the whole vocabulary has them
+        assert ranked[word["word"]] == pytest.approx(word["probability"], abs=2e-4)
+    run = Experiment(configuration.read(encoder), encoder)  # of several tokens: all missing at once
+    t, several = run.tokenizer, run.tokenizer.encode("unboundable")
+    ids = [t.bos_id, *t.encode("the value of an"), *[t.mask_id] * len(several), *t.encode("is bound"), t.eos_id]
+    batch = {"tokens": np.array([ids]), "positions": np.arange(len(ids))[None], "segments": np.ones([1, len(ids)], np.int32)}
+    lm = run.model.apply({"params": run.trained()["params"]}, batch | {"token_types": 0 * batch["tokens"]}).lm
+    chances = jax.nn.softmax(lm.hidden[0] @ lm.table.T + lm.bias)
+    wanted = np.prod([chances[ids.index(t.mask_id) + k, i] for k, i in enumerate(several)])
+    assert len(several) > 1 and ranked["unboundable"] == pytest.approx(float(wanted), rel=1e-3)
+    flags = [f"--workdir={made('sentences')}", "--candidates=a,b"]
+    fails(predict, capfd, *flags, stdin=b"a\n", monkeypatch=monkeypatch, says=["--candidates are words for a gap"])
+    fails(predict, capfd, f"--workdir={encoder}", "--candidates=a,", says=["empty word"])
+    fails(predict, capfd, f"--workdir={encoder}", "--candidates=\U0001f642", says=["cannot write"])
 
 
 @pytest.fixture(scope="module")

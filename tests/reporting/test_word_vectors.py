@@ -131,3 +131,30 @@ def test_report_of_a_run_has_both(run, tmp_path, capsys):
     capsys.readouterr()
     assert made("--word=nowhere") == 2
     assert "error: --word=nowhere: 0 sentences have it" in capsys.readouterr().err
+
+
+def test_report_of_a_folder_without_a_run(model, tmp_path, capsys):
+    import jax
+
+    from transformers_jax.interchange import huggingface
+
+    t, made, params = model
+    fields = {"name": "bert", **{key: getattr(made.config, key) for key in ("width", "num_heads", "mlp_width", "layers")}}
+    fields |= {"max_length": 32, "head": "sequence", "labels": 2, "vocab_size": t.vocab_size}
+    params = jax.device_get(params)
+    params = params | {"classifier": {"kernel": np.ones((16, 2), np.float32), "bias": np.zeros(2, np.float32)}}
+    huggingface.save(tmp_path / "hf", fields, params, t, labels=("water", "money"))
+    (tmp_path / "s.txt").write_text("\n".join(TEXTS) + "\n")
+
+    def called(*more) -> int:
+        return launch.call(report.main, report.FLAGS, ["report", f"--init_from={tmp_path}/hf", *more])
+
+    assert called("--word=bank", f"--sentences={tmp_path}/s.txt", f"--out={tmp_path}/page") == 0
+    page = (tmp_path / "page" / "index.html").read_text()
+    assert all(f"<h2>{title}</h2>" in page for title in ("Answers", "Attention", "A word in different sentences"))
+    assert "water" in page and "money" in page and (tmp_path / "page" / "attention.png").exists()
+    assert called(f"--out={tmp_path}/plain") == 0  # no data are needed
+    assert "<h2>Attention</h2>" in (tmp_path / "plain" / "index.html").read_text()
+    capsys.readouterr()
+    assert called("--word=bank") == 2 and "0 sentences have it" in capsys.readouterr().err
+    assert launch.call(report.main, report.FLAGS, ["report", f"--workdir={tmp_path}", f"--out={tmp_path}/x"]) == 2

@@ -94,21 +94,22 @@ class AnyNumber(Task):
         self.groups = 0
 
     def examples(self, source: Sequence[dict]) -> list[dict]:
-        """{"example", "context", "choice"} of each choice.
-
-        Raises:
-          UserError: an example has less than two.
-        """
-        if few := next((example for example in source if len(example["choices"]) < 2), None):
-            raise UserError(f"{few['choices']} are no choices: give two or more")
-        return [
-            {"example": i, "context": source[i]["context"], "choice": choice}
-            for i in range(len(source))
-            for choice in source[i]["choices"]
-        ]
+        """{"example", "context", "choice", "choices": how many} of each choice; where there is none, of an empty one."""
+        found = []
+        for i in range(len(source)):
+            choices = source[i]["choices"]
+            place = {"example": i, "context": source[i]["context"], "choices": len(choices)}
+            found += [place | {"choice": choice} for choice in choices or [""]]
+        return found
 
     def encode(self, example: dict) -> dict:
-        """→ 1-D int32 `tokens`, `token_types`."""
+        """→ 1-D int32 `tokens`, `token_types`.
+
+        Raises:
+          UserError: it is not one of several.
+        """
+        if example["choices"] < 2:
+            raise UserError(f"an example has {example['choices']} choices: give two or more")
         return self.tokenizer.encode_pair(example["context"], example["choice"], max_length=self.max_length).fields()
 
     def predict(self, output: LabelOutput, batch: dict) -> dict[str, jax.Array]:

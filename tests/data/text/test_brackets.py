@@ -36,7 +36,8 @@ def test_neighbours_of_a_type_stay_two():
 @pytest.mark.parametrize(
     "line, says",
     [
-        ("[ORG U.N. official", "does not end"), ("official]", "ends an entity that has not begun"), ("[ORG]", "begins no entity"),
+        ("[ORG U.N. official", "does not end"), ("official]", "ends an entity that has not begun"),
+        ("[ORG]", "begins no entity"),
         ("[ORG a [PER b] c]", "'\\[PER' begins no entity"), ("see [1] there", "begins no entity"), ("a[b", "bracket inside"),
         ("[ ORG a]", "begins no entity"), ("[ORG ]", "has no word"),
     ],
@@ -52,6 +53,7 @@ def test_files_are_a_source_with_labels(tmp_path):
     (tmp_path / "a.txt").write_bytes(f"\ufeff{LINE}\r\n\r\nAnna sings\r\n".encode())
     data = {"source": "brackets", "train": str(tmp_path / "a.txt")}
     source = sources.open_source(ConfigDict(data), "train")
-    assert len(source) == 2 and source[1] == {"words": ["Anna", "sings"], "tags": ["O", "O"]} and source.where(1).endswith("line 3")
+    assert len(source) == 2 and source[1] == {"words": ["Anna", "sings"], "tags": ["O", "O"]}
+    assert source.where(1).endswith("line 3")
     found = labels.of_training(ConfigDict({"task": {"name": "tagging", "labels": ()}, "data": data}))
     assert found == ("B-LOC", "B-ORG", "B-PER", "I-LOC", "O")
