@@ -189,5 +189,6 @@ def test_a_real_model_s_logits_are_those_of_transformers():
     batch = {"tokens": np.array([text], np.int32), "positions": places, "segments": np.ones_like(places)}
     output = there.model.apply({"params": there.variables["params"]}, batch, deterministic=True)
     found = np.asarray(output.hidden[0] @ output.table.T)
-    np.testing.assert_allclose(found, expected, atol=2e-3)
+    np.testing.assert_allclose(found[1:], expected[1:], atol=1e-4)
+    np.testing.assert_allclose(found[0], expected[0], atol=5e-4)  # its states are by far the largest: 1e-5 of the logits
     assert there.tokenizer.decode([int(expected[-1].argmax())]).strip() == "Rome"
