@@ -81,8 +81,8 @@ def quickstart(config: ConfigDict) -> None:
 
 
 def books(config: ConfigDict) -> None:
-    """`quickstart`'s model on text files, less than once: --config.data.train=a.txt,b.txt.gz --config.data.validation=c.txt.
-    Each file is a document; where a file has several, --config.data.unit=document --config.data.begins="# Title:" say."""
+    """`quickstart`'s model on text files: --config.data.train=a.txt,b.txt.gz --config.data.validation=c.txt. Each file is a
+    document; where a file has several, --config.data.unit=document --config.data.begins="# Title:" say."""
     quickstart(config)
     config.model.update(dropout=0.0, embedding_dropout=0.0, attention_dropout=0.0)
     config.data.update(source="text", unit="file", batch_size=8)

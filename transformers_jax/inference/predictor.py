@@ -38,8 +38,8 @@ IMAGES_AT_ONCE = 64
 """Rows of a batch of examples without tokens."""
 
 SCANNED = 40
-"""A foreign decoder of more layers has them scanned: it is compiled sooner, and decodes slower. A step of SmolLM2's 30 layers takes
-5 to 6 seconds of a processor and not 1.5 to compile, and 47 ms and not 70 to run."""
+"""A foreign decoder of more layers has them scanned: it is compiled sooner, and decodes slower. A step of SmolLM2's 30 layers
+takes 5 to 6 seconds of a processor and not 1.5 to compile, and 47 ms and not 70 to run."""
 
 
 class Loaded(NamedTuple):

@@ -153,7 +153,8 @@ class Band:
         self.low, self.high = (*config.search.parameters, 0, 0)[:2]
         if len(config.search.parameters) not in (0, 2) or self.low > self.high:
             raise UserError(f"config.search.parameters is {config.search.parameters}: give (least, most), or () for no band")
-        fields = {k: v for k, v in config.model.to_dict().items() if k not in ("name", "width", "genome", "genome_unit")}
+        apart = ("name", "width", "vocab_size", "genome", "genome_unit")
+        fields = {k: v for k, v in config.model.to_dict().items() if k not in apart}
         count = COUNTS.get(config.model.name, with_genome.count_parameters)
         self._count = functools.partial(_count, count, width=config.model.width, vocab_size=vocab_size, **fields)
         self._first = config.model.width // 2
