@@ -104,7 +104,7 @@ PARAMETERS = {
     "vit:deit_small": 21_666_434,
     "vit:deit_base": 85_800_194,
     "vit:distilled": 5_524_802,
-    "vit:digits": 451_498,
+    "vit:digits": 306_634,
     "vit:folders": 1_804_994,
     "vit:finetune": 85_800_194,
     "vit:tiny": 5_586,
