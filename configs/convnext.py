@@ -4,9 +4,9 @@
     python -m experiments.finetune --config=configs/convnext.py:finetune --workdir=/tmp/pets --init_from=FOLDER|WORKDIR
         --config.data.train=DIR --config.data.validation=DIR
 
-`digits` learns from 4,000 digits of MNIST (`pip install transformers_jax[images]`), whose other 1,000 are validation, `folders`
-from class folders of small photographs; neither was run to its end. `finetune` goes on from pretrained weights, lower layers
-more slowly (appendix A.1, table 6).
+`digits` learns from 4,000 digits of MNIST (`pip install transformers_jax[images]`), whose other 1,000 are validation; `folders`
+learns from class folders of small photographs. Neither was run to its end. `finetune` goes on from pretrained weights, lower
+layers more slowly (appendix A.1, table 6).
 
 `imagenet_tiny` to `imagenet_large` have the paper's sizes and its recipe (appendix A.1, table 5: AdamW at 4e-3, weight decay
 0.05, 300 epochs of batches of 4,096, weights averaged with a decay of 0.9999). The paper's top-1 on ImageNet: 82.1, 83.1,

@@ -169,7 +169,7 @@ def model_of(config):
     """The model of a config, with the head that its task asks for."""
     given = {"teacher": "given"} if config.task.name.endswith("distillation") else {}
     if tasks.named(config.task.name).reads == "images" and not config.task.labels:
-        given = {"labels": ("a", "b")}
+        given |= {"labels": ("a", "b")}
     task = tasks.build(dict(config.task) | given, Tokens(), config.data)
     return models.build(dict(config.model) | task.model_fields(), config.tokenizer.vocab_size)
 
