@@ -52,10 +52,9 @@ def deit(config: ConfigDict, **model) -> None:
 
 
 def digits(config: ConfigDict) -> None:
-    """Mean pooling and fixed positions, as in Beyer et al. 2022, "Better plain ViT baselines for ImageNet-1k"."""
-    base.few_digits(config, steps=4000)
-    config.model.update(width=96, num_heads=3, mlp_width=192, layers=6, patch_size=4, drop_path=0.0)
-    config.model.update(pooling="mean", positions="sinusoidal_2d")
+    """Mean pooling, with which small models learn sooner (Beyer et al. 2022, "Better plain ViT baselines for ImageNet-1k")."""
+    base.few_digits(config, steps=6000)
+    config.model.update(width=96, num_heads=3, mlp_width=192, layers=4, patch_size=4, pooling="mean")
     config.optimizer.update(learning_rate=2e-3)
 
 

@@ -108,7 +108,7 @@ PARAMETERS = {
     "vit:deit_small": 21_666_434,
     "vit:deit_base": 85_800_194,
     "vit:distilled": 5_524_802,
-    "vit:digits": 451_498,
+    "vit:digits": 306_634,
     "vit:folders": 1_804_994,
     "vit:finetune": 85_800_194,
     "vit:tiny": 5_586,
@@ -175,7 +175,7 @@ def model_of(config):
     """The model of a config, with the head that its task asks for."""
     given = {"teacher": "given"} if config.task.name.endswith("distillation") else {}
     if tasks.named(config.task.name).reads == "images" and not config.task.labels:
-        given = {"labels": ("a", "b")}
+        given |= {"labels": ("a", "b")}
     task = tasks.build(dict(config.task) | given, Tokens(), config.data)
     return models.build(dict(config.model) | task.model_fields(), config.tokenizer.vocab_size)
 
