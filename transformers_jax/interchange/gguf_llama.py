@@ -188,7 +188,7 @@ def gguf_tensors(
         if not (own := _renamed(name, back)):
             raise UserError(f"{name} belongs to no Llama that GGUF has")
         tensors[own] = Deferred(tuple(leaf.shape), _made(leaf, _heads(name, config)))
-        types[own] = _type(own, tuple(leaf.shape), kind)
+        types[own] = type_of(own, tuple(leaf.shape), kind)
     rope, theta = _rope(config)
     if rope.get("rope_type") == "llama3":
         width = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
@@ -261,7 +261,7 @@ def _made(leaf: np.ndarray | Deferred, heads: int | None):
     return make
 
 
-def _type(name: str, shape: tuple[int, ...], kind: str) -> str:
+def type_of(name: str, shape: tuple[int, ...], kind: str) -> str:
     """The type of a tensor in a file whose matrices are of type `kind`."""
     if len(shape) < 2:
         return "F32"

@@ -1,0 +1,64 @@
+"""From any model to a GGUF file: a folder of `transformers`, a workdir, or another GGUF file."""
+
+from pathlib import Path
+
+import jax
+
+from transformers_jax import config as configuration
+from transformers_jax.errors import UserError
+from transformers_jax.finetuning import lora
+from transformers_jax.interchange import gguf_export, gguf_model, huggingface, mapping, stacking, tokenizers
+from transformers_jax.interchange.gguf import GgufFile
+from transformers_jax.runs import initialise
+from transformers_jax.training.checkpoint import Checkpoints
+
+
+def convert(source: str, target: str, *, dtype: str = "", merge: bool = False) -> str:
+    """Writes a model as a GGUF file; returns what was done in a line.
+
+    Args:
+      source: a folder of `transformers` or its name on the hub, a workdir, of the newest checkpoint, or a GGUF file.
+      target: a file that does not exist.
+      dtype: one of `gguf_export.TYPES`: of matrices; by default as a GGUF file has them, of other sources f32.
+      merge: parts of low rank become part of their kernels; otherwise the file holds them alone.
+
+    Raises:
+      UserError: the source cannot be read, or GGUF has no place for such a model; the target is there already.
+    """
+    made = Path(target)
+    if made.exists():
+        raise UserError(f"--to={target} is there already: give another name")
+    made.parent.mkdir(parents=True, exist_ok=True)
+    if gguf_model.is_file(source):
+        return _from_file(Path(source), made, dtype)
+    folder = initialise.folder_of(source, key="--from")
+    if huggingface.is_folder(folder):
+        fields, leaves, tokenizer = huggingface.opened(folder)
+        gguf_export.write(made, fields, leaves, tokenizer, gguf_export.TYPES[dtype or "f32"])
+        return f"{_count(leaves)} parameters in {made}"
+    return _from_workdir(folder, made, dtype, merge)
+
+
+def _from_file(source: Path, made: Path, dtype: str) -> str:
+    changed = gguf_export.rewrite(source, made, gguf_export.TYPES[dtype] if dtype else "")
+    return f"{len(GgufFile(made).tensors)} tensors in {made}, {changed} of them of another type than in {source}"
+
+
+def _from_workdir(workdir: Path, made: Path, dtype: str, merge: bool) -> str:
+    config, tokenizer = configuration.read(workdir), tokenizers.read(workdir)
+    fields = initialise.trained_fields(config, tokenizer)
+    fields["vocab_size"] = fields.get("vocab_size") or (tokenizer.vocab_size if tokenizer else 0)
+    with Checkpoints(workdir / "checkpoints") as checkpoints:
+        base = checkpoints.saved_base()
+        has_parts = lora.has_parts(checkpoints.restore_params()["params"])
+    if has_parts and not merge:
+        raise NotImplementedError
+    leaves = stacking.separate(mapping.named(initialise.plain(workdir)))
+    source = GgufFile(base.path) if base and gguf_model.is_file(base.path) else None
+    kind = gguf_export.TYPES[dtype] if dtype else gguf_export.kind_of(source) if source else "F32"
+    gguf_export.write(made, fields, leaves, tokenizer, kind, source)
+    return f"{_count(leaves)} parameters in {made}"
+
+
+def _count(leaves: dict) -> str:
+    return f"{sum(leaf.size for leaf in jax.tree.leaves(leaves)):,}"
