@@ -1,9 +1,10 @@
-"""Turns a model of Hugging Face's into a workdir, a workdir's model into a folder of Hugging Face's, or either into a GGUF file.
+"""Turns a model of Hugging Face's into a workdir, a workdir's model into a folder of Hugging Face's, or any into a GGUF file.
 
     python -m experiments.convert --from=FOLDER|HUB_NAME|FILE.gguf --to=WORKDIR
     python -m experiments.convert --from=WORKDIR --to=FOLDER [--merge]
     python -m experiments.convert --from=PEFT_FOLDER --to=WORKDIR [--base=FOLDER|HUB_NAME|WORKDIR]
-    python -m experiments.convert --from=FOLDER|HUB_NAME|WORKDIR|FILE.gguf --to=FILE.gguf [--dtype=f32|f16|q8_0|q4_0|q4_1] [--merge]
+    python -m experiments.convert --from=FOLDER|HUB_NAME|WORKDIR|FILE.gguf --to=FILE.gguf [--merge]
+        [--dtype=f32|f16|q8_0|q4_0|q4_1]
 
 What was trained by parts of low rank (method=lora) is written as an adapter of PEFT, or with --merge as the whole model: a
 folder of Hugging Face's, or a workdir where they have no such architecture. To a GGUF file goes the adapter alone too, as

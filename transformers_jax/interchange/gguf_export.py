@@ -28,6 +28,7 @@ def write(
     tokenizer: Tokenizer | None,
     kind: str = "F32",
     base: GgufFile | None = None,
+    begun: bool = False,
 ) -> None:
     """Writes a model.
 
@@ -36,6 +37,7 @@ def write(
       leaves: all of its parameters by name, layers apart.
       kind: the type of its matrices, one of `TYPES`' values.
       base: a file whose tensors are passed on as they are where the model has the same numbers, and its metadata.
+      begun: every text that it learned from had the begin token, as in a run of ours; otherwise the tokenizer says it.
 
     Raises:
       UserError: a model or a tokenizer that is not written to GGUF, or no tokenizer.
@@ -55,7 +57,7 @@ def write(
     elif tokenizer is None:
         raise UserError("the model has no tokenizer that can be read, and a GGUF file has one in it")
     else:
-        metadata = gguf_llama.gguf_metadata(config, kind) | _tokenizer(tokenizer, about.longest, fields["vocab_size"])
+        metadata = gguf_llama.gguf_metadata(config, kind) | _tokenizer(tokenizer, about.longest, fields["vocab_size"], begun)
     gguf.write(path, metadata, tensors, types)
 
 
@@ -110,7 +112,7 @@ def _changed(file: GgufFile, kind: str) -> dict[str, Value]:
     return file.typed_metadata() | {"general.file_type": Value("uint32", FILE_TYPES[kind])}
 
 
-def _tokenizer(tokenizer: Tokenizer, longest: int, size: int) -> dict[str, Value]:
+def _tokenizer(tokenizer: Tokenizer, longest: int, size: int, begun: bool) -> dict[str, Value]:
     """The metadata of a tokenizer with its chat template."""
     with tempfile.TemporaryDirectory() as made:
         folder = Path(made)
@@ -120,6 +122,9 @@ def _tokenizer(tokenizer: Tokenizer, longest: int, size: int) -> dict[str, Value
         content, config = (
             json.loads((folder / name).read_text(encoding="utf-8")) for name in ("tokenizer.json", "tokenizer_config.json")
         )
+    if not begun and tokenizer.library.post_processor is None:
+        content["post_processor"] = None
+    config.pop("sep_token", None)  # BERT's
     if tokenizer.chat_template is not None:
         config["chat_template"] = tokenizer.chat_template
     return gguf_tokenizer.metadata(content, config, size)

@@ -16,7 +16,17 @@ from transformers_jax import models, parameters, tasks
 from transformers_jax.data.text.tokenizer import Tokenizer
 from transformers_jax.errors import UserError
 from transformers_jax.finetuning import lora, trainable
-from transformers_jax.interchange import huggingface, mapping, peft, preparation, recipe, stacking, tokenizers, weights
+from transformers_jax.interchange import (
+    gguf_model,
+    huggingface,
+    mapping,
+    peft,
+    preparation,
+    recipe,
+    stacking,
+    tokenizers,
+    weights,
+)
 from transformers_jax.layers.pooling import Recipe
 from transformers_jax.models.protocol import IMAGES, TEXT, Protocol
 from transformers_jax.runs import initialise, train
@@ -30,7 +40,8 @@ def convert(
     """Writes what the source holds in the other form; returns what was done in a line.
 
     Args:
-      source: a folder of `transformers` or its name on the hub: the target becomes a workdir, its checkpoint of step 0.
+      source: a folder of `transformers` or its name on the hub, or a GGUF file: the target becomes a workdir, its checkpoint of
+        step 0.
         A workdir: the target becomes a folder of `transformers`, of the newest checkpoint; one of PEFT where the workdir was
         trained by parts of low rank beside a base. A folder of PEFT: the target becomes such a workdir.
       target: a folder that does not exist or is empty.
@@ -42,18 +53,22 @@ def convert(
     Raises:
       UserError: the source cannot be read, something of it has no name on the other side, or the target is not empty.
     """
-    folder, made = initialise.folder_of(source, key="--from"), Path(target)
+    made = Path(target)
     if made.is_file() or (made.is_dir() and any(made.iterdir())):
         raise UserError(f"--to={target} is there already: give a new folder")
+    if gguf_model.is_file(source):
+        return _to_workdir(Path(source), made, config_of, gguf_model.opened(source))
+    folder = initialise.folder_of(source, key="--from")
     if peft.is_adapter(folder):
         return _from_peft(folder, made, config_of, base)
     if huggingface.is_folder(folder):
-        return _to_workdir(folder, made, config_of)
+        return _to_workdir(folder, made, config_of, huggingface.opened(folder))
     return _to_folder(folder, made, merge)
 
 
-def _to_workdir(folder: Path, workdir: Path, config_of: Callable[[str], ConfigDict]) -> str:
-    fields, leaves, tokenizer = huggingface.opened(folder)
+def _to_workdir(folder: Path, workdir: Path, config_of: Callable[[str], ConfigDict], opened: tuple) -> str:
+    """A workdir of what a folder or a GGUF file holds: fields, leaves, tokenizer."""
+    fields, leaves, tokenizer, *_ = opened
     config = _config_for(fields, folder, config_of)
     workdir.mkdir(parents=True, exist_ok=True)
     configuration.save(config, workdir)
@@ -95,7 +110,7 @@ def _whole(leaves: dict[str, weights.Leaf]) -> dict:
 
 def _describe_task(config: ConfigDict, folder: Path, about: Protocol) -> None:
     """Sets what a folder of `transformers` says about its task: the length of texts, their vectors, the labels."""
-    described, task, head, longest = huggingface.read_config(folder), config.task, about.head, about.longest
+    task, head, longest = config.task, about.head, about.longest
     if IMAGES in about.reads and head == "classification":
         config.data.update({"size": about.sizes["H"], "channels": about.sizes["C"]} | preparation.keys(folder))
     elif head == "none" and "pooling" in task:
@@ -110,6 +125,7 @@ def _describe_task(config: ConfigDict, folder: Path, about: Protocol) -> None:
         config.data.lengths.tokens = longest
     if head not in about.labelled:
         return
+    described = huggingface.read_config(folder)
     names = huggingface.label_names(described)
     kind = described.get("problem_type")
     if head == "sequence" and (kind == "multi_label_classification" or kind == "regression" and len(names) > 1):

@@ -1,0 +1,77 @@
+"""experiments.convert from and to GGUF files: what is untouched stays so bit by bit, the tokenizer goes with it."""
+
+import numpy as np
+import pytest
+import tiny_llama
+from launching import call, fails
+
+from experiments import convert, generate
+from transformers_jax.interchange.gguf import GgufFile
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    """Type → a tiny Llama in a file whose matrices are of it."""
+    folder, made = tmp_path_factory.mktemp("gguf"), {}
+
+    def file(kind):
+        if kind not in made:
+            made[kind] = tiny_llama.write(folder / f"{kind}.gguf", kind)
+        return made[kind]
+
+    return file
+
+
+def converted(capfd, source, target, *flags):
+    code, _, err = call(convert, capfd, f"--from={source}", f"--to={target}", *flags)
+    assert code == 0, err
+    return target
+
+
+def same_bits(first, second) -> bool:
+    first, second = GgufFile(first), GgufFile(second)
+    assert first.tensors.keys() == second.tensors.keys()
+    return all(np.array_equal(first.raw(name), second.raw(name)) for name in first.tensors)
+
+
+def test_a_file_is_the_same_again(small, tmp_path, capfd):
+    again = converted(capfd, small("Q4_1"), tmp_path / "again.gguf")
+    assert again.read_bytes() == small("Q4_1").read_bytes()
+    same_type = converted(capfd, small("Q4_1"), tmp_path / "same.gguf", "--dtype=q4_1")
+    assert same_type.read_bytes() == small("Q4_1").read_bytes()
+
+
+def test_only_what_is_of_another_type_is_written_anew(small, tmp_path, capfd):
+    made = GgufFile(converted(capfd, small("Q4_1"), tmp_path / "made.gguf", "--dtype=q8_0"))
+    before = GgufFile(small("Q4_1"))
+    assert made.metadata["general.file_type"] == 7 and made.metadata["tokenizer.chat_template"]
+    for name, entry in made.tensors.items():
+        kind = "F32" if len(entry.shape) == 1 else "Q8_0"
+        assert entry.type == kind
+        if before.tensors[name].type == kind:
+            assert np.array_equal(made.raw(name), before.raw(name))
+        else:
+            np.testing.assert_allclose(made.tensor(name), before.tensor(name), atol=0.01)
+
+
+def test_file_to_workdir_to_folder_and_back(small, tmp_path, capfd):
+    """The same numbers, the same tokens, the same chat template on every way; a folder's file goes on as the first one."""
+    workdir = converted(capfd, small("F32"), tmp_path / "w")
+    folder = converted(capfd, workdir, tmp_path / "hf")
+    for source in workdir, folder:
+        assert same_bits(converted(capfd, source, tmp_path / f"{source.name}.gguf"), small("F32"))
+    first, last = GgufFile(small("F32")).metadata, GgufFile(tmp_path / "hf.gguf").metadata
+    for key in ("model", "pre", "tokens", "token_type", "merges", "eos_token_id", "bos_token_id"):
+        assert last[f"tokenizer.ggml.{key}"] == first[f"tokenizer.ggml.{key}"]
+    assert last["tokenizer.chat_template"] == first["tokenizer.chat_template"]
+    halved = GgufFile(converted(capfd, folder, tmp_path / "half.gguf", "--dtype=q4_0"))
+    assert {entry.type for entry in halved.tensors.values()} == {"F32", "Q8_0", "Q4_0"}
+
+
+def test_mistakes(small, tmp_path, capfd, encoder):
+    taken = tmp_path / "taken.gguf"
+    taken.write_bytes(b"")
+    fails(convert, capfd, f"--from={small('F32')}", f"--to={taken}", says=["taken.gguf", "is there already"])
+    fails(convert, capfd, f"--from={small('F32')}", f"--to={tmp_path}/w", "--dtype=f16", says=["--dtype", "--to=FILE.gguf"])
+    fails(convert, capfd, f"--from={encoder}", f"--to={tmp_path}/bert.gguf", says=["bert", "llama is written to GGUF"])
+    fails(generate, capfd, f"--init_from={taken}", "--prompt=a", says=["taken.gguf is empty"])
