@@ -28,6 +28,9 @@ flags.DEFINE_enum("split", "test", ("train", "validation", "test"), "which examp
 flags.DEFINE_integer("average", None, "over how many of the newest checkpoints", 1, flag_values=FLAGS)
 flags.DEFINE_integer("samples", 0, "examples to print with what the model made of them", 0, flag_values=FLAGS)
 flags.DEFINE_integer("step", None, "one checkpoint, by its step", flag_values=FLAGS)
+flags.DEFINE_string(
+    "quantization", None, "hold weights in int8, nf4, q8_0, q4_0, q4_1, or as floats: none; else as the file", flag_values=FLAGS
+)
 flags.DEFINE_string("adapter", None, "--tasks, --init_from: folder of a LoRA adapter of PEFT's", flag_values=FLAGS)
 flags.DEFINE_integer("knn", 0, "images: so many nearest training images vote", 0, flag_values=FLAGS)
 flags.DEFINE_integer("few_shot", 0, "images: of each class, for a linear map of the features", 0, flag_values=FLAGS)

@@ -31,6 +31,9 @@ from transformers_jax.errors import UserError
 
 FLAGS = launch.flags_of(config="workdir")
 flags.DEFINE_string("init_from", None, "the model, in place of --workdir", flag_values=FLAGS)
+flags.DEFINE_string(
+    "quantization", None, "hold weights in int8, nf4, q8_0, q4_0, q4_1, or as floats: none; else as the file", flag_values=FLAGS
+)
 flags.DEFINE_string("adapter", None, "--init_from: folder of a LoRA adapter of PEFT's", flag_values=FLAGS)
 flags.DEFINE_string("prompt", None, "one prompt, in place of standard input", flag_values=FLAGS)
 flags.DEFINE_bool("chat", False, "prompts are messages, answered by the model's chat template", flag_values=FLAGS)

@@ -165,11 +165,12 @@ def model(args: flags.FlagValues, config: ConfigDict):
 
     if bool(args.workdir) == bool(args.init_from):
         raise UserError("give one of --workdir and --init_from")
+    how = {"average": args.average, "step": args.step, "quantization": args.quantization or ""}
     if args.init_from:
-        return predictor.loaded(args.init_from, average=args.average, step=args.step, adapter=args.adapter)
+        return predictor.loaded(args.init_from, adapter=args.adapter, **how)
     if args.adapter:
         raise UserError("--adapter is for --init_from: a workdir has its own")
-    return predictor.trained(Experiment(config, args.workdir), average=args.average, step=args.step)
+    return predictor.trained(Experiment(config, args.workdir), **how)
 
 
 def given(args: flags.FlagValues, config: ConfigDict) -> dict[str, object]:

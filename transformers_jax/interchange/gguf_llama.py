@@ -11,15 +11,16 @@ Axes: N heads, H head width, D model width.
 """
 
 import re
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
 
 import numpy as np
 
 from transformers_jax.errors import UserError
 from transformers_jax.interchange.gguf import Deferred, GgufFile, Stored
-from transformers_jax.interchange.gguf_blocks import BLOCK, FILE_TYPES
+from transformers_jax.interchange.gguf_blocks import BLOCK, FILE_TYPES, QUANTISED, packed
 from transformers_jax.interchange.gguf_values import Value
+from transformers_jax.layers.affine import AffineKernel, from_blocks
 
 ARCHITECTURE, ROPE_FACTORS = "llama", "rope_freqs.weight"
 # Of Llama 3.1 and 3.2: pairs that turn less than once in 8,192 positions are slowed by the factor, those of 4 turns are not.
@@ -71,6 +72,17 @@ class GgufWeights:
         """Of a leaf what lies from `start` to `stop` along an axis."""
         array = self.array(name)
         return array[(*[slice(None)] * axis, slice(start, stop))] if array.ndim else array
+
+    def kernel(self, name: str) -> Callable | None:
+        """What `weights.Leaf.kernel` is of a leaf; None for one that is not in blocks."""
+        if self.file.tensors[self._own(name)].type not in QUANTISED:
+            return None
+
+        def make(shape: tuple[int, ...], inputs: int) -> AffineKernel:
+            kind, _, raw = self.stored(name)
+            return from_blocks(kind.lower(), *packed(raw, kind), shape=shape, inputs=inputs)
+
+        return make
 
     def stored(self, name: str) -> Stored:
         """One leaf as the file's bytes, rows in Hugging Face's order."""

@@ -96,7 +96,7 @@ def matched(config: dict, weights_of: Callable[[], Any], where: Path) -> tuple[d
 
     Args:
       weights_of: opens the file, once config.json is found to be of a model that is computed here; what it gives has the
-        methods of `weights.Weights`: names, shape, array, part.
+        methods of `weights.Weights`: names, shape, array, part, kernel.
       where: names the file in messages.
 
     Raises:
@@ -115,8 +115,8 @@ def matched(config: dict, weights_of: Callable[[], Any], where: Path) -> tuple[d
     leaves = {}
     for planned in plan:
         leaf = there[planned.theirs]
-        part = functools.partial(found.part, leaf)
-        leaves |= mapping.leaves(planned, f"{where}: {planned.theirs}", found.shape(leaf), part)
+        part, kernel = functools.partial(found.part, leaf), found.kernel(leaf)
+        leaves |= mapping.leaves(planned, f"{where}: {planned.theirs}", found.shape(leaf), part, kernel)
     return fields, leaves
 
 

@@ -16,6 +16,7 @@ from transformers_jax.layers.feedforward import FeedForward, GatedFeedForward
 from transformers_jax.layers.gather import gather
 from transformers_jax.layers.masks import Mask, Place
 from transformers_jax.layers.norms import LayerNorm, RMSNorm
+from transformers_jax.layers.places import whole_stacks
 from transformers_jax.layers.positions import Rotary
 from transformers_jax.layers.projections import Stddev
 
@@ -237,7 +238,8 @@ class Stack(nn.Module):
         read: positions [B, M] that the last block is asked for alone; not of scanned layers, which are one block.
         """
         if self.scan:
-            return self.layer(x, method, *shared)[0]
+            with whole_stacks(self, "layer"):
+                return self.layer(x, method, *shared)[0]
         for layer in self.layer:
             rest = (read,) if read is not None and layer is self.layer[-1] else ()
             x, _ = layer(x, method, *shared, *rest)
