@@ -94,7 +94,8 @@ def ours(path: str, quantization: str = ""):
 
     def memory() -> dict:
         used = peak() - before
-        return {"weights_mib": round(weights, 1), "loaded_mib": round(read, 1), "peak_mib": round(used, 1), "peak_over_weights": round(used / weights, 2)}
+        found = {"weights_mib": weights, "loaded_mib": read, "peak_mib": used, "peak_over_weights": used / weights}
+        return {name: round(x, 2) for name, x in found.items()}
 
     return write, memory
 

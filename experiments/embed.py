@@ -1,6 +1,7 @@
 """Vectors of sentences: a line in, a JSON object out, in order, also for an empty line.
 
     python -m experiments.embed --init_from=FOLDER|WORKDIR|HUB_NAME < lines                     {"text", "vector"}
+    … --adapter=NAME=PATH … --use=NAME             the vectors of one that was trained beside the model
     … --nearest=5 --corpus=FILE < questions        the most similar lines of a file             {"text", "nearest"}
     … --similarity_file=FILE        "score TAB sentence TAB sentence" a line: Spearman and Pearson
     … --summary=3 < text            its most central sentences
@@ -21,6 +22,7 @@ from transformers_jax.errors import UserError
 
 FLAGS = launch.flags_of(config="none")
 flags.DEFINE_string("init_from", None, "folder of Hugging Face's, workdir, or name on the hub", flag_values=FLAGS)
+launch.define_adapters(FLAGS)
 flags.DEFINE_integer("nearest", 0, "how many of the lines of --corpus", 0, flag_values=FLAGS)
 flags.DEFINE_string("corpus", None, "file that is searched, a text a line", flag_values=FLAGS)
 flags.DEFINE_string("similarity_file", None, "TSV of score, sentence and sentence", flag_values=FLAGS)
@@ -32,7 +34,7 @@ flags.DEFINE_integer("max_length", None, "tokens of a text that are read", 3, fl
 
 
 def main(args, config) -> None:
-    from transformers_jax.inference import embeddings
+    from transformers_jax.inference import adapters, embeddings, predictor
 
     if not args.init_from:
         raise UserError("--init_from is missing: give a folder of Hugging Face's, a workdir, or a name on the hub")
@@ -41,7 +43,11 @@ def main(args, config) -> None:
     if sum(map(bool, (args.nearest, args.similarity_file, args.summary))) > 1:
         raise UserError("--nearest, --similarity_file and --summary are three things: give one")
     changes = {n: args[n].value for n in ("pooling", "normalise", "max_length", "prompt") if args[n].value is not None}
-    embed = embeddings.Embedder.of(args.init_from, **changes)
+    if args.adapter or args.use:
+        models = adapters.named(predictor.loaded(args.init_from), args.adapter, args.use)
+        embed = embeddings.Embedder.over(models[""], **changes)
+    else:
+        embed = embeddings.Embedder.of(args.init_from, **changes)
     if args.similarity_file:
         print(json.dumps(similarity(embed, args.similarity_file)))
     elif args.summary:

@@ -155,7 +155,7 @@ def parse(values: flags.FlagValues, argv: list[str], help_text: str = "") -> tup
 
 
 def model(args: flags.FlagValues, config: ConfigDict):
-    """What --workdir or --init_from names, a `predictor.Loaded`, for launchers with --average, --step and --adapter.
+    """What --workdir or --init_from names, a `predictor.Loaded`, for launchers with --average, --step and --quantization.
 
     Raises:
       UserError: both or none are given, or it cannot be read.
@@ -167,10 +167,20 @@ def model(args: flags.FlagValues, config: ConfigDict):
         raise UserError("give one of --workdir and --init_from")
     how = {"average": args.average, "step": args.step, "quantization": args.quantization or ""}
     if args.init_from:
-        return predictor.loaded(args.init_from, adapter=args.adapter, **how)
-    if args.adapter:
-        raise UserError("--adapter is for --init_from: a workdir has its own")
+        return predictor.loaded(args.init_from, **how)
     return predictor.trained(Experiment(config, args.workdir), **how)
+
+
+def define_adapters(values: flags.FlagValues, of_line: str = "") -> None:
+    """The flags of adapters beside one base: --adapter and --use.
+
+    Args:
+      of_line: how a line of the input chooses its own, for the help.
+    """
+    what = "NAME=PATH of a workdir, folder of PEFT or GGUF file that was trained beside the model; or a PATH alone"
+    flags.DEFINE_multi_string("adapter", [], what, flag_values=values)
+    which = f"the NAME of the adapter that answers{of_line}; without it the model alone"
+    flags.DEFINE_string("use", "", which, flag_values=values)
 
 
 def given(args: flags.FlagValues, config: ConfigDict) -> dict[str, object]:

@@ -1,6 +1,6 @@
 """Answers of a trained model: a line in, a JSON object out, in order; an empty line gives {}.
 
-    python -m experiments.predict --workdir=DIR [--average=N | --step=N] [--adapter=NAME=WORKDIR …] < lines
+    python -m experiments.predict --workdir=DIR [--average=N | --step=N] [--adapter=NAME=PATH … [--use=NAME]] < lines
     python -m experiments.predict --init_from=FOLDER|WORKDIR|HUB_NAME --task=fill_mask [--top=5] < lines
     python -m experiments.predict --workdir=DIR [--out=FOLDER] IMAGE|FOLDER …
 
@@ -20,8 +20,8 @@ they are. Of a run on images, files and folders of them may also be arguments, i
 writes each image's mask as PNG, whose numbers are the classes, and the image with the mask laid over it; detection the image
 with the boxes.
 
-A JSON object whose key "adapter" is NAME is answered by the run in that WORKDIR, which was trained beside the same base as the
-one in DIR; the base is read once. Others are answered by the latter.
+A JSON object whose key "adapter" is NAME is answered by what is at that PATH, a workdir or a folder of PEFT that was trained
+beside the same base as the run in DIR; the base is read once. Others are answered by the latter, or by that of --use.
 """
 
 import json
@@ -37,7 +37,7 @@ FLAGS = launch.flags_of(config="workdir", arguments="an image, or a folder of im
 flags.DEFINE_string("init_from", None, "pretrained weights to fill gaps with, in place of --workdir", flag_values=FLAGS)
 flags.DEFINE_enum("task", None, ("fill_mask",), "what to do; by default that which was trained", flag_values=FLAGS)
 flags.DEFINE_enum("format", "auto", ("auto", "text", "jsonl"), "of the lines; auto looks for {", flag_values=FLAGS)
-flags.DEFINE_multi_string("adapter", [], "NAME=WORKDIR of another run beside the same base", flag_values=FLAGS)
+launch.define_adapters(FLAGS, " where a line does not say it")
 flags.DEFINE_integer("top", 5, "words for a gap", 1, flag_values=FLAGS)
 flags.DEFINE_string("out", None, "folder for masks, and for images with masks or boxes", flag_values=FLAGS)
 flags.DEFINE_integer("average", None, "over how many of the newest checkpoints", 1, flag_values=FLAGS)
@@ -61,12 +61,12 @@ def main(args, config) -> None:
         there = predictor.loaded(args.init_from)
     else:
         there = predictor.trained(Experiment(config, args.workdir), average=args.average, step=args.step)
-    answer = answers.answerer(there, args.task or "", top=args.top)
+    models = adapters.named(there, args.adapter, args.use)
+    answer = answers.answerer(models[""], args.task or "", top=args.top)
     if args.out:
         answer.task.write_to(args.out)
     if args.adapter:
-        others = adapters.named(there, list(dict.fromkeys(args.adapter)))  # arguments are parsed twice
-        own = {name: answers.answerer(other, top=args.top) for name, other in others.items() if name}
+        own = {name: answers.answerer(other, top=args.top) for name, other in models.items() if name}
         answer = answers.ByAdapter({"": answer} | own)
     number, form, what, blocks = 0, args.format, "standard input, line", lines.blocks_of_input()
     if args.arguments:

@@ -156,7 +156,11 @@ class Embedder:
         Raises:
           UserError: there is no encoder, or none whose recipe is supported.
         """
-        there = loaded(path)
+        return cls.over(loaded(path), **changes)
+
+    @classmethod
+    def over(cls, there: Loaded, **changes) -> "Embedder":
+        """The same of a model that is there."""
         own = (there.task and there.task.recipe) or recipes.read(there.folder)
         return cls(there, own._replace(**changes))
 

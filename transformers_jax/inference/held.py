@@ -52,7 +52,8 @@ def kernels(model, leaves: Mapping[str, Any], kind: str) -> dict[str, Any]:
             continue
         if is_quantized(leaves[name]):
             if kind:
-                raise UserError(f"--quantization={kind}: {name} is quantised already, as {leaves[name].kind}; leave the flag out")
+                there = f"{name} is quantised already, as {leaves[name].kind}"
+                raise UserError(f"--quantization={kind}: {there}; leave the flag out")
             continue
         shape, inputs = (place.shape, place.inputs) if isinstance(place, KernelPlace) else (place.shape[::-1], 1)
         made = _quantized(leaves[name], place, kind, inputs) if kind else _as_stored(leaves[name], shape, inputs)
@@ -78,7 +79,7 @@ def placed(kernels: Mapping[str, Any], sharding) -> dict[str, Any]:
 
 
 def _as_stored(leaf: Any, shape: tuple[int, ...], inputs: int) -> Any:
-    """The kernel of a leaf, or of each of a stack, as its file has it; None where that is not in blocks, or not all in one kind."""
+    """The kernel of a leaf, or of a stack, as its file has it; None where that is not in blocks, or of several kinds."""
     parts = getattr(leaf, "parts", None) or [leaf]
     makers = [getattr(part, "kernel", None) for part in parts]
     if None in makers:

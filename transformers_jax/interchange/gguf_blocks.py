@@ -77,8 +77,8 @@ def blocks(raw: np.ndarray, kind: str) -> Blocks:
 
 
 def packed(raw: np.ndarray, kind: str) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
-    """The parts of stored rows as they are: codes (Q8_0: int8 [..., b, 32]; two in each of uint8 [..., b, 16]), scale and minimum
-    float16 [..., b], the latter of Q4_1 alone."""
+    """The parts of stored rows as they are: codes (Q8_0: int8 [..., b, 32]; others: two in each of uint8 [..., b, 16]), and
+    float16 [..., b] scale and minimum, the latter of Q4_1 alone."""
     size, halves = format_of(kind).bytes, 4 if kind == "Q4_1" else 2
     stored = raw.reshape(*raw.shape[:-1], raw.shape[-1] // size, size)  # [..., b, bytes of a block]
     numbers = np.ascontiguousarray(stored[..., :halves]).view("<f2")  # [..., b, 1 or 2]

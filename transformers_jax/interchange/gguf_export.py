@@ -15,7 +15,6 @@ from transformers_jax.interchange.gguf import Deferred, GgufFile, Stored
 from transformers_jax.interchange.gguf_blocks import FILE_TYPES
 from transformers_jax.interchange.gguf_llama import GgufWeights
 from transformers_jax.interchange.gguf_values import Value
-from transformers_jax.models import llama
 
 TYPES = {"f32": "F32", "f16": "F16", "q8_0": "Q8_0", "q4_0": "Q4_0", "q4_1": "Q4_1"}
 """Types of matrices by the names that --dtype has for them."""
@@ -45,7 +44,7 @@ def write(
     if fields["name"] != gguf_llama.ARCHITECTURE:
         raise UserError(f"config.model.name is {fields['name']!r}: of models, {gguf_llama.ARCHITECTURE} is written to GGUF")
     model = models.build(fields, fields["vocab_size"])
-    about, config = model.protocol(), llama.to_hf(model.config)
+    about, config = model.protocol(), huggingface.hf_config(fields)
     if about.head != "causal_lm":
         raise UserError(f"config.model.head is {about.head!r}: to GGUF, a decoder with the head causal_lm is written")
     plan = mapping.plan(huggingface.names_of(fields), about.head, {name: leaf.shape for name, leaf in leaves.items()})

@@ -95,7 +95,7 @@ class GgufWeights:
         return self._names[name]
 
     def _ordered(self, name: str, rows: np.ndarray) -> np.ndarray:
-        heads = _heads(name, self.config)
+        heads = heads_of(name, self.config)
         if heads and rows.ndim == 1 and rows.dtype == np.uint8:  # a bias's bytes are one row
             size = rows.size // (heads * self.config["head_dim"])
             return to_halves(rows.reshape(-1, size), heads).reshape(-1)
@@ -152,6 +152,17 @@ def hf_name(name: str) -> str:
     return found
 
 
+def own_name(name: str) -> str:
+    """llama.cpp's name of a tensor, by Hugging Face's.
+
+    Raises:
+      UserError: no Llama that GGUF has has such a tensor.
+    """
+    if not (found := _renamed(name, {theirs: ours for ours, theirs in TENSORS.items()})):
+        raise UserError(f"{name} belongs to no Llama that GGUF has")
+    return found
+
+
 def gguf_metadata(config: Mapping[str, Any], kind: str = "F32") -> dict[str, Value]:
     """The metadata of a Llama with this `config.json` whose matrices are of type `kind`; its tokenizer's are to be added.
 
@@ -193,13 +204,12 @@ def gguf_tensors(
     Matrices become `kind`; embedding and output Q8_0 where that is of 4 bits; matrices whose rows are no whole blocks F16;
     vectors F32. The output is left out where it shares the embedding.
     """
-    back, tensors, types = {theirs: ours for ours, theirs in TENSORS.items()}, {}, {}
+    tensors, types = {}, {}
     for name, leaf in leaves:
         if name == "lm_head.weight" and config.get("tie_word_embeddings"):
             continue
-        if not (own := _renamed(name, back)):
-            raise UserError(f"{name} belongs to no Llama that GGUF has")
-        tensors[own] = Deferred(tuple(leaf.shape), _made(leaf, _heads(name, config)))
+        own = own_name(name)
+        tensors[own] = Deferred(tuple(leaf.shape), _made(leaf, heads_of(name, config)))
         types[own] = type_of(own, tuple(leaf.shape), kind)
     rope, theta = _rope(config)
     if rope.get("rope_type") == "llama3":
@@ -254,7 +264,7 @@ def _rope(config: Mapping[str, Any]) -> tuple[dict, float]:
     return rope, rope.get("rope_theta", config.get("rope_theta", 10000.0))
 
 
-def _heads(name: str, config: Mapping[str, Any]) -> int | None:
+def heads_of(name: str, config: Mapping[str, Any]) -> int | None:
     """Heads of a leaf whose rows llama.cpp orders anew, by Hugging Face's name."""
     if ".q_proj." in name:
         return config["num_attention_heads"]

@@ -208,11 +208,15 @@ def maps() -> dict[str, tuple[str, NameMap]]:
     return {names.model_type: (name, names) for name, module in modules.items() for names in getattr(module, "NAMES", ())}
 
 
+def hf_config(fields: dict) -> dict:
+    """config.json of the architecture that `config.model` with these fields is, without what says its head."""
+    return _module(fields["name"]).to_hf(models.build(fields, fields["vocab_size"]).config)
+
+
 def names_of(fields: dict) -> NameMap:
     """The names of the architecture that `config.model` with these fields is."""
-    module = _module(fields["name"])
-    kind = module.to_hf(models.build(fields, fields["vocab_size"]).config)["model_type"]
-    return next(names for names in module.NAMES if names.model_type == kind)
+    kind = hf_config(fields)["model_type"]
+    return next(names for names in _module(fields["name"]).NAMES if names.model_type == kind)
 
 
 def has_names(name: str) -> bool:

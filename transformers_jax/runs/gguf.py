@@ -3,11 +3,13 @@
 from pathlib import Path
 
 import jax
+import numpy as np
 
 from transformers_jax import config as configuration
+from transformers_jax import models, parameters
 from transformers_jax.errors import UserError
 from transformers_jax.finetuning import lora
-from transformers_jax.interchange import gguf_export, gguf_model, huggingface, mapping, stacking, tokenizers
+from transformers_jax.interchange import gguf_adapter, gguf_export, gguf_model, huggingface, mapping, stacking, tokenizers
 from transformers_jax.interchange.gguf import GgufFile
 from transformers_jax.runs import initialise
 from transformers_jax.training.checkpoint import Checkpoints
@@ -49,15 +51,27 @@ def _from_workdir(workdir: Path, made: Path, dtype: str, merge: bool) -> str:
     fields = initialise.trained_fields(config, tokenizer)
     fields["vocab_size"] = fields.get("vocab_size") or (tokenizer.vocab_size if tokenizer else 0)
     with Checkpoints(workdir / "checkpoints") as checkpoints:
-        base = checkpoints.saved_base()
-        has_parts = lora.has_parts(checkpoints.restore_params()["params"])
-    if has_parts and not merge:
-        raise NotImplementedError
+        base, state = checkpoints.saved_base(), checkpoints.restore_params()
+    if lora.has_parts(state["params"]) and not merge:
+        if base is None:
+            raise UserError(f"--from={workdir} holds its base and parts of low rank in one: give --merge")
+        return _adapter(made, fields, parameters.merge(state["params"], state["frozen"]), base.path)
     leaves = stacking.separate(mapping.named(initialise.plain(workdir)))
     source = GgufFile(base.path) if base and gguf_model.is_file(base.path) else None
     kind = gguf_export.TYPES[dtype] if dtype else gguf_export.kind_of(source) if source else "F32"
     gguf_export.write(made, fields, leaves, tokenizer, kind, source, begun=True)
     return f"{_count(leaves)} parameters in {made}"
+
+
+def _adapter(made: Path, fields: dict, learned: dict, base: str) -> str:
+    """The parts of low rank of a run alone."""
+    model = models.build(fields, fields["vocab_size"])
+    if not huggingface.has_names(fields["name"]):
+        raise UserError(f"config.model.name is {fields['name']!r}: of adapters, those of a Llama are written to GGUF")
+    plan = mapping.plan(huggingface.names_of(fields), model.protocol().head, stacking.names(mapping.shapes(model)))
+    leaves = stacking.separate(parameters.flat(jax.tree.map(np.asarray, learned)))
+    gguf_adapter.write(made, huggingface.hf_config(fields), plan, leaves)
+    return f"{_count(leaves)} parameters beside {base} in {made}, an adapter; --merge writes the whole model"
 
 
 def _count(leaves: dict) -> str:
