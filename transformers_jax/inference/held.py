@@ -9,7 +9,7 @@ What computes with them is `layers.affine`, whose blocks CPUs decode fast from, 
 
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -34,20 +34,32 @@ def check(kind: str) -> None:
         raise UserError(f"quantization={kind} is not one of {', '.join(KINDS)}")
 
 
-def kernels(model, leaves: Mapping[str, Any], kind: str) -> dict[str, Any]:
-    """What is held in blocks of a model's leaves, by name, its arrays on the host.
+class Held(NamedTuple):
+    """What is held in blocks.
+
+    leaves: on devices, by the names they have in a tree of parameters; see `layers.places.STACKS`.
+    names: of the model's own leaves whose place they take.
+    """
+
+    leaves: dict[str, Any]
+    names: set[str]
+
+
+def held(model, leaves: Mapping[str, Any], kind: str, sharding) -> Held:
+    """What is held in blocks of a model's leaves; one is made after the other, tables first.
 
     Args:
       leaves: arrays or `interchange.weights.Leaf`s by name, stacked where the model's are.
       kind: one of `KINDS`, or "" for what the leaves' file has.
+      sharding: of all arrays.
 
     Raises:
-      UserError: they are quantised already, and as something else.
+      UserError: they are quantised already.
     """
-    found = {}
-    if kind == "none":
-        return found
-    for name, place in method.places_of(model).items():
+    found: dict[str, Any] = {}
+    names = set()
+    places = {} if kind == "none" else method.places_of(model)
+    for name, place in sorted(places.items(), key=lambda item: not isinstance(item[1], TablePlace)):
         if name not in leaves or not isinstance(place, KernelPlace | TablePlace):
             continue
         if is_quantized(leaves[name]):
@@ -58,24 +70,19 @@ def kernels(model, leaves: Mapping[str, Any], kind: str) -> dict[str, Any]:
         shape, inputs = (place.shape, place.inputs) if isinstance(place, KernelPlace) else (place.shape[::-1], 1)
         made = _quantized(leaves[name], place, kind, inputs) if kind else _as_stored(leaves[name], shape, inputs)
         if made is not None:
-            found[name] = made
-    return found
+            names.add(name)
+            found |= _placed(name, made, sharding)
+    return Held(found, names)
 
 
-def placed(kernels: Mapping[str, Any], sharding) -> dict[str, Any]:
-    """The same on devices, under the names they have in a tree of parameters: see `layers.places.STACKS`."""
-    found = {}
-    for name, kernel in kernels.items():
-        there = jax.device_put(kernel, sharding)
-        stacked = _STACKED.match(name)
-        if isinstance(kernel, AffineKernel) and kernel.stacked and stacked:
-            before, slash, own = stacked.groups()
-            found[f"{before}{slash}{STACKS}/{own}"] = there
-            numbers = np.arange(kernel.codes.shape[0], dtype=np.int32)
-            found[name.removesuffix("kernel") + NUMBER] = jax.device_put(numbers, sharding)
-        else:
-            found[name] = there
-    return found
+def _placed(name: str, kernel: Any, sharding) -> dict[str, Any]:
+    """A kernel on its devices, by the name that it has in a tree of parameters; and the numbers of a stack's layers."""
+    there, stacked = jax.device_put(kernel, sharding), _STACKED.match(name)
+    if not (isinstance(kernel, AffineKernel) and kernel.stacked and stacked):
+        return {name: there}
+    before, slash, own = stacked.groups()
+    numbers = jax.device_put(np.arange(kernel.codes.shape[0], dtype=np.int32), sharding)
+    return {f"{before}{slash}{STACKS}/{own}": there, name.removesuffix("kernel") + NUMBER: numbers}
 
 
 def _as_stored(leaf: Any, shape: tuple[int, ...], inputs: int) -> Any:

@@ -108,10 +108,9 @@ def trained(run: Experiment, *, average: int | None = None, step: int | None = N
     variables = run.trained(average=average, step=step)
     if quantization not in ("", "none"):
         params = parameters.flat(variables["params"])
-        kernels = held.kernels(run.model, params, quantization)
-        rest = {name: leaf for name, leaf in params.items() if name not in kernels}
-        own = held.placed(kernels, NamedSharding(run.mesh, PartitionSpec()))
-        variables = variables | {"params": parameters.nest(rest | own)}
+        blocks = held.held(run.model, params, quantization, NamedSharding(run.mesh, PartitionSpec()))
+        rest = {name: leaf for name, leaf in params.items() if name not in blocks.names}
+        variables = variables | {"params": parameters.nest(rest | blocks.leaves)}
     ends = (run.tokenizer.eos_id,) if run.tokenizer else ()
     return Loaded(run.model, variables, run.tokenizer, run.mesh, run.task, run.workdir, ends)
 
@@ -149,12 +148,11 @@ def _assembled(fields, leaves, tokenizer, ends, path: str, quantization: str) ->
     if tokenizer is None and TEXT in model.protocol().reads:
         raise UserError(f"--init_from={path} has no tokenizer that can be read: put a tokenizer.json beside its weights")
     state = abstract_state(model, optax.identity(), model.protocol().example(), mesh)
-    wanted, copied = mapping.named(state.variables), NamedSharding(mesh, PartitionSpec())
+    wanted = mapping.named(state.variables)
     leaves = stacking.arranged(leaves, wanted)
-    own = held.placed(kernels := held.kernels(model, leaves, quantization), copied)
-    rest = ((name, mapping.on_devices(leaves[name], like)) for name, like in wanted.items() if name not in kernels)
-    found = mapping.variables(dict(rest) | own)
-    del kernels
+    blocks = held.held(model, leaves, quantization, NamedSharding(mesh, PartitionSpec()))
+    rest = ((name, mapping.on_devices(leaves[name], like)) for name, like in wanted.items() if name not in blocks.names)
+    found = mapping.variables(dict(rest) | blocks.leaves)
     params = found.pop("params")
     return Loaded(model, {"params": params, "model_state": found}, tokenizer, mesh, None, Path(path), ends)
 

@@ -80,7 +80,9 @@ class GgufWeights:
 
         def make(shape: tuple[int, ...], inputs: int) -> AffineKernel:
             kind, _, raw = self.stored(name)
-            return from_blocks(kind.lower(), *packed(raw, kind), shape=shape, inputs=inputs)
+            made = from_blocks(kind.lower(), *packed(raw, kind), shape=shape, inputs=inputs)
+            self.file.forget()
+            return made
 
         return make
 

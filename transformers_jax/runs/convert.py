@@ -35,7 +35,13 @@ from transformers_jax.training.checkpoint import Checkpoints
 
 
 def convert(
-    source: str, target: str, config_of: Callable[[str], ConfigDict], *, merge: bool = False, base: str = ""
+    source: str,
+    target: str,
+    config_of: Callable[[str], ConfigDict],
+    *,
+    merge: bool = False,
+    base: str = "",
+    four_bit: bool = False,
 ) -> str:
     """Writes what the source holds in the other form; returns what was done in a line.
 
@@ -49,6 +55,7 @@ def convert(
       merge: the parts of low rank become part of their kernels, and quantised kernels plain ones: the target is a plain model,
         a folder of `transformers`, or a workdir where they have no such architecture.
       base: the model that a folder of PEFT is beside, if not the one that it names.
+      four_bit: a folder of `transformers` gets the linear maps of layers in NF4, as bitsandbytes has them.
 
     Raises:
       UserError: the source cannot be read, something of it has no name on the other side, or the target is not empty.
@@ -56,6 +63,8 @@ def convert(
     made = Path(target)
     if made.is_file() or (made.is_dir() and any(made.iterdir())):
         raise UserError(f"--to={target} is there already: give a new folder")
+    if four_bit and (gguf_model.is_file(source) or huggingface.is_folder(Path(source))):
+        raise UserError(f"--quantization is for --from=WORKDIR, and {source} is none: convert it to one first")
     if gguf_model.is_file(source):
         return _to_workdir(Path(source), made, config_of, gguf_model.opened(source))
     folder = initialise.folder_of(source, key="--from")
@@ -63,7 +72,7 @@ def convert(
         return _from_peft(folder, made, config_of, base)
     if huggingface.is_folder(folder):
         return _to_workdir(folder, made, config_of, huggingface.opened(folder))
-    return _to_folder(folder, made, merge)
+    return _to_folder(folder, made, merge, four_bit)
 
 
 def _to_workdir(folder: Path, workdir: Path, config_of: Callable[[str], ConfigDict], opened: tuple) -> str:
@@ -149,7 +158,7 @@ def _describe_recipe(task: ConfigDict, found: Recipe, folder: Path) -> None:
         task.update({key: value for key, value in given.items() if value != Recipe._field_defaults[key]})
 
 
-def _to_folder(workdir: Path, folder: Path, merge: bool) -> str:
+def _to_folder(workdir: Path, folder: Path, merge: bool, four_bit: bool) -> str:
     config = configuration.read(workdir)
     tokenizer = Tokenizer.load(workdir / "tokenizer.json") if (workdir / "tokenizer.json").exists() else None
     fields = initialise.trained_fields(config, tokenizer)
@@ -165,6 +174,8 @@ def _to_folder(workdir: Path, folder: Path, merge: bool) -> str:
         raise UserError(f"--from={workdir} has no tokenizer.json")
     wanted = stacking.names(mapping.shapes(model))
     if not merge and (learned := _low_rank(workdir)):
+        if four_bit:
+            raise UserError("--quantization is of the whole model, and an adapter is written: give --merge")
         names = huggingface.names_of(fields)
         options, base = trainable.options(config), config.finetuning.init_from
         plan = mapping.plan(names, about.head, wanted)
@@ -178,10 +189,21 @@ def _to_folder(workdir: Path, folder: Path, merge: bool) -> str:
     variables = mapping.variables((name, found[name]) for name in wanted)
     params, labels = variables.pop("params"), tuple(config.get("task", {}).get("labels", ()))
     data = config.data if config.task.name == "image_classification" else None
-    huggingface.save(folder, fields, params, tokenizer, model_state=variables, labels=labels, data=data)
+    huggingface.save(folder, fields, params, tokenizer, model_state=variables, labels=labels, data=data, four_bit=four_bit)
     if config.get("task", {}).get("name") == "similarity" and tokenizer:
         recipe.write(folder, tasks.build(config.task, tokenizer).recipe, fields["width"])
-    return f"{count(params)} parameters in {folder}, a folder of transformers"
+    drift = f", in four bits: {_drift(folder, found):.4f} of their length away" if four_bit else ""
+    return f"{count(params)} parameters in {folder}, a folder of transformers{drift}"
+
+
+def _drift(folder: Path, leaves: dict[str, np.ndarray]) -> float:
+    """How far the numbers of a folder in four bits are from those it was made of: |W' - W| / |W| over all of them."""
+    apart = whole = 0.0
+    for name, leaf in huggingface.opened(folder).leaves.items():
+        if leaf.kernel is not None:
+            own = np.asarray(leaves[name], np.float64)
+            apart, whole = apart + np.sum((np.asarray(leaf) - own) ** 2), whole + np.sum(own**2)
+    return float(np.sqrt(apart / whole)) if whole else 0.0
 
 
 def _low_rank(workdir: Path) -> dict[str, np.ndarray] | None:
