@@ -89,3 +89,15 @@ def write(path: Path, kind: str = "F32", **changes) -> Path:
     tensors, types = gguf_llama.gguf_tensors(small.items(), config, kind)
     gguf.write(path, own | gguf_llama.gguf_metadata(config, kind), tensors, types)
     return path
+
+
+def parts(seed: int) -> dict[str, np.ndarray]:
+    """What LoRA could have learned beside kernels of one layer, of different ranks and scales, queries and keys among them."""
+    random, found = np.random.default_rng(seed), {}
+    for name, inputs, outputs, rank in ("self_attention/query", 64, 64, 2), ("self_attention/key", 64, 32, 3), (
+        "feed_forward/contract", 96, 64, 2,
+    ):  # fmt: skip
+        prefix = f"decoder/layer_1/block/{name}/lora_"
+        a, b = random.normal(size=(inputs, rank)), random.normal(size=(rank, outputs))
+        found |= {f"{prefix}a": np.float32(a), f"{prefix}b": np.float32(b), f"{prefix}scale": np.float32(1 / rank)}
+    return found

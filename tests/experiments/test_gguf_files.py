@@ -8,7 +8,9 @@ import tiny_llama
 from launching import call, fails
 
 from experiments import convert, generate
+from transformers_jax.finetuning import lora
 from transformers_jax.inference import adapters, predictor
+from transformers_jax.inference.generate import Generator, Options
 from transformers_jax.interchange import gguf_adapter, gguf_llama, peft
 from transformers_jax.interchange.gguf import GgufFile
 
@@ -81,32 +83,20 @@ def test_mistakes(small, tmp_path, capfd, encoder):
     fails(generate, capfd, f"--init_from={taken}", "--prompt=a", says=["taken.gguf is empty"])
 
 
-def parts(seed: int) -> dict[str, np.ndarray]:
-    """What LoRA could have learned beside kernels of one layer, of different ranks and scales, queries and keys among them."""
-    random, found = np.random.default_rng(seed), {}
-    for name, inputs, outputs, rank in ("self_attention/query", 64, 64, 2), ("self_attention/key", 64, 32, 3), (
-        "feed_forward/contract", 96, 64, 2,
-    ):  # fmt: skip
-        prefix = f"decoder/layer_1/block/{name}/lora_"
-        a, b = random.normal(size=(inputs, rank)), random.normal(size=(rank, outputs))
-        found |= {f"{prefix}a": np.float32(0.3 * a), f"{prefix}b": np.float32(0.3 * b), f"{prefix}scale": np.float32(1 / rank)}
-    return found
-
-
 @pytest.fixture(scope="module")
 def lora_files(small, tmp_path_factory):
     """(an adapter as GGUF, another as a folder of PEFT) beside the tiny model."""
     folder, there = tmp_path_factory.mktemp("adapters"), predictor.loaded(str(small("F32")))
     plan = adapters._plan(there)
     config = gguf_llama.GgufWeights(GgufFile(small("F32"))).config
-    gguf_adapter.write(folder / "one.gguf", config, plan, parts(1))
-    peft.write(folder / "two", plan, parts(2), base="tiny", head="causal_lm")
+    gguf_adapter.write(folder / "one.gguf", config, plan, tiny_llama.parts(1))
+    peft.write(folder / "two", plan, tiny_llama.parts(2), base="tiny", head="causal_lm")
     return folder / "one.gguf", folder / "two"
 
 
 def test_an_adapter_comes_back(small, lora_files):
     there = predictor.loaded(str(small("F32")))
-    found, wanted = gguf_adapter.read(lora_files[0], adapters._plan(there)), parts(1)
+    found, wanted = gguf_adapter.read(lora_files[0], adapters._plan(there)), tiny_llama.parts(1)
     assert found.keys() == wanted.keys()
     for name in (name for name in wanted if name.endswith("lora_a")):
         a, b, scale = (name[:-1] + leaf for leaf in ("a", "b", "scale"))
@@ -114,24 +104,32 @@ def test_an_adapter_comes_back(small, lora_files):
         np.testing.assert_allclose(product, wanted[scale] * wanted[a] @ wanted[b], rtol=1e-5, atol=1e-6)
 
 
+def expected(file, leaves: dict) -> str:
+    """What the merged model writes, layers apart and in float32."""
+    there = predictor.loaded(str(file), quantization="none")
+    params = lora.merged(adapters.over(there, leaves, "here").variables["params"])
+    [found] = Generator(there._replace(variables={"params": params, "model_state": {}}), Options(max_tokens=5))([{"prompt": "abc 1"}])
+    return found["outputs"][0]["text"]
+
+
 @pytest.mark.parametrize("kind", ["F32", "Q4_1"])
 @pytest.mark.parametrize("scanned", [False, True])
 def test_adapters_are_chosen_by_name_and_by_line(small, lora_files, capfd, monkeypatch, kind, scanned):
-    """One base, two adapters; each line what the launcher writes with that adapter alone."""
+    """One base, two adapters, layers apart or one stack, floats or blocks: each line as the merged model has it."""
+    plan, base = adapters._plan(predictor.loaded(str(small("F32")))), f"--init_from={small(kind)}"
+    one, two = gguf_adapter.read(lora_files[0], plan), peft.read(lora_files[1], plan).leaves
+    wanted = {"": expected(small(kind), {}), "one": expected(small(kind), one), "two": expected(small(kind), two)}
+    assert len(set(wanted.values())) == 3
     monkeypatch.setattr(predictor, "SCANNED", 1 if scanned else 8)
-    base, flags = f"--init_from={small(kind)}", ["--max_tokens=5"]
     named = [f"--adapter=one={lora_files[0]}", f"--adapter=two={lora_files[1]}"]
 
     def texts(*more, stdin=b"abc 1\n"):
-        code, out, err = call(generate, capfd, base, *flags, *more, stdin=stdin, monkeypatch=monkeypatch)
+        code, out, err = call(generate, capfd, base, "--max_tokens=5", *more, stdin=stdin, monkeypatch=monkeypatch)
         assert code == 0, err
         return out.splitlines()
 
-    alone = {"": texts(), "one": texts(f"--adapter={lora_files[0]}"), "two": texts(f"--adapter={lora_files[1]}")}
-    assert len({text for [text] in alone.values()}) == 3
-    if scanned or kind == "Q4_1":
-        asked = "".join(json.dumps({"prompt": "abc 1", "adapter": name}) + "\n" for name in ("two", "one", "", "two"))
-        found = [json.loads(line)["outputs"][0]["text"] for line in texts(*named, "--format=jsonl", stdin=asked.encode())]
-        assert found == [alone["two"][0], alone["one"][0], alone[""][0], alone["two"][0]]
-        assert texts(*named, "--use=one") == alone["one"] and texts(*named) == alone[""]
+    asked = "".join(json.dumps({"prompt": "abc 1", "adapter": name}) + "\n" for name in ("two", "one", "", "two"))
+    found = [json.loads(line)["outputs"][0]["text"] for line in texts(*named, "--format=jsonl", stdin=asked.encode())]
+    assert found == [wanted["two"], wanted["one"], wanted[""], wanted["two"]]
+    assert texts(*named, "--use=one") == texts(f"--adapter={lora_files[0]}") == [wanted["one"]]
     fails(generate, capfd, base, *named, "--use=none", "--prompt=a", says=["--use=none", "one, two"])

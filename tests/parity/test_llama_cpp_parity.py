@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 import tiny_llama
 
-from transformers_jax.inference import predictor
+from transformers_jax.inference import adapters, predictor
 from transformers_jax.inference.generate import Generator, Options
+from transformers_jax.interchange import gguf_adapter, gguf_llama
+from transformers_jax.interchange.gguf import GgufFile
 from transformers_jax.runs import gguf
 
 llama_cpp = pytest.importorskip("xllamacpp", reason="needs llama.cpp: pip install xllamacpp")
@@ -49,6 +51,16 @@ def test_they_write_what_we_do(path, tmp_path, dtype):
         assert own_text == text
         np.testing.assert_allclose(own, logprobs, atol=1e-3)
     np.testing.assert_allclose(own[0], logprobs[0], atol=0.05)
+
+
+def test_an_adapter_of_ours_beside_the_untouched_base(path, tmp_path):
+    there = predictor.loaded(str(path))
+    config = gguf_llama.GgufWeights(GgufFile(path)).config
+    gguf_adapter.write(tmp_path / "lora.gguf", config, adapters._plan(there), tiny_llama.parts(1))
+    text, logprobs = theirs(path, "abc 1", 6, lora=str(tmp_path / "lora.gguf"))
+    own_text, own = ours(path, "abc 1", 6, adapter=str(tmp_path / "lora.gguf"))
+    assert own_text == text != theirs(path, "abc 1", 6)[0]
+    np.testing.assert_allclose(own, logprobs, atol=1e-3)
 
 
 @pytest.mark.slow

@@ -21,6 +21,7 @@ from transformers_jax.finetuning import lora, trainable
 from transformers_jax.inference.predictor import Loaded
 from transformers_jax.interchange import gguf_adapter, gguf_model, huggingface, mapping, peft, stacking
 from transformers_jax.layers.adapter import ADAPTER
+from transformers_jax.layers.quantized import QuantizedKernel
 from transformers_jax.runs import initialise
 from transformers_jax.runs.experiment import Experiment
 from transformers_jax.training.checkpoint import Base, Checkpoints
@@ -81,8 +82,9 @@ def beside(there: Loaded, path: str) -> Loaded:
     base, frozen = base_of(there)
     if theirs.fingerprint != base.fingerprint:
         raise UserError(f"--adapter={path} was trained beside another base, {theirs.path}; here is {base.path}")
-    if _quantized(run.config) != (_quantized(configuration.read(there.folder)) if _is_run(there) else ("",)):
-        raise UserError(f"--adapter={path}: its base is quantised otherwise than that of {there.folder}")
+    if _quantized(run.config) != (_quantized(configuration.read(there.folder)) if _is_run(there) else _held(there)):
+        how = trainable.options(run.config).quantization or "none"
+        raise UserError(f"--adapter={path}: its base is quantised otherwise than that of {there.folder}: {how} there")
     run.base, run.mesh = base, there.mesh  # neither is to be made again
     if not _is_run(there) and run.model.protocol().head == there.model.protocol().head:
         learned = stacking.separate(parameters.flat(parameters.merge(state["params"], state["frozen"])))
@@ -176,6 +178,13 @@ def _is_run(there: Loaded) -> bool:
 def _quantized(config) -> tuple:
     options = trainable.options(config)
     return tuple(getattr(options, key) for key in QUANTIZED) if options.quantization else ("",)
+
+
+def _held(there: Loaded) -> tuple:
+    """The same of a model that no run of ours quantised; blocks of a GGUF file are the numbers of the file itself."""
+    leaves = parameters.flat(there.variables["params"]).values()
+    found = {(x.kind, x.block, x.nested_absmax is not None) for x in leaves if isinstance(x, QuantizedKernel)}
+    return found.pop() if found else ("",)
 
 
 def _form(x) -> tuple:

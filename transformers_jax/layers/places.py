@@ -101,6 +101,12 @@ def unsliced(module: nn.Module) -> Any:
     return None
 
 
+def kernel_of(module: nn.Module) -> Any:
+    """The parameter "kernel" of a module that has one: an array, or quantised; of scanned layers perhaps the whole stack."""
+    stack = unsliced(module)
+    return given(module, "kernel") if stack is None else stack
+
+
 def given(module: nn.Module, name: str) -> Any:
     """A parameter of the module, or a dict of them, that is there already; None if there is none, as when the model is
     initialised."""
