@@ -108,7 +108,8 @@ def expected(file, leaves: dict) -> str:
     """What the merged model writes, layers apart and in float32."""
     there = predictor.loaded(str(file), quantization="none")
     params = lora.merged(adapters.over(there, leaves, "here").variables["params"])
-    [found] = Generator(there._replace(variables={"params": params, "model_state": {}}), Options(max_tokens=5))([{"prompt": "abc 1"}])
+    merged = there._replace(variables={"params": params, "model_state": {}})
+    [found] = Generator(merged, Options(max_tokens=5))([{"prompt": "abc 1"}])
     return found["outputs"][0]["text"]
 
 
