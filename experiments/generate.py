@@ -201,4 +201,5 @@ def write(number: int, text: str) -> None:
 
 
 if __name__ == "__main__":
+    launch.use_wide_vectors()
     launch.run(main, FLAGS)

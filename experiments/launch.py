@@ -183,6 +183,17 @@ def define_adapters(values: flags.FlagValues, of_line: str = "") -> None:
     flags.DEFINE_string("use", "", which, flag_values=values)
 
 
+def use_wide_vectors() -> None:
+    """Has XLA compile for vectors of 512 bits on processors that have them, which decodes blocks nearly twice as fast.
+
+    To be called before JAX starts; a flag of the user's own stays.
+    """
+    name, given = "--xla_cpu_prefer_vector_width", os.environ.get("XLA_FLAGS", "")
+    processor = Path("/proc/cpuinfo")
+    if name not in given and processor.is_file() and "avx512f" in processor.read_text(errors="replace"):
+        os.environ["XLA_FLAGS"] = f"{given} {name}=512".strip()
+
+
 def given(args: flags.FlagValues, config: ConfigDict) -> dict[str, object]:
     """The keys of the config that the command line sets, "model.dropout" say, with their values."""
     values = dict(configuration.flatten(config))
