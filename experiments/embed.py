@@ -1,6 +1,7 @@
 """Vectors of sentences: a line in, a JSON object out, in order, also for an empty line.
 
     python -m experiments.embed --init_from=FOLDER|WORKDIR|HUB_NAME < lines                     {"text", "vector"}
+    … --adapter=NAME=PATH … --use=NAME             the vectors of one that was trained beside the model
     … --nearest=5 --corpus=FILE < questions        the most similar lines of a file             {"text", "nearest"}
     … --similarity_file=FILE        "score TAB sentence TAB sentence" a line: Spearman and Pearson
     … --summary=3 < text            its most central sentences
@@ -26,6 +27,7 @@ from transformers_jax.errors import UserError
 
 FLAGS = launch.flags_of(config="none")
 flags.DEFINE_string("init_from", None, "folder of Hugging Face's, workdir, or name on the hub", flag_values=FLAGS)
+launch.define_adapters(FLAGS)
 flags.DEFINE_integer("nearest", 0, "how many of the lines of --corpus", 0, flag_values=FLAGS)
 flags.DEFINE_string("corpus", None, "file that is searched, a text a line", flag_values=FLAGS)
 flags.DEFINE_string("similarity_file", None, "TSV of score, sentence and sentence", flag_values=FLAGS)
@@ -44,7 +46,7 @@ WORDS_AT_ONCE = 64
 
 
 def main(args, config) -> None:
-    from transformers_jax.inference import embeddings
+    from transformers_jax.inference import adapters, embeddings, predictor
     from transformers_jax.inference.layers import Layers
     from transformers_jax.inference.word_vectors import WordEmbedder
 
@@ -58,13 +60,16 @@ def main(args, config) -> None:
     if args.combine and not args.layers:
         raise UserError(f"--combine={args.combine} is of several layers: give --layers, as in --layers=-4:")
     layers = Layers(args.layers, args.combine or "concat") if args.layers else None
+    there = predictor.loaded(args.init_from, step=args.step)
+    if args.adapter or args.use:
+        there = adapters.named(there, args.adapter, args.use)[""]
     if args.words:
         if not_words := [n for n in ("nearest", "similarity_file", "summary", "prompt") if args[n].value]:
             raise UserError(f"--words gives vectors of words, and --{not_words[0]} is of sentences")
-        answer = words_of(WordEmbedder.of(args.init_from, layers, step=args.step, **changes))
+        answer = words_of(WordEmbedder.over(there, layers, **changes))
         show(answer, lines.blocks(lines.decoded(sys.stdin.buffer), 1 if sys.stdin.isatty() else WORDS_AT_ONCE))
         return
-    embed = embeddings.Embedder.of(args.init_from, layers, step=args.step, **changes)
+    embed = embeddings.Embedder.over(there, layers, **changes)
     if args.similarity_file:
         print(json.dumps(similarity(embed, args.similarity_file)))
     elif args.summary:

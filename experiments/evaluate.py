@@ -4,7 +4,7 @@ python -m experiments.evaluate --workdir=DIR [--split=SPLIT] [--samples=N] [--av
     [--config.decoding.beam_size=8 …]
 python -m experiments.evaluate --workdir=DIR --knn=K|--few_shot=N [--split=SPLIT] [--average=N | --step=best|last|N]
 python -m experiments.evaluate --workdir=DIR|--init_from=FOLDER|WORKDIR|HUB_NAME|FILE.gguf --tasks=FILE,… [--tasks_dir=DIR]
-    [--shots=K] [--seed=N] [--limit=N] [--adapter=FOLDER]
+    [--shots=K] [--seed=N] [--limit=N] [--adapter=FOLDER] [--quantization=int8]
 
 SPLIT is test, or validation where the run has no test split. --config.data.test=FILE takes other examples.
 
@@ -31,7 +31,10 @@ flags.DEFINE_enum("split", None, SPLITS, "which examples; by default test, or va
 flags.DEFINE_integer("average", None, "over how many of the newest checkpoints", 1, flag_values=FLAGS)
 flags.DEFINE_integer("samples", 0, "examples to print with what the model made of them", 0, flag_values=FLAGS)
 launch.define_step(FLAGS)
-flags.DEFINE_string("adapter", None, "--tasks, --init_from: folder of a LoRA adapter of PEFT's", flag_values=FLAGS)
+flags.DEFINE_string(
+    "quantization", None, "hold weights in int8, nf4, q8_0, q4_0, q4_1, or as floats: none; else as the file", flag_values=FLAGS
+)
+launch.define_adapters(FLAGS)
 flags.DEFINE_integer("knn", 0, "images: so many nearest training images vote", 0, flag_values=FLAGS)
 flags.DEFINE_integer("few_shot", 0, "images: of each class, for a linear map of the features", 0, flag_values=FLAGS)
 flags.DEFINE_list("tasks", [], "files of questions", flag_values=FLAGS)
@@ -66,11 +69,11 @@ def main(args, config) -> None:
 
 def measure(args, config) -> None:
     """Scores of a model on each file of --tasks, a line each, and all of them as one JSON object."""
-    from transformers_jax.inference import likelihood, questions, written
+    from transformers_jax.inference import adapters, likelihood, questions, written
 
     began, found = time.monotonic(), {}
     asked = [questions.read(path) for path in questions.paths_of(args.tasks, args.tasks_dir)]
-    there = launch.model(args, config)
+    there = adapters.named(launch.model(args, config), args.adapter, args.use)[""]
     scorer = likelihood.Likelihood(there)
     how = {"shots": args.shots, "seed": args.seed, "limit": args.limit}
     for one in asked:

@@ -8,13 +8,20 @@
 
         [--method=greedy|beam|sample] [--temperature=0.7] [--top_k=N] [--top_p=X] [--min_p=X] [--repetition_penalty=X]
         [--num_samples=N] [--beam_size=N] [--alpha=X] [--seed=N] [--stop=TEXT …] [--max_tokens=N] [--slide] [--logprobs]
-        [--adapter=FOLDER] [--average=N | --step=best|last|N]
+        [--adapter=PATH | --adapter=NAME=PATH … --use=NAME] [--quantization=int8|nf4|q8_0|q4_0|q4_1|none]
+        [--average=N | --step=best|last|N]
 
 Without --method, tokens are drawn where one of the flags of sampling is given, and are the likeliest otherwise. --stop may be
 given several times; \\n in it is the end of a line. With --format=jsonl each line of the output is the line of the input as a
 JSON object, with "outputs": [{"text", "finish": "end", "stop" or "length", "logprob"}, …], in order, and with --logprobs each
 output's "tokens" and "logprobs". With --format=text the continuation alone is written, a line a prompt, line ends as \\n;
 with --prompt it is written as it is, while it comes.
+
+--adapter names what was trained beside the model, which is read once: workdirs, folders of PEFT, GGUF files. --use=NAME says
+which of several answers, and a JSON line's key "adapter" which answers that line.
+
+--quantization holds the weights in four or eight bits, never as floats; of the blocks that a GGUF file has that is so without
+it, and "none" makes floats of them. q8_0, q4_0 and q4_1 are what CPUs decode fast from.
 
 Prompt and output share the model's longest input. A prompt that is too long loses its beginning, with a warning; an output
 ends there. With --slide it goes on: the last half of the text is then read as a new prompt.
@@ -31,7 +38,10 @@ from transformers_jax.errors import UserError
 
 FLAGS = launch.flags_of(config="workdir")
 flags.DEFINE_string("init_from", None, "the model, in place of --workdir", flag_values=FLAGS)
-flags.DEFINE_string("adapter", None, "--init_from: folder of a LoRA adapter of PEFT's", flag_values=FLAGS)
+flags.DEFINE_string(
+    "quantization", None, "hold weights in int8, nf4, q8_0, q4_0, q4_1, or as floats: none; else as the file", flag_values=FLAGS
+)
+launch.define_adapters(FLAGS, " where a line does not say it")
 flags.DEFINE_string("prompt", None, "one prompt, in place of standard input", flag_values=FLAGS)
 flags.DEFINE_bool("chat", False, "prompts are messages, answered by the model's chat template", flag_values=FLAGS)
 flags.DEFINE_string("system", None, "--chat: a message of the system before all others", flag_values=FLAGS)
@@ -62,7 +72,7 @@ END = ("/exit", "/quit")
 
 
 def main(args, config) -> None:
-    from transformers_jax.inference import generate
+    from transformers_jax.inference import adapters, generate
 
     options = {name: args[name].value for name in OPTIONS}
     stops = tuple(stop.replace("\\n", "\n") for stop in args.stop)
@@ -70,8 +80,8 @@ def main(args, config) -> None:
     options.check()
     if args.logprobs and args.format == "text":
         raise UserError("--logprobs: lines of text have no place for them; give --format=jsonl")
-    there = launch.model(args, config)
-    generator = generate.Generator(there, options)
+    models = adapters.named(launch.model(args, config), args.adapter, args.use)
+    generator = generate.ByAdapter({name: generate.Generator(there, options) for name, there in models.items()})
     if args.prompt is not None:
         one(generator, args)
     elif args.chat and sys.stdin.isatty():
@@ -191,4 +201,5 @@ def write(number: int, text: str) -> None:
 
 
 if __name__ == "__main__":
+    launch.use_wide_vectors()
     launch.run(main, FLAGS)

@@ -1,6 +1,7 @@
 """Answers of a trained model: a line in, a JSON object out, in order; an empty line gives {}.
 
-    python -m experiments.predict --workdir=DIR [--average=N | --step=best|last|N] [--adapter=NAME=WORKDIR …] < lines
+    python -m experiments.predict --workdir=DIR [--average=N | --step=best|last|N] [--adapter=NAME=PATH … [--use=NAME]]
+        < lines
     python -m experiments.predict --init_from=FOLDER|WORKDIR|HUB_NAME [--task=next_sentence] [--top=5] < lines
     python -m experiments.predict --workdir=DIR|--init_from=FOLDER [--out=FOLDER] IMAGE|FOLDER …
 
@@ -25,8 +26,8 @@ Of a model of images, files and folders of them may also be arguments, instead o
 image's mask as PNG, whose numbers are the classes, and the image with the mask laid over it; detection the image with the
 boxes.
 
-A JSON object whose key "adapter" is NAME is answered by the run in that WORKDIR, which was trained beside the same base as the
-one in DIR; the base is read once. Others are answered by the latter.
+A JSON object whose key "adapter" is NAME is answered by what is at that PATH, a workdir or a folder of PEFT that was trained
+beside the same base as the run in DIR; the base is read once. Others are answered by the latter, or by that of --use.
 """
 
 import json
@@ -43,7 +44,7 @@ flags.DEFINE_string("init_from", None, "folder of Hugging Face's, workdir, or na
 flags.DEFINE_enum("task", None, ("fill_mask", "next_sentence"), "what to do, if not what was trained", flag_values=FLAGS)
 FORMATS = ("auto", "text", "jsonl", "brackets")
 flags.DEFINE_enum("format", "auto", FORMATS, "of lines; auto looks for {; brackets: of a tagger's answers", flag_values=FLAGS)
-flags.DEFINE_multi_string("adapter", [], "NAME=WORKDIR of another run beside the same base", flag_values=FLAGS)
+launch.define_adapters(FLAGS, " where a line does not say it")
 flags.DEFINE_integer("top", 5, "words for a gap", 1, flag_values=FLAGS)
 flags.DEFINE_list("candidates", [], "words that may stand in a gap", flag_values=FLAGS)
 flags.DEFINE_string("out", None, "folder for masks, and for images with masks or boxes", flag_values=FLAGS)
@@ -66,13 +67,13 @@ def main(args, config) -> None:
         there = predictor.loaded(args.init_from, average=args.average, step=args.step)
     else:
         there = predictor.trained(Experiment(config, args.workdir), average=args.average, step=args.step)
-    answer = answers.answerer(there, args.task or "", top=args.top, candidates=args.candidates)
+    models = adapters.named(there, args.adapter, args.use)
+    answer = answers.answerer(models[""], args.task or "", top=args.top, candidates=args.candidates)
     shown = in_brackets(answer.task) if args.format == "brackets" else in_json
     if args.out:
         answer.task.write_to(args.out)
     if args.adapter:
-        others = adapters.named(there, list(dict.fromkeys(args.adapter)))  # arguments are parsed twice
-        own = {name: answers.answerer(other, top=args.top) for name, other in others.items() if name}
+        own = {name: answers.answerer(other, top=args.top) for name, other in models.items() if name}
         answer = answers.ByAdapter({"": answer} | own)
     form = "auto" if args.format == "brackets" else args.format
     number, what, blocks = 0, "standard input, line", lines.blocks_of_input()

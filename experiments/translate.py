@@ -1,8 +1,10 @@
 """Translates standard input: a line in, a line out, in order, also for an empty line.
 
     python -m experiments.translate --workdir=DIR [--method=beam|greedy|sample] [--beam_size=N] [--alpha=X] [--nbest=N]
-        [--seed=N --config.decoding.temperature=X …] [--average=N | --step=best|last|N] < lines.en > lines.de
+        [--seed=N --config.decoding.temperature=X …] [--average=N | --step=best|last|N] [--adapter=NAME=WORKDIR … --use=NAME]
+        < lines.en > lines.de
 
+--adapter names runs that were trained beside the same base as the one in DIR, which is read once; --use says which translates.
 With --nbest=N above 1 each line of the output is: number of the input line from 0 ||| translation ||| log-probability.
 """
 
@@ -19,16 +21,19 @@ flags.DEFINE_float("alpha", None, "length penalty", 0.0, flag_values=FLAGS)
 flags.DEFINE_integer("seed", 0, "of what --method=sample draws", flag_values=FLAGS)
 flags.DEFINE_integer("nbest", 1, "how many translations of each line", 1, flag_values=FLAGS)
 flags.DEFINE_integer("average", None, "over how many of the newest checkpoints", 1, flag_values=FLAGS)
+launch.define_adapters(FLAGS)
 launch.define_step(FLAGS)
 
 
 def main(args, config) -> None:
+    from transformers_jax.inference import adapters, predictor
     from transformers_jax.runs.experiment import Experiment
 
     run = Experiment(config, args.workdir)
     changes = {name: args[name].value for name in ("method", "beam_size", "alpha") if args[name].value is not None}
-    model = run.trained(average=args.average, step=args.step)
-    decoder = run.decoder(model["params"], n_best=args.nbest, **changes)
+    there = predictor.trained(run, average=args.average, step=args.step)
+    there = adapters.named(there, args.adapter, args.use)[""]
+    decoder = run.decoder(there.variables["params"], n_best=args.nbest, **changes)
     number = 0
     for block in lines.blocks_of_input():
         for outputs in run.task.translate(block, decoder, first=number, seed=args.seed):

@@ -12,7 +12,7 @@ class LanguageModelOutput(NamedTuple):
     """Logits over tokens are `hidden @ table.T + bias`: left undone, so that the loss can take them in chunks.
 
     hidden: [B, T, D] final hidden states; of a masked language model only those of its masked positions, [B, M, D].
-    table: [V, D] output embedding.
+    table: [V, D] output embedding; a kernel [D, V] where a decoder is held in blocks, see `layers.embeddings.token_scores`.
     bias: [V], or None for none.
     """
 

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from tiny_llama import CONFIG, leaves
 
 from transformers_jax.errors import UserError
 from transformers_jax.interchange import gguf, gguf_llama
@@ -9,48 +10,7 @@ from transformers_jax.interchange.gguf import GgufFile
 from transformers_jax.interchange.gguf_llama import GgufWeights, to_halves, to_pairs
 from transformers_jax.interchange.gguf_values import Value
 
-CONFIG = {
-    "architectures": ["LlamaForCausalLM"],
-    "model_type": "llama",
-    "hidden_act": "silu",
-    "num_hidden_layers": 2,
-    "max_position_embeddings": 128,
-    "hidden_size": 64,
-    "intermediate_size": 96,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 16,
-    "rms_norm_eps": 1e-5,
-    "rope_theta": 100000.0,
-    "rope_scaling": None,
-    "vocab_size": 40,
-    "tie_word_embeddings": False,
-    "attention_bias": False,
-    "mlp_bias": False,
-}
 LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
-
-
-def leaves(config: dict) -> dict[str, np.ndarray]:
-    """Random leaves of a Llama, by Hugging Face's names."""
-    rng = np.random.default_rng(0)
-    D, F, V = config["hidden_size"], config["intermediate_size"], config["vocab_size"]
-    Q, K = (config[f"num_{heads}_heads"] * config["head_dim"] for heads in ("attention", "key_value"))
-    shapes = {"model.embed_tokens.weight": (V, D), "model.norm.weight": (D,)}
-    if not config["tie_word_embeddings"]:
-        shapes["lm_head.weight"] = (V, D)
-    for i in range(config["num_hidden_layers"]):
-        matrices = {
-            "self_attn.q_proj": (Q, D), "self_attn.k_proj": (K, D), "self_attn.v_proj": (K, D), "self_attn.o_proj": (D, Q),
-            "mlp.gate_proj": (F, D), "mlp.up_proj": (F, D), "mlp.down_proj": (D, F),
-        }  # fmt: skip
-        for name, shape in matrices.items():
-            shapes[f"model.layers.{i}.{name}.weight"] = shape
-            if config["attention_bias" if "attn" in name else "mlp_bias"]:
-                shapes[f"model.layers.{i}.{name}.bias"] = shape[:1]
-        for name in ("input_layernorm", "post_attention_layernorm"):
-            shapes[f"model.layers.{i}.{name}.weight"] = (D,)
-    return {name: rng.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
 
 
 def written(tmp_path, config: dict, kind: str = "F32", **metadata) -> GgufFile:

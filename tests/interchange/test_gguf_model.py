@@ -2,8 +2,7 @@
 
 import numpy as np
 import pytest
-from test_gguf_llama import CONFIG, leaves
-from test_gguf_tokenizer import byte_level
+from tiny_llama import CONFIG, byte_level, leaves
 
 from transformers_jax.errors import UserError
 from transformers_jax.inference import predictor

@@ -4,36 +4,12 @@ import json
 
 import pytest
 import tokenizers
+from tiny_llama import TEMPLATE, byte_level
 
 from transformers_jax.errors import UserError
 from transformers_jax.interchange import gguf, gguf_tokenizer
 from transformers_jax.interchange.gguf import GgufFile
 from transformers_jax.interchange.gguf_values import Value
-
-SPECIAL = ["<|end|>", "<|user|>", "<tool>"]
-BYTES = sorted(set(tokenizers.pre_tokenizers.ByteLevel.alphabet()))  # as GPT-2 writes the 256 bytes
-MERGES = ["a b", "ab c", "Ġ ab", "1 2", "12 3", "Ċ Ċ", "ab Ċ", "' S", "! !", "Ġ Ġ"]
-TEMPLATE = "{% for m in messages %}<|user|>{{ m['content'] }}<|end|>{% endfor %}"
-
-
-def byte_level(**changes) -> dict:
-    """Metadata of a byte-level BPE of a few merges; None leaves a key out."""
-    tokens = SPECIAL + BYTES + [merge.replace(" ", "") for merge in MERGES]
-    metadata = {
-        "general.architecture": "llama",
-        "llama.context_length": 2048,
-        "tokenizer.ggml.model": "gpt2",
-        "tokenizer.ggml.pre": "gpt-2",
-        "tokenizer.ggml.tokens": tokens,
-        "tokenizer.ggml.token_type": Value("array", [3, 3, 4] + [1] * (len(tokens) - 3), "int32"),
-        "tokenizer.ggml.merges": MERGES,
-        "tokenizer.ggml.bos_token_id": 1,
-        "tokenizer.ggml.eos_token_id": 0,
-        "tokenizer.ggml.padding_token_id": 0,
-        "tokenizer.chat_template": TEMPLATE,
-    }
-    changes = {key.replace("__", "."): value for key, value in changes.items()}
-    return {key: value for key, value in (metadata | changes).items() if value is not None}
 
 
 def sentencepiece(**changes) -> dict:

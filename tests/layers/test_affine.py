@@ -7,7 +7,7 @@ import pytest
 
 from transformers_jax.errors import UserError
 from transformers_jax.layers import affine
-from transformers_jax.layers.affine import KINDS, from_blocks, quantize_affine
+from transformers_jax.layers.affine import KINDS, LayerOfStack, from_blocks, quantize_affine
 from transformers_jax.layers.quantized import bytes_per_parameter, dequantize, product
 
 
@@ -56,7 +56,7 @@ def test_products(kind, rows, monkeypatch):
         for way in ways:
             args = (x, kernel, None) if way is not ways[2] else (x[None], kernel)
             np.testing.assert_allclose(way(*args).reshape(rows, 48), wanted, rtol=1e-5, atol=1e-5)
-        np.testing.assert_allclose(ways[2](x, stacked, jnp.int32(layer)), wanted, rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(ways[2](x, LayerOfStack(stacked, jnp.int32(layer))), wanted, rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(dequantize(stacked)[1], stack[1][1].T, rtol=1e-6, atol=1e-7)
 
 

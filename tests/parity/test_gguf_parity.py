@@ -188,7 +188,7 @@ def real():
         with torch.no_grad():
             return model(torch.tensor([ids])).logits[0].numpy()
 
-    return predictor.loaded(str(path)), theirs
+    return predictor.loaded(str(path), quantization="none"), theirs
 
 
 @pytest.mark.slow

@@ -36,13 +36,19 @@ def quantized_like(leaf: Any, like: QuantizedKernel) -> QuantizedKernel:
     """A leaf that was read, quantised as another is: its arrays are on this machine, layers are quantised one by one.
 
     Args:
-      leaf: an array or what `np.asarray` makes one of; if it has `parts`, they are its layers.
+      leaf: an array or what `np.asarray` makes one of; if it has `parts`, they are its layers. One whose file has it
+        quantised in this way already is taken as it is.
       like: of arrays or ShapeDtypeStructs.
     """
     double = like.nested_absmax is not None
     how = dict(block=like.block, double=double, inputs=like.inputs)
 
     def one(kernel) -> QuantizedKernel:
+        if (stored := getattr(kernel, "kernel", None)) is not None:
+            found = stored(like.shape, like.inputs)
+            same = isinstance(found, QuantizedKernel) and (found.kind, found.block) == (like.kind, like.block)
+            if same and (found.nested_absmax is not None) == double:
+                return jax.tree.map(np.asarray, found.replace(dtype=like.dtype))
         found = quantize(jnp.asarray(np.asarray(kernel)).astype(like.dtype), like.kind, **how)
         return jax.tree.map(np.asarray, found)
 

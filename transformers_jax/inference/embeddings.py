@@ -171,7 +171,11 @@ class Embedder:
         Raises:
           UserError: there is no encoder, or none whose recipe is supported.
         """
-        there = loaded(path, step=step)
+        return cls.over(loaded(path, step=step), layers, **changes)
+
+    @classmethod
+    def over(cls, there: Loaded, layers: Layers | None = None, **changes) -> "Embedder":
+        """The same of a model that is there."""
         return cls(there, recipe_of(there)._replace(**changes), layers)
 
     def named(self, *names: str) -> str | None:

@@ -6,6 +6,8 @@
 """
 
 import dataclasses
+import functools
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -198,6 +200,43 @@ class Generator:
             ends = sorted({*self.there.ends, *(self.template.ends() if template else ())})
             self._made = PromptDecoder(self.there.model, self.there.variables["params"], ends=ends, **self._shared)
         return self._made
+
+
+class ByAdapter:
+    """Continues each prompt with the model that it names by its key "adapter"; with that of the name "" where it names none.
+
+    Args:
+      generators: by name, with the same options; see `adapters.named` for their models.
+    """
+
+    def __init__(self, generators: dict[str, Generator]):
+        self.generators, self.options = generators, generators[""].options
+
+    def prompt_ids(self, example: dict) -> list[int]:
+        """See `Generator.prompt_ids`; raises UserError also for a name that there is not."""
+        return self.generators[self._name(example)].prompt_ids(example)
+
+    def __call__(
+        self,
+        examples: Sequence[dict],
+        *,
+        first: int = 0,
+        where: Callable[[int], str] = "prompt {}".format,
+        show: Callable[[int, str], None] | None = None,
+    ) -> list[dict]:
+        """See `Generator`; neighbours with one model go through it together."""
+        found: list[dict] = []
+        for name, some in itertools.groupby(examples, self._name):
+            before = len(found)
+            place = functools.partial(lambda before, i: where(before + i), before)
+            found += self.generators[name](list(some), first=first + before, where=place, show=show)
+        return found
+
+    def _name(self, example: dict) -> str:
+        name = example.get("adapter", "")
+        if not isinstance(name, str) or name not in self.generators:
+            raise UserError(f"there is no adapter {name!r}; there are {', '.join(filter(None, self.generators)) or 'none'}")
+        return name
 
 
 class _Watcher:

@@ -14,6 +14,7 @@ from absl import logging
 from transformers_jax.errors import UserError
 from transformers_jax.inference.predictor import Loaded
 from transformers_jax.inference.questions import LAST_WORD, SENTENCES, Questions
+from transformers_jax.layers.embeddings import token_scores
 from transformers_jax.layers.losses import in_chunks
 from transformers_jax.models.protocol import CONTINUES, TEXT
 from transformers_jax.outputs import LanguageModelOutput
@@ -39,12 +40,12 @@ class Continuations(Task):
 
         def chunk(of):  # hidden [P, D], targets [P] → log-probability and whether it is the likeliest, [P]
             hidden, targets = of
-            logits = jnp.einsum("pd,vd->pv", hidden, table, preferred_element_type=jnp.float32)
+            logits = token_scores(hidden, table)
             logits = logits if bias is None else logits + bias
             of_target = jnp.take_along_axis(logits, targets[:, None], axis=-1)[:, 0]
             return of_target - jax.nn.logsumexp(logits, axis=-1), of_target >= jnp.max(logits, axis=-1)
 
-        found = jax.lax.map(chunk, tuple(in_chunks(table.shape[0], output.hidden, batch["targets"])))  # [chunks, P]
+        found = jax.lax.map(chunk, tuple(in_chunks(max(table.shape), output.hidden, batch["targets"])))  # [chunks, P]
         logprobs, best = (jnp.moveaxis(x.reshape(len(x), B, -1), 0, 1).reshape(B, -1)[:, :T] for x in found)  # [B, T]
         scored = (batch["weights"] > 0) & (batch["segments"] > 0)
         return {"logprob": jnp.sum(jnp.where(scored, logprobs, 0.0), axis=1), "likeliest": jnp.all(best | ~scored, axis=1)}

@@ -113,23 +113,26 @@ class Model:
         return self._made[kind, options]
 
 
-def load(path: str | os.PathLike, *, average: int | None = None, step: int | str | None = None) -> Model:
+def load(
+    path: str | os.PathLike, *, average: int | None = None, step: int | str | None = None, quantization: str = ""
+) -> Model:
     """The model of a workdir, of a folder of `transformers`, of a GGUF file, or of a name on the Hugging Face hub.
 
     Args:
       average, step: of a workdir: so many of the newest checkpoints, or one, "best", "last" or its number; without either the
         best if it is kept.
+      quantization: int8, nf4, q8_0, q4_0 or q4_1 holds the weights so; "none" as floats; "" as the file has them.
 
     Raises:
       UserError: there is no such model, or it cannot be read.
     """
     if gguf_model.is_file(path):
-        return Model(predictor.loaded(str(path)))
+        return Model(predictor.loaded(str(path), quantization=quantization))
     folder = initialise.folder_of(str(path), key="path")
     if huggingface.is_folder(folder):
-        return Model(predictor.loaded(str(path)))
+        return Model(predictor.loaded(str(path), quantization=quantization))
     run = Experiment(configuration.read(folder), folder)
-    return Model(predictor.trained(run, average=average, step=step), run)
+    return Model(predictor.trained(run, average=average, step=step, quantization=quantization), run)
 
 
 def train(config: ConfigDict | Mapping | str, workdir: str | os.PathLike) -> Model:

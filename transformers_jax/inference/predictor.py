@@ -18,7 +18,8 @@ from transformers_jax import models, parameters
 from transformers_jax.data import collate as collating
 from transformers_jax.data.text.tokenizer import Tokenizer
 from transformers_jax.errors import Unreadable, UserError
-from transformers_jax.interchange import gguf_model, huggingface, mapping, peft, stacking
+from transformers_jax.inference import held
+from transformers_jax.interchange import gguf_model, huggingface, mapping, stacking
 from transformers_jax.mesh import global_batch, make_mesh
 from transformers_jax.models.protocol import CONTINUES, ENCODES, TEXT
 from transformers_jax.outputs import EncoderOutput
@@ -61,7 +62,7 @@ class Loaded(NamedTuple):
     ends: tuple[int, ...] = ()
 
     def with_adapter(self, path: str) -> "Loaded":
-        """The model of another run beside the same base, whose arrays are this one's; see `adapters.beside`."""
+        """The model of a run or an adapter beside the same base, whose arrays are this one's; see `adapters.beside`."""
         from transformers_jax.inference.adapters import beside
 
         return beside(self, path)
@@ -97,54 +98,63 @@ class Body:
         return (EncoderOutput(found[0]), found[1]) if mutable else EncoderOutput(found)
 
 
-def trained(run: Experiment, *, average: int | None = None, step: int | str | None = None) -> Loaded:
+def trained(run: Experiment, *, average: int | None = None, step: int | str | None = None, quantization: str = "") -> Loaded:
     """The model of a run.
 
     Args:
       average, step: see `Experiment.trained`.
+      quantization: see `loaded`.
     """
+    held.check(quantization)
     variables = run.trained(average=average, step=step)
+    if quantization not in ("", "none"):
+        params = parameters.flat(variables["params"])
+        blocks = held.held(run.model, params, quantization, NamedSharding(run.mesh, PartitionSpec()))
+        rest = {name: leaf for name, leaf in params.items() if name not in blocks.names}
+        variables = variables | {"params": parameters.nest(rest | blocks.leaves)}
     ends = (run.tokenizer.eos_id,) if run.tokenizer else ()
     return Loaded(run.model, variables, run.tokenizer, run.mesh, run.task, run.workdir, ends)
 
 
-def loaded(path: str, *, average: int | None = None, step: int | str | None = None, adapter: str | None = None) -> Loaded:
+def loaded(
+    path: str, *, average: int | None = None, step: int | str | None = None, adapter: str | None = None, quantization: str = ""
+) -> Loaded:
     """The model of a folder of Hugging Face's, of a workdir, of a GGUF file, or of a name on the hub.
 
     Args:
       average, step: of a workdir, see `Experiment.trained`.
-      adapter: folder of PEFT's with a LoRA adapter beside a model of Hugging Face's or of a GGUF file.
+      adapter: what was trained beside this model, see `with_adapter`.
+      quantization: how weights are held, one of `held.KINDS`; by default in the blocks that the file has.
 
     Raises:
       UserError: there is none, or it has no tokenizer.
     """
-    beside = None if adapter is None else initialise.folder_of(adapter, key="--adapter")
+    held.check(quantization)
+    if adapter is not None:
+        return loaded(path, average=average, step=step, quantization=quantization).with_adapter(adapter)
     if gguf_model.is_file(path):
-        return _assembled(*gguf_model.opened(path), path, beside)
+        return _assembled(*gguf_model.opened(path), path, quantization)
     folder = initialise.folder_of(path)
     if not huggingface.is_folder(folder):
-        if beside:
-            raise UserError(f"--adapter={adapter} is for folders of transformers and GGUF files, and {path} is a workdir")
-        return trained(Experiment(configuration.read(folder), folder), average=average, step=step)
+        return trained(Experiment(configuration.read(folder), folder), average=average, step=step, quantization=quantization)
     opened = huggingface.opened(folder)
-    return _assembled(*opened, huggingface.end_ids(folder, opened.tokenizer), path, beside)._replace(folder=folder)
+    return _assembled(*opened, huggingface.end_ids(folder, opened.tokenizer), path, quantization)._replace(folder=folder)
 
 
-def _assembled(fields, leaves, tokenizer, ends, path: str, adapter: Path | None) -> Loaded:
+def _assembled(fields, leaves, tokenizer, ends, path: str, quantization: str) -> Loaded:
     """The model of a foreign file, its numbers on the devices."""
     model, mesh = models.build(fields, 0), make_mesh({})
-    if CONTINUES in model.protocol().does and fields["layers"] > SCANNED and not adapter:  # an adapter's layers are apart
+    if CONTINUES in model.protocol().does and fields["layers"] > SCANNED:
         model = models.build(fields | {"scan_layers": True}, 0)
     if tokenizer is None and TEXT in model.protocol().reads:
         raise UserError(f"--init_from={path} has no tokenizer that can be read: put a tokenizer.json beside its weights")
     state = abstract_state(model, optax.identity(), model.protocol().example(), mesh)
-    found = mapping.placed(stacking.arranged(leaves, mapping.named(state.variables)), state.variables)
+    wanted = mapping.named(state.variables)
+    leaves = stacking.arranged(leaves, wanted)
+    blocks = held.held(model, leaves, quantization, NamedSharding(mesh, PartitionSpec()))
+    rest = ((name, mapping.on_devices(leaves[name], like)) for name, like in wanted.items() if name not in blocks.names)
+    found = mapping.variables(dict(rest) | blocks.leaves)
     params = found.pop("params")
-    if adapter:
-        plan = mapping.plan(huggingface.names_of(fields), model.protocol().head, mapping.shapes(model))
-        copied = NamedSharding(mesh, PartitionSpec())
-        added = {name: jax.device_put(array, copied) for name, array in peft.read(adapter, plan).leaves.items()}
-        params = parameters.nest(parameters.flat(params) | added)
     return Loaded(model, {"params": params, "model_state": found}, tokenizer, mesh, None, Path(path), ends)
 
 

@@ -122,7 +122,11 @@ class WordEmbedder:
         Raises:
           UserError: there is no encoder, or an option is not possible.
         """
-        there = loaded(path, step=step)
+        return cls.over(loaded(path, step=step), layers, **options)
+
+    @classmethod
+    def over(cls, there: Loaded, layers: Layers | None = None, **options) -> "WordEmbedder":
+        """The same of a model that is there."""
         return cls(there, layers, lowercase=recipe_of(there).lowercase, **options)
 
     def __call__(self, texts: Sequence[str]) -> list[dict]:

@@ -11,15 +11,83 @@ Of a parameter "weight" a safetensors file holds, next to the packed codes [n / 
 
 import json
 import math
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 
 from transformers_jax.errors import UserError
-from transformers_jax.layers.quantized import NESTED_BLOCK, NF4, QuantizedKernel, dynamic_map
+from transformers_jax.interchange.weights import Weights
+from transformers_jax.layers.quantized import NESTED_BLOCK, NF4, QuantizedKernel, dequantize, dynamic_map
 
 STATE = "quant_state.bitsandbytes__"
+KEY = "quantization_config"
+"""The key of config.json that says how weights are quantised."""
+
+_BESIDE = re.compile(r"\.(absmax|quant_map|nested_absmax|nested_quant_map|quant_state\.bitsandbytes__\w+)$")
+
+
+class FourBitWeights(Weights):
+    """The arrays of a folder whose matrices are in four bits: dequantised when they are asked for, or kernels as they are."""
+
+    def names(self) -> list[str]:
+        return [name for name in super().names() if not _BESIDE.search(name)]
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return tuple(_state(self._arrays(name), name)["shape"]) if self._packed(name) else super().shape(name)
+
+    def array(self, name: str) -> np.ndarray:
+        if not self._packed(name):
+            return super().array(name)
+        return np.asarray(dequantize(from_bitsandbytes(self._arrays(name), name), "float32")).T
+
+    def part(self, name: str, axis: int, start: int, stop: int) -> np.ndarray:
+        if not self._packed(name):
+            return super().part(name, axis, start, stop)
+        return self.array(name)[(*[slice(None)] * axis, slice(start, stop))]
+
+    def kernel(self, name: str) -> Callable | None:
+        if not self._packed(name):
+            return None
+        return lambda shape, inputs: from_bitsandbytes(self._arrays(name), name, shape=shape, inputs=inputs)
+
+    def _packed(self, name: str) -> bool:
+        return f"{name}.absmax" in self._files
+
+    def _arrays(self, name: str) -> dict[str, np.ndarray]:
+        """Of one parameter."""
+        own = [other for other in self._files if other == name or _BESIDE.sub("", other) == name]
+        return {other: super(FourBitWeights, self).array(other) for other in own}
+
+
+def is_four_bit(config: Mapping[str, Any]) -> bool:
+    """Whether a config.json is of weights in four bits.
+
+    Raises:
+      UserError: they are quantised in another way.
+    """
+    given = config.get(KEY)
+    if given is None:
+        return False
+    kind = given.get("quant_method", "bitsandbytes" if given.get("load_in_4bit") or given.get("load_in_8bit") else None)
+    if kind != "bitsandbytes" or not given.get("load_in_4bit") or given.get("bnb_4bit_quant_type", "fp4") != "nf4":
+        shown = {"quant_method": kind} | {k: given[k] for k in ("load_in_8bit", "bnb_4bit_quant_type") if k in given}
+        raise UserError(f"config.json: {KEY} {shown} is not read; bitsandbytes' load_in_4bit with bnb_4bit_quant_type nf4 is")
+    return True
+
+
+def config_of(kept: Sequence[str]) -> dict[str, Any]:
+    """What config.json says of weights in NF4 with double quantisation.
+
+    kept: names of modules that are linear maps and not quantised.
+    """
+    return {
+        "quant_method": "bitsandbytes", "load_in_4bit": True, "load_in_8bit": False, "bnb_4bit_quant_type": "nf4",
+        "bnb_4bit_use_double_quant": True, "bnb_4bit_compute_dtype": "float32", "bnb_4bit_quant_storage": "uint8",
+        "llm_int8_skip_modules": list(kept),
+    }  # fmt: skip
 
 
 def to_bitsandbytes(kernel: QuantizedKernel, name: str = "weight") -> dict[str, np.ndarray]:

@@ -108,6 +108,11 @@ class GgufFile:
         """All metadata with their kinds, for `write` to give back exactly."""
         return {key: self.metadata.typed(key) for key in self.metadata}
 
+    def forget(self) -> None:
+        """Gives back the memory of pages that were read; they are read again when they are asked for."""
+        if hasattr(mmap, "MADV_DONTNEED"):
+            self._map.madvise(mmap.MADV_DONTNEED)
+
     def check(self) -> None:
         """Raises UserError if any tensor is of a type that is not read."""
         for name in self.tensors:

@@ -19,7 +19,8 @@ import numpy as np
 from transformers_jax.errors import UserError
 
 BLOCK = 32  # numbers in a block of the quantised formats that are read
-READ = ("F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1")
+QUANTISED = ("Q8_0", "Q4_0", "Q4_1")
+READ = ("F32", "F16", "BF16", *QUANTISED)
 
 
 class Format(NamedTuple):
@@ -67,18 +68,22 @@ class Blocks(NamedTuple):
 
 def blocks(raw: np.ndarray, kind: str) -> Blocks:
     """The codes, scales and minima of stored rows, uint8 [..., bytes of a row], of Q8_0, Q4_0 or Q4_1."""
-    size = format_of(kind).bytes
-    stored = raw.reshape(*raw.shape[:-1], raw.shape[-1] // size, size)  # [..., b, bytes of a block]
-    halves = 4 if kind == "Q4_1" else 2
-    numbers = np.ascontiguousarray(stored[..., :halves]).view("<f2").astype(np.float32)  # [..., b, 1 or 2]
-    packed = stored[..., halves:]
-    if kind == "Q8_0":
-        codes = np.ascontiguousarray(packed).view(np.int8)
-    else:
-        codes = np.concatenate([packed & np.uint8(15), packed >> np.uint8(4)], axis=-1).view(np.int8)  # [..., b, 32]
+    codes, scale, minimum = packed(raw, kind)
+    if kind != "Q8_0":
+        codes = np.concatenate([codes & np.uint8(15), codes >> np.uint8(4)], axis=-1).view(np.int8)  # [..., b, 32]
     if kind == "Q4_0":
         codes = codes - np.int8(8)
-    return Blocks(codes, numbers[..., 0], numbers[..., 1] if kind == "Q4_1" else None)
+    return Blocks(codes, scale.astype(np.float32), None if minimum is None else minimum.astype(np.float32))
+
+
+def packed(raw: np.ndarray, kind: str) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+    """The parts of stored rows as they are: codes (Q8_0: int8 [..., b, 32]; others: two in each of uint8 [..., b, 16]), and
+    float16 [..., b] scale and minimum, the latter of Q4_1 alone."""
+    size, halves = format_of(kind).bytes, 4 if kind == "Q4_1" else 2
+    stored = raw.reshape(*raw.shape[:-1], raw.shape[-1] // size, size)  # [..., b, bytes of a block]
+    numbers = np.ascontiguousarray(stored[..., :halves]).view("<f2")  # [..., b, 1 or 2]
+    codes = np.ascontiguousarray(stored[..., halves:])
+    return codes.view(np.int8) if kind == "Q8_0" else codes, numbers[..., 0], numbers[..., 1] if kind == "Q4_1" else None
 
 
 def dequantise(raw: np.ndarray, kind: str) -> np.ndarray:

@@ -11,15 +11,16 @@ Axes: N heads, H head width, D model width.
 """
 
 import re
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
 
 import numpy as np
 
 from transformers_jax.errors import UserError
 from transformers_jax.interchange.gguf import Deferred, GgufFile, Stored
-from transformers_jax.interchange.gguf_blocks import BLOCK, FILE_TYPES
+from transformers_jax.interchange.gguf_blocks import BLOCK, FILE_TYPES, QUANTISED, packed
 from transformers_jax.interchange.gguf_values import Value
+from transformers_jax.layers.affine import AffineKernel, from_blocks
 
 ARCHITECTURE, ROPE_FACTORS = "llama", "rope_freqs.weight"
 # Of Llama 3.1 and 3.2: pairs that turn less than once in 8,192 positions are slowed by the factor, those of 4 turns are not.
@@ -72,6 +73,19 @@ class GgufWeights:
         array = self.array(name)
         return array[(*[slice(None)] * axis, slice(start, stop))] if array.ndim else array
 
+    def kernel(self, name: str) -> Callable | None:
+        """What `weights.Leaf.kernel` is of a leaf; None for one that is not in blocks."""
+        if self.file.tensors[self._own(name)].type not in QUANTISED:
+            return None
+
+        def make(shape: tuple[int, ...], inputs: int) -> AffineKernel:
+            kind, _, raw = self.stored(name)
+            made = from_blocks(kind.lower(), *packed(raw, kind), shape=shape, inputs=inputs)
+            self.file.forget()
+            return made
+
+        return make
+
     def stored(self, name: str) -> Stored:
         """One leaf as the file's bytes, rows in Hugging Face's order."""
         stored = self.file.stored(self._own(name))
@@ -83,7 +97,7 @@ class GgufWeights:
         return self._names[name]
 
     def _ordered(self, name: str, rows: np.ndarray) -> np.ndarray:
-        heads = _heads(name, self.config)
+        heads = heads_of(name, self.config)
         if heads and rows.ndim == 1 and rows.dtype == np.uint8:  # a bias's bytes are one row
             size = rows.size // (heads * self.config["head_dim"])
             return to_halves(rows.reshape(-1, size), heads).reshape(-1)
@@ -140,6 +154,17 @@ def hf_name(name: str) -> str:
     return found
 
 
+def own_name(name: str) -> str:
+    """llama.cpp's name of a tensor, by Hugging Face's.
+
+    Raises:
+      UserError: no Llama that GGUF has has such a tensor.
+    """
+    if not (found := _renamed(name, {theirs: ours for ours, theirs in TENSORS.items()})):
+        raise UserError(f"{name} belongs to no Llama that GGUF has")
+    return found
+
+
 def gguf_metadata(config: Mapping[str, Any], kind: str = "F32") -> dict[str, Value]:
     """The metadata of a Llama with this `config.json` whose matrices are of type `kind`; its tokenizer's are to be added.
 
@@ -181,14 +206,13 @@ def gguf_tensors(
     Matrices become `kind`; embedding and output Q8_0 where that is of 4 bits; matrices whose rows are no whole blocks F16;
     vectors F32. The output is left out where it shares the embedding.
     """
-    back, tensors, types = {theirs: ours for ours, theirs in TENSORS.items()}, {}, {}
+    tensors, types = {}, {}
     for name, leaf in leaves:
         if name == "lm_head.weight" and config.get("tie_word_embeddings"):
             continue
-        if not (own := _renamed(name, back)):
-            raise UserError(f"{name} belongs to no Llama that GGUF has")
-        tensors[own] = Deferred(tuple(leaf.shape), _made(leaf, _heads(name, config)))
-        types[own] = _type(own, tuple(leaf.shape), kind)
+        own = own_name(name)
+        tensors[own] = Deferred(tuple(leaf.shape), _made(leaf, heads_of(name, config)))
+        types[own] = type_of(own, tuple(leaf.shape), kind)
     rope, theta = _rope(config)
     if rope.get("rope_type") == "llama3":
         width = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
@@ -242,7 +266,7 @@ def _rope(config: Mapping[str, Any]) -> tuple[dict, float]:
     return rope, rope.get("rope_theta", config.get("rope_theta", 10000.0))
 
 
-def _heads(name: str, config: Mapping[str, Any]) -> int | None:
+def heads_of(name: str, config: Mapping[str, Any]) -> int | None:
     """Heads of a leaf whose rows llama.cpp orders anew, by Hugging Face's name."""
     if ".q_proj." in name:
         return config["num_attention_heads"]
@@ -261,7 +285,7 @@ def _made(leaf: np.ndarray | Deferred, heads: int | None):
     return make
 
 
-def _type(name: str, shape: tuple[int, ...], kind: str) -> str:
+def type_of(name: str, shape: tuple[int, ...], kind: str) -> str:
     """The type of a tensor in a file whose matrices are of type `kind`."""
     if len(shape) < 2:
         return "F32"

@@ -9,7 +9,8 @@ import functools
 import importlib
 import itertools
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,7 +21,8 @@ from transformers_jax import models
 from transformers_jax.data.images import processing
 from transformers_jax.data.text.tokenizer import Tokenizer
 from transformers_jax.errors import UserError
-from transformers_jax.interchange import config_json, mapping, preparation, stacking, tokenizers, weights
+from transformers_jax.interchange import bitsandbytes, config_json, mapping, preparation, stacking, tokenizers, weights
+from transformers_jax.layers.quantized import quantize
 from transformers_jax.models.name_map import INERT, NEUTRAL, NameMap, Row, Tie, match
 from transformers_jax.models.protocol import CONTINUES, IMAGES, Protocol
 
@@ -81,7 +83,9 @@ def opened(path: Path) -> Opened:
       UserError: an architecture that is not supported, or a key of config.json that is not computed; weights that are missing,
         damaged or pickled; leaves that the model lacks or does not know; a vocabulary that does not fit the embedding.
     """
-    fields, leaves = matched(read_config(path), lambda: weights.Weights(path), path)
+    config = read_config(path)
+    kind = bitsandbytes.FourBitWeights if bitsandbytes.is_four_bit(config) else weights.Weights
+    fields, leaves = matched(config | {bitsandbytes.KEY: None}, lambda: kind(path), path)
     fields |= normalisation(path) if "mean" in fields_of(fields["name"]) else {}
     tokenizer = tokenizers.read(path)
     if tokenizer and tokenizer.vocab_size > fields["vocab_size"]:
@@ -96,7 +100,7 @@ def matched(config: dict, weights_of: Callable[[], Any], where: Path) -> tuple[d
 
     Args:
       weights_of: opens the file, once config.json is found to be of a model that is computed here; what it gives has the
-        methods of `weights.Weights`: names, shape, array, part.
+        methods of `weights.Weights`: names, shape, array, part, kernel.
       where: names the file in messages.
 
     Raises:
@@ -115,8 +119,8 @@ def matched(config: dict, weights_of: Callable[[], Any], where: Path) -> tuple[d
     leaves = {}
     for planned in plan:
         leaf = there[planned.theirs]
-        part = functools.partial(found.part, leaf)
-        leaves |= mapping.leaves(planned, f"{where}: {planned.theirs}", found.shape(leaf), part)
+        part, kernel = functools.partial(found.part, leaf), found.kernel(leaf)
+        leaves |= mapping.leaves(planned, f"{where}: {planned.theirs}", found.shape(leaf), part, kernel)
     return fields, leaves
 
 
@@ -131,6 +135,7 @@ def save(
     data: Mapping[str, Any] | None = None,
     several: bool = False,
     shard_bytes: int = weights.SHARD_BYTES,
+    four_bit: bool = False,
 ) -> None:
     """Writes a folder that `transformers` loads with nothing missing and nothing unexpected.
 
@@ -141,6 +146,7 @@ def save(
       labels: names of the head's labels.
       data: config.data of a run that gives images labels: how they are prepared.
       several: whether each label is right or wrong for itself.
+      four_bit: the linear maps of layers are written in NF4 with double quantisation, as bitsandbytes has them.
 
     Raises:
       UserError: a model, head or parameter that `transformers` has no name for.
@@ -162,7 +168,9 @@ def save(
     if tokenizer:
         described |= _special(tokenizer, described, names)
     path.mkdir(parents=True, exist_ok=True)
-    arrays = ((p.theirs, mapping.written(p, [leaves[name] for name in p.ours])) for p in plan)
+    if four_bit:
+        described[bitsandbytes.KEY] = bitsandbytes.config_of(_kept_linear(plan))
+    arrays = itertools.chain.from_iterable(_written(p, leaves, four_bit and _in_layers(p)) for p in plan)
     weights.write(path, itertools.chain(arrays, mapping.constants(names, about.head, plan).items()), shard_bytes)
     (path / CONFIG).write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
     if IMAGES in about.reads and model.config.channels == len(processing.HALF):
@@ -170,6 +178,31 @@ def save(
     if tokenizer:
         prompts = CONTINUES in about.does
         tokenizers.write(path, tokenizer, longest=about.longest, pair_types=about.token_types, prompts=prompts)
+
+
+def _written(planned: mapping.Planned, leaves: Mapping[str, Any], four_bit: bool) -> Iterator[tuple[str, np.ndarray]]:
+    """The arrays of a file that hold one leaf."""
+    if not four_bit:
+        yield planned.theirs, mapping.written(planned, [leaves[name] for name in planned.ours])
+        return
+    [(name, shape)] = planned.ours.items()
+    inputs = len(shape) - 1 if planned.row.verb == "from_heads" else 1
+    yield from bitsandbytes.to_bitsandbytes(quantize(np.asarray(leaves[name]), inputs=inputs), planned.theirs).items()
+
+
+def _in_layers(planned: mapping.Planned) -> bool:
+    """Whether a leaf is the matrix of a linear map in one of the layers."""
+    return _linear(planned) and re.search(r"\.\d+\.", planned.theirs) is not None
+
+
+def _linear(planned: mapping.Planned) -> bool:
+    own = [name for name, shape in planned.ours.items() if name.endswith("kernel") and len(shape) > 1]
+    return len(own) == len(planned.ours) == 1 and planned.row.verb in mapping.TURNED[1:]
+
+
+def _kept_linear(plan: Iterable[mapping.Planned]) -> list[str]:
+    """The modules that are linear maps outside of layers, and the softmax."""
+    return sorted({p.theirs.removesuffix(".weight") for p in plan if _linear(p) and not _in_layers(p)} | {"lm_head"})
 
 
 # config.json
@@ -212,11 +245,15 @@ def maps() -> dict[str, tuple[str, NameMap]]:
     return {names.model_type: (name, names) for name, module in modules.items() for names in getattr(module, "NAMES", ())}
 
 
+def hf_config(fields: dict) -> dict:
+    """config.json of the architecture that `config.model` with these fields is, without what says its head."""
+    return _module(fields["name"]).to_hf(models.build(fields, fields["vocab_size"]).config)
+
+
 def names_of(fields: dict) -> NameMap:
     """The names of the architecture that `config.model` with these fields is."""
-    module = _module(fields["name"])
-    kind = module.to_hf(models.build(fields, fields["vocab_size"]).config)["model_type"]
-    return next(names for names in module.NAMES if names.model_type == kind)
+    kind = hf_config(fields)["model_type"]
+    return next(names for names in _module(fields["name"]).NAMES if names.model_type == kind)
 
 
 def has_names(name: str) -> bool:

@@ -70,6 +70,10 @@ VERBS = {
 }
 
 
+TURNED = ("", "transpose", "to_heads", "from_heads")
+"""Verbs of matrices whose rows in the file are outputs of a kernel here, or vectors of a table."""
+
+
 class Planned(NamedTuple):
     """One leaf of a file.
 
@@ -117,13 +121,20 @@ def plan(names: NameMap, head: str, ours: Mapping[str, Shape]) -> list[Planned]:
     return found
 
 
-def leaves(planned: Planned, where: str, shape: Shape, part: Callable[[int, int, int], np.ndarray]) -> dict[str, Leaf]:
+def leaves(
+    planned: Planned,
+    where: str,
+    shape: Shape,
+    part: Callable[[int, int, int], np.ndarray],
+    kernel: Callable[[Shape, int], Any] | None = None,
+) -> dict[str, Leaf]:
     """Our leaves of one of a file.
 
     Args:
       where: names the file's leaf in messages.
       shape: that it has in the file.
       part: (axis, start, stop) → that part of the file's array.
+      kernel: see `weights.Leaf`, where the file has the leaf in blocks.
 
     Raises:
       UserError: it has another shape than the model's.
@@ -133,7 +144,8 @@ def leaves(planned: Planned, where: str, shape: Shape, part: Callable[[int, int,
         raise UserError(f"{where} has shape {tuple(shape)}; by config.json it should have {wanted}")
     for (name, ours), theirs in zip(planned.ours.items(), planned.parts(), strict=True):
         stop = start + theirs[axis] if theirs else 0
-        found[name] = Leaf(ours, _reader(planned.row, ours, part, (axis, start, stop)))
+        own = kernel if len(planned.ours) == 1 and planned.row.verb in TURNED else None
+        found[name] = Leaf(ours, _reader(planned.row, ours, part, (axis, start, stop)), kernel=own)
         start = stop
     return found
 

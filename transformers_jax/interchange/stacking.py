@@ -45,6 +45,12 @@ def arranged(leaves: dict[str, np.ndarray | Leaf], wanted: Iterable[str]) -> dic
     return found
 
 
+def place(name: str) -> tuple[str, int | None]:
+    """(the name in a stack, the number of the layer) of a separate layer's leaf; (name, None) of any other."""
+    match = _SEPARATE.search(name)
+    return (_SEPARATE.sub(r"\1layer/", name, count=1), int(match[2])) if match else (name, None)
+
+
 def chosen(leaves: dict[str, np.ndarray | Leaf], layers: Iterable[int]) -> dict[str, np.ndarray | Leaf]:
     """Separate layers' leaves, of these layers only, numbered anew from 0."""
     numbers = {old: new for new, old in enumerate(layers)}

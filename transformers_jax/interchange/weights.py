@@ -8,6 +8,7 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from absl import logging
@@ -77,6 +78,10 @@ class Weights:
             return self.array(name)
         return leaf[(*[slice(None)] * axis, slice(start, stop))]
 
+    def kernel(self, name: str) -> Callable | None:
+        """What `Leaf.kernel` is of a leaf; None for a plain array."""
+        return None
+
     def _open(self, file: Path):
         if file not in self._handles:
             try:
@@ -122,10 +127,17 @@ class Leaf:
 
     read: gives the array, in the file's dtype.
     parts: what it is stacked of, if it is.
+    kernel: (shape, inputs) → a quantised kernel of this shape, where the file has it so, without rounding anything.
     """
 
-    def __init__(self, shape: tuple[int, ...], read: Callable[[], np.ndarray], parts: Sequence = ()):
-        self.shape, self.read, self.parts = shape, read, parts
+    def __init__(
+        self,
+        shape: tuple[int, ...],
+        read: Callable[[], np.ndarray],
+        parts: Sequence = (),
+        kernel: Callable[[tuple[int, ...], int], Any] | None = None,
+    ):
+        self.shape, self.read, self.parts, self.kernel = shape, read, parts, kernel
 
     @property
     def ndim(self) -> int:

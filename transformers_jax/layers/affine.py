@@ -117,6 +117,45 @@ class AffineKernel:
         return {name: layers + found for name, found in named.items() if getattr(self, name) is not None}
 
 
+@struct.dataclass
+class LayerOfStack:
+    """One layer of a stack of kernels, which is read where it lies: a slice would be a copy of the layer's codes."""
+
+    stack: AffineKernel
+    layer: jax.Array
+
+    one_parameter = True
+
+    @property
+    def matrix_shape(self) -> tuple[int, int]:
+        """(A, C)."""
+        return self.stack.matrix_shape
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The kernel's own."""
+        return self.stack.shape
+
+    @property
+    def dtype(self) -> str:
+        """As of the stack."""
+        return self.stack.dtype
+
+    stacked = False
+
+    def times(self, rows: jax.Array) -> jax.Array:
+        """rows [R, A] → [R, C]."""
+        return self.stack.times(rows, self.layer)
+
+    def times_transpose(self, rows: jax.Array) -> jax.Array:
+        """rows [R, C] → [R, A]."""
+        return rows @ self.transpose(rows.dtype)
+
+    def transpose(self, dtype: Any) -> jax.Array:
+        """The dequantised matrix, transposed: [C, A]."""
+        return jax.tree.map(lambda leaf: leaf[self.layer], self.stack).transpose(dtype)
+
+
 def from_blocks(
     kind: str, codes: np.ndarray, scale: np.ndarray, minimum: np.ndarray | None = None, *,
     shape: tuple[int, ...] | None = None, inputs: int = 1, dtype: str = "float32",

@@ -15,6 +15,7 @@ from transformers_jax.errors import UserError
 from transformers_jax.layers import kernels
 from transformers_jax.layers.masks import Mask, Place
 from transformers_jax.layers.norms import RMSNorm
+from transformers_jax.layers.places import kernel_of
 from transformers_jax.layers.positions import RelativePositions, Rotary
 from transformers_jax.layers.projections import FromHeads, Stddev, ToHeads
 
@@ -303,7 +304,7 @@ class MultiHeadAttention(nn.Module):
 
         Both are [B, K, L, H]: with a query a step, products of that layout run many times faster than of [B, L, K, H].
         """
-        kernel = nn.meta.unbox(self.key.get_variable("params", "kernel"))  # [D, K, H]
+        kernel = kernel_of(self.key)  # [D, K, H]
         heads, head_width = kernel.shape[1:]
         self._start_steps((batch_rows, heads, length, head_width), self.dtype or kernel.dtype)
 

@@ -17,6 +17,7 @@ from transformers_jax.layers.feedforward import FeedForward, GatedFeedForward
 from transformers_jax.layers.gather import gather
 from transformers_jax.layers.masks import Mask, Place
 from transformers_jax.layers.norms import LayerNorm, RMSNorm
+from transformers_jax.layers.places import whole_stacks
 from transformers_jax.layers.positions import Rotary
 from transformers_jax.layers.projections import Stddev
 
@@ -238,7 +239,8 @@ class Stack(nn.Module):
         read: positions [B, M] that the last block is asked for alone; not of scanned layers, which are one block.
         """
         if self.scan:
-            return self.layer(x, method, *shared)[0]
+            with whole_stacks(self, "layer"):
+                return self.layer(x, method, *shared)[0]
         if method != "__call__" and not self.is_initializing():
             numbers = {i: value for i, value in enumerate(shared) if isinstance(value, int)}  # a length, which sets shapes
             arrays = [value for i, value in enumerate(shared) if i not in numbers]

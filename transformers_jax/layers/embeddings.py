@@ -3,6 +3,8 @@
 Axes: B batch rows, T length, D model width, V vocabulary.
 """
 
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -11,8 +13,10 @@ from jax.sharding import PartitionSpec
 from transformers_jax.layers.dropout import Dropout
 from transformers_jax.layers.feedforward import ACTIVATIONS
 from transformers_jax.layers.norms import LayerNorm
+from transformers_jax.layers.places import TablePlace, given, note
 from transformers_jax.layers.positions import LearnedPositions
 from transformers_jax.layers.projections import Linear
+from transformers_jax.layers.quantized import is_quantized, product
 
 
 def embedding_table(
@@ -32,12 +36,28 @@ def embed(table: jax.Array, tokens: jax.Array, dtype) -> jax.Array:
     return lookup(table, tokens, dtype) * jnp.asarray(table.shape[-1] ** 0.5, dtype)
 
 
-def lookup(table: jax.Array, tokens: jax.Array, dtype) -> jax.Array:
-    """Rows of the table as they are: table [V, D], tokens [...] → [..., D]."""
+def lookup(table: Any, tokens: jax.Array, dtype) -> jax.Array:
+    """Rows of the table as they are: table [V, D], or a kernel [D, V] in blocks; tokens [...] → [..., D]."""
+    if is_quantized(table):
+        return table.columns(tokens).astype(dtype)
     mesh = jax.sharding.get_abstract_mesh()
     if "tensor" in mesh.axis_names and not mesh.manual_axes:  # gather the table's columns, not the looked-up rows
         table = jax.lax.with_sharding_constraint(table, PartitionSpec("tensor", None))
     return jnp.take(table, tokens, axis=0).astype(dtype)
+
+
+def token_scores(hidden: jax.Array, table: Any) -> jax.Array:
+    """Products of hidden [n, D] with the rows of a table [V, D], or of a kernel [D, V] in blocks: [n, V] float32."""
+    if is_quantized(table):
+        return product(hidden.astype(jnp.float32), table)
+    return jnp.einsum("nd,vd->nv", hidden, table, preferred_element_type=jnp.float32)
+
+
+def held_table(module: nn.Module, name: str, vocab_size: int, width: int, param_dtype, stddev: float) -> Any:
+    """`embedding_table`, or what stands in its place in blocks: a kernel [D, V]."""
+    note(module, name, TablePlace((vocab_size, width)))
+    found = given(module, name)
+    return found if is_quantized(found) else embedding_table(module, name, vocab_size, width, param_dtype, stddev)
 
 
 class Embeddings(nn.Module):

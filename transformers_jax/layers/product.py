@@ -22,7 +22,8 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
-from transformers_jax.layers.places import KernelPlace, given, note
+from transformers_jax.layers.affine import LayerOfStack
+from transformers_jax.layers.places import NUMBER, KernelPlace, given, note, unsliced
 from transformers_jax.layers.quantized import dequantize, is_quantized, low_rank, product
 
 LOW_RANK = r"(^|/)lora_(a|b|magnitude)$"
@@ -50,6 +51,8 @@ def times_kernel(
     """
     note(module, "kernel", KernelPlace(shape, inputs))
     kernel = given(module, "kernel")
+    if (stack := unsliced(module)) is not None:
+        kernel = LayerOfStack(stack, given(module, NUMBER))
     if not is_quantized(kernel):
         kernel = module.param("kernel", nn.with_logical_partitioning(init, axes), shape, module.param_dtype)
     bias = None

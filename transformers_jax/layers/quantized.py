@@ -25,7 +25,7 @@ import numpy as np
 from flax import struct
 
 from transformers_jax.errors import UserError
-from transformers_jax.layers.affine import AffineKernel
+from transformers_jax.layers.affine import AffineKernel, LayerOfStack
 
 NF4 = np.array(
     [-1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635, -0.18477343022823334,
@@ -162,7 +162,7 @@ def quantize(
 
 
 @functools.partial(jax.jit, static_argnames="dtype")
-def dequantize(kernel: QuantizedKernel | AffineKernel, dtype: Any = None) -> jax.Array:
+def dequantize(kernel: QuantizedKernel | AffineKernel | LayerOfStack, dtype: Any = None) -> jax.Array:
     """The kernel in its own shape, with the leading axis L if it is stacked; in its own dtype unless told otherwise."""
     dtype = dtype or kernel.dtype
 
@@ -174,7 +174,7 @@ def dequantize(kernel: QuantizedKernel | AffineKernel, dtype: Any = None) -> jax
 
 def is_quantized(kernel: Any) -> bool:
     """Whether this is a quantised kernel; also what `is_leaf` of jax.tree functions asks."""
-    return isinstance(kernel, QuantizedKernel | AffineKernel)
+    return isinstance(kernel, QuantizedKernel | AffineKernel | LayerOfStack)
 
 
 def bytes_per_parameter(kernel: QuantizedKernel | AffineKernel) -> float:
@@ -184,23 +184,15 @@ def bytes_per_parameter(kernel: QuantizedKernel | AffineKernel) -> float:
     return held / (layers * math.prod(kernel.shape))
 
 
-def product(
-    x: jax.Array, kernel: jax.Array | QuantizedKernel | AffineKernel, layer: jax.Array | int | None = None
-) -> jax.Array:
+def product(x: jax.Array, kernel: jax.Array | QuantizedKernel | AffineKernel | LayerOfStack) -> jax.Array:
     """x [..., A] times a kernel [A, C] → [..., C] in the dtype of x.
 
     A quantised kernel, of whatever shape, counts as its matrix. It has no gradient; for that of x it is dequantised
     again, so that nothing is kept between the two but the codes. Scanned layers are dequantised one at a time; of layers
     written out one by one XLA dequantises as many at once as it likes.
-
-    layer: for decoding, which layer of a stacked `AffineKernel`; its codes are read where they lie, where slicing the
-      stack would copy them first. There is no gradient then.
     """
     rows = x.reshape(-1, x.shape[-1])
-    if layer is not None:
-        y = kernel.times(rows, layer)
-    else:
-        y = _frozen_product(rows, kernel) if is_quantized(kernel) else rows @ kernel
+    y = _frozen_product(rows, kernel) if is_quantized(kernel) else rows @ kernel
     return y.reshape(*x.shape[:-1], y.shape[-1])
 
 

@@ -14,9 +14,10 @@ import jax
 import jax.numpy as jnp
 
 from transformers_jax.errors import UserError
-from transformers_jax.layers.embeddings import embedding_table, lookup
+from transformers_jax.layers.embeddings import held_table, lookup, token_scores
 from transformers_jax.layers.feedforward import ACTIVATIONS
 from transformers_jax.layers.masks import Mask, Place
+from transformers_jax.layers.quantized import is_quantized
 from transformers_jax.models.protocol import CONTINUES, TEXT, Protocol
 from transformers_jax.outputs import EncoderOutput, LanguageModelOutput
 
@@ -111,9 +112,9 @@ class DecoderOnly(nn.Module):
         c = self.config
         if c.genome and self.block is None:
             raise ValueError("a genome's blocks are made in models.build")
-        self.embedding = embedding_table(self, "embedding", c.vocab_size, c.width, c.param_dtype, c.stddev)
+        self.embedding = held_table(self, "embedding", c.vocab_size, c.width, c.param_dtype, c.stddev)
         if c.head == "causal_lm" and not c.tie_embeddings:
-            self.lm_head = embedding_table(self, "lm_head", c.vocab_size, c.width, c.param_dtype, c.stddev)
+            self.lm_head = held_table(self, "lm_head", c.vocab_size, c.width, c.param_dtype, c.stddev)
 
     def embed(self, tokens: jax.Array, positions: jax.Array, deterministic: bool) -> jax.Array:
         """What the first block reads, [B, T, D], of tokens and positions [B, T]."""
@@ -168,7 +169,7 @@ class DecoderOnly(nn.Module):
         x = self.decoder(x, place, method="step")  # [B, 1, D]
         self.put_variable("cache", "index", index + 1)
         hidden = self.finish(x)[:, 0]  # [B, D]
-        return jnp.einsum("bd,vd->bv", hidden, self.table(), preferred_element_type=jnp.float32)
+        return token_scores(hidden, self.table())
 
     def mask(self, positions: jax.Array, segments: jax.Array) -> Mask:
         """Who sees whom in rows with these positions and segments [B, T]."""
@@ -178,7 +179,8 @@ class DecoderOnly(nn.Module):
         """Vectors of tokens [B, T] as they are: [B, T, D]."""
         return lookup(self.embedding, tokens, self.config.dtype)
 
-    def table(self) -> jax.Array:
-        """The softmax's vectors of tokens [V, D]."""
+    def table(self) -> Any:
+        """The softmax's vectors of tokens [V, D]; a kernel [D, V] where they are held in blocks."""
         tied = self.config.tie_embeddings or self.config.head == "none"
-        return (self.embedding if tied else self.lm_head).astype(self.config.dtype)
+        found = self.embedding if tied else self.lm_head
+        return found if is_quantized(found) else found.astype(self.config.dtype)

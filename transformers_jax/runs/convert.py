@@ -16,7 +16,16 @@ from transformers_jax import models, parameters, tasks
 from transformers_jax.data.text.tokenizer import Tokenizer
 from transformers_jax.errors import UserError
 from transformers_jax.finetuning import lora, trainable
-from transformers_jax.interchange import huggingface, mapping, peft, recipe, stacking, tokenizers, weights
+from transformers_jax.interchange import (
+    gguf_model,
+    huggingface,
+    mapping,
+    peft,
+    recipe,
+    stacking,
+    tokenizers,
+    weights,
+)
 from transformers_jax.models.protocol import IMAGES, TEXT, Protocol
 from transformers_jax.runs import foreign_task, initialise, train
 from transformers_jax.runs.experiment import Experiment
@@ -25,13 +34,20 @@ from transformers_jax.training.checkpoint import Checkpoints
 
 
 def convert(
-    source: str, target: str, config_of: Callable[[str], ConfigDict], *, merge: bool = False, base: str = "",
+    source: str,
+    target: str,
+    config_of: Callable[[str], ConfigDict],
+    *,
+    merge: bool = False,
+    base: str = "",
+    four_bit: bool = False,
     step: int | str | None = None,
-) -> str:  # fmt: skip
+) -> str:
     """Writes what the source holds in the other form; returns what was done in a line.
 
     Args:
-      source: a folder of `transformers` or its name on the hub: the target becomes a workdir, its checkpoint of step 0.
+      source: a folder of `transformers` or its name on the hub, or a GGUF file: the target becomes a workdir, its checkpoint of
+        step 0.
         A workdir: the target becomes a folder of `transformers`, of its best model where that is kept, else of its newest
         checkpoint; one of PEFT where the workdir was trained by parts of low rank beside a base. A folder of PEFT: the target
         becomes such a workdir.
@@ -40,26 +56,34 @@ def convert(
       merge: the parts of low rank become part of their kernels, and quantised kernels plain ones: the target is a plain model,
         a folder of `transformers`, or a workdir where they have no such architecture.
       base: the model that a folder of PEFT is beside, if not the one that it names.
+      four_bit: a folder of `transformers` gets the linear maps of layers in NF4, as bitsandbytes has them.
       step: which checkpoint of a workdir, see `training.best.place`.
 
     Raises:
       UserError: the source cannot be read, something of it has no name on the other side, or the target is not empty.
     """
-    folder, made = initialise.folder_of(source, key="--from"), Path(target)
+    made = Path(target)
     if made.is_file() or (made.is_dir() and any(made.iterdir())):
         raise UserError(f"--to={target} is there already: give a new folder")
-    if step is not None and (peft.is_adapter(folder) or huggingface.is_folder(folder)):
+    if four_bit and (gguf_model.is_file(source) or huggingface.is_folder(Path(source))):
+        raise UserError(f"--quantization is for --from=WORKDIR, and {source} is none: convert it to one first")
+    of_file = gguf_model.is_file(source)
+    folder = Path(source) if of_file else initialise.folder_of(source, key="--from")
+    if step is not None and (of_file or peft.is_adapter(folder) or huggingface.is_folder(folder)):
         raise UserError(f"--step={step} is for workdirs, and --from={source} is none")
+    if of_file:
+        return _to_workdir(folder, made, config_of, gguf_model.opened(source))
     if peft.is_adapter(folder):
         return _from_peft(folder, made, config_of, base)
     if huggingface.is_folder(folder):
-        return _to_workdir(folder, made, config_of)
+        return _to_workdir(folder, made, config_of, huggingface.opened(folder))
     chosen, _ = best.chosen(folder, step)
-    return _to_folder(folder, made, merge, "best" if chosen.name == best.FOLDER else step)
+    return _to_folder(folder, made, merge, four_bit, "best" if chosen.name == best.FOLDER else step)
 
 
-def _to_workdir(folder: Path, workdir: Path, config_of: Callable[[str], ConfigDict]) -> str:
-    fields, leaves, tokenizer = huggingface.opened(folder)
+def _to_workdir(folder: Path, workdir: Path, config_of: Callable[[str], ConfigDict], opened: tuple) -> str:
+    """A workdir of what a folder or a GGUF file holds: fields, leaves, tokenizer."""
+    fields, leaves, tokenizer, *_ = opened
     config = _config_for(fields, folder, config_of)
     workdir.mkdir(parents=True, exist_ok=True)
     configuration.save(config, workdir)
@@ -118,7 +142,7 @@ def _describe_task(config: ConfigDict, folder: Path, about: Protocol) -> None:
     task.update(foreign_task.labels_of(folder, about))
 
 
-def _to_folder(workdir: Path, folder: Path, merge: bool, step: int | str | None) -> str:
+def _to_folder(workdir: Path, folder: Path, merge: bool, four_bit: bool, step: int | str | None) -> str:
     config = configuration.read(workdir)
     tokenizer = Tokenizer.load(workdir / "tokenizer.json") if (workdir / "tokenizer.json").exists() else None
     fields = initialise.trained_fields(config, tokenizer)
@@ -134,6 +158,8 @@ def _to_folder(workdir: Path, folder: Path, merge: bool, step: int | str | None)
         raise UserError(f"--from={workdir} has no tokenizer.json")
     wanted = stacking.names(mapping.shapes(model))
     if not merge and (learned := _low_rank(workdir, step)):
+        if four_bit:
+            raise UserError("--quantization is of the whole model, and an adapter is written: give --merge")
         names = huggingface.names_of(fields)
         options, base = trainable.options(config), config.finetuning.init_from
         plan = mapping.plan(names, about.head, wanted)
@@ -149,10 +175,21 @@ def _to_folder(workdir: Path, folder: Path, merge: bool, step: int | str | None)
     params, labels = variables.pop("params"), tuple(config.get("task", {}).get("labels", ()))
     of_images = config.task.name in ("image_classification", "image_distillation")
     how = {"data": config.data if of_images else None, "several": of_images and config.task.get("objective") == "sigmoid"}
-    huggingface.save(folder, fields, params, tokenizer, model_state=variables, labels=labels, **how)
+    huggingface.save(folder, fields, params, tokenizer, model_state=variables, labels=labels, four_bit=four_bit, **how)
     if config.get("task", {}).get("name") == "similarity" and tokenizer:
         recipe.write(folder, tasks.build(config.task, tokenizer).recipe, fields["width"])
-    return f"{count(params)} parameters in {folder}, a folder of transformers"
+    drift = f", in four bits: {_drift(folder, found):.4f} of their length away" if four_bit else ""
+    return f"{count(params)} parameters in {folder}, a folder of transformers{drift}"
+
+
+def _drift(folder: Path, leaves: dict[str, np.ndarray]) -> float:
+    """How far the numbers of a folder in four bits are from those it was made of: |W' - W| / |W| over all of them."""
+    apart = whole = 0.0
+    for name, leaf in huggingface.opened(folder).leaves.items():
+        if leaf.kernel is not None:
+            own = np.asarray(leaves[name], np.float64)
+            apart, whole = apart + np.sum((np.asarray(leaf) - own) ** 2), whole + np.sum(own**2)
+    return float(np.sqrt(apart / whole)) if whole else 0.0
 
 
 def _low_rank(workdir: Path, step: int | str | None) -> dict[str, np.ndarray] | None:
