@@ -154,7 +154,7 @@ def test_what_follows_what(encoder, folder, made, capfd, monkeypatch):
     batch = {"tokens": np.array([joined.ids]), "token_types": np.array([joined.types])}
     batch |= {"positions": np.arange(len(joined.ids))[None], "segments": np.ones([1, len(joined.ids)], np.int32)}
     chances = jax.nn.softmax(run.model.apply({"params": run.trained()["params"]}, batch).next[0])
-    assert list(found[0]["probabilities"].values()) == pytest.approx(chances, abs=2e-4) and found[1] == {}
+    assert list(found[0]["probabilities"].values()) == pytest.approx(chances.tolist(), abs=2e-4) and found[1] == {}
     assert found[0]["prediction"] == list(found[0]["probabilities"])[int(chances.argmax())]
     flags = [f"--workdir={made('sentences')}", "--task=next_sentence"]
     fails(predict, capfd, *flags, stdin=b"a\tb\n", monkeypatch=monkeypatch, says=["does not tell what follows", "sequence"])
