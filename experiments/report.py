@@ -69,7 +69,7 @@ def pictures_of(args, config) -> dict:
 
     found = own_pictures(args, config)
     try:
-        more = updates.pictures(Experiment(config, args.workdir))
+        more = updates.pictures(Experiment(config, args.workdir, step=args.step))
     except UserError as error:
         logging.warning("the report is without what finetuning changed: %s", error)
         return found

@@ -130,12 +130,12 @@ def test_a_classifier_becomes_a_detector(trained, photos, tmp_path, capfd):
     code, _, err = call(pretrain, capfd, classifier, *shape, *settings, *data, f"--workdir={tmp_path}/c")
     assert code == 0, err
     assert call(convert, capfd, f"--from={tmp_path}/c", f"--to={tmp_path}/hf")[0] == 0
-    given, _ = initialise.read(tmp_path / "c")
+    given = initialise.read(tmp_path / "c")[0]
     for folder in "c", "hf":
         more = f"--init_from={tmp_path}/{folder}", "--config.optimizer.learning_rate=1e-12", "--config.training.steps=5"
         code, _, err = call(finetune, capfd, *flags(photos), *more, f"--workdir={tmp_path}/{folder}_found")
         assert code == 0 and "newly initialised: detection_head/" in err, err
-        found, _ = initialise.read(tmp_path / f"{folder}_found")
+        found = initialise.read(tmp_path / f"{folder}_found")[0]
         kept = [name for name in found if not name.startswith("detection_head/")]
         assert len(kept) > 10
         for name in kept:

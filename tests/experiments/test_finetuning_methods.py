@@ -12,6 +12,7 @@ from experiments import convert, evaluate, finetune, launch, predict, pretrain, 
 from transformers_jax import config as configuration
 from transformers_jax import parameters
 from transformers_jax.finetuning import lora
+from transformers_jax.genomes.genome import EVOLVED_TRANSFORMER, replace
 from transformers_jax.layers.quantized import bytes_per_parameter, is_quantized
 from transformers_jax.runs import initialise
 from transformers_jax.runs.experiment import Experiment
@@ -244,7 +245,9 @@ def test_a_translation_is_finetuned(run, corpus, tmp_path, capfd, monkeypatch):
 
 
 def test_a_genome_is_finetuned(corpus, tmp_path, capfd, monkeypatch):
-    genome = ["--config.model.genome=evolved_transformer", *SMALL]
+    file = tmp_path / "genome.json"
+    file.write_text(replace(EVOLVED_TRANSFORMER, {"encoder_cells": 1, "decoder_cells": 1}).to_json())
+    genome = [f"--config.model.genome={file}", *SMALL]
     config = f"--config={REPOSITORY}/configs/transformer.py:tiny"
     code, _, err = call(pretrain, capfd, config, f"--workdir={tmp_path / 'base'}", *corpus, *genome)
     assert code == 0, err
@@ -292,7 +295,7 @@ def test_several_adapters_answer_over_one_base(runs, encoder, capfd, monkeypatch
         fails(predict, capfd, *more, stdin=line, monkeypatch=monkeypatch, says=says)
 
     refused(["names the adapter 'third'; there are second, layers"], *flags, line=b'{"first": "a", "adapter": "third"}')
-    refused(["--adapter=x is not NAME=PATH"], flags[0], "--adapter=x")
+    refused(["--adapter=x: no such folder"], flags[0], "--adapter=x")
     refused(["holds a whole model"], flags[0], f"--adapter=x={encoder}")
     refused(["its base is quantised otherwise"], flags[0], f"--adapter=x={runs('qlora')}")
     refused(["as the base has it"], f"--workdir={runs('adapters')}", f"--adapter=x={runs('lora')}")

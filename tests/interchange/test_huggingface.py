@@ -235,7 +235,6 @@ def test_half_precision_stays_until_it_is_on_its_device(folder):
         ("is_decoder", True, False),
         ("add_cross_attention", True, False),
         ("position_embedding_type", "relative_key", "'absolute'"),
-        ("quantization_config", {"load_in_4bit": True}, None),
         ("pruned_heads", {"0": [1]}, "{}"),
     ],
 )
@@ -243,6 +242,13 @@ def test_keys_that_change_numbers_are_refused_by_name_and_value(folder, key, val
     edit_config(folder, **{key: value})
     says = f"config.json: {key} is {value!r}, which is not computed here; of bert only {computed} is"
     with pytest.raises(UserError, match=re.escape(says)):
+        huggingface.load(folder)
+
+
+@pytest.mark.parametrize("value", [{"quant_method": "gptq", "bits": 4}, {"quant_method": "bitsandbytes", "load_in_8bit": True}])
+def test_a_quantisation_that_is_not_read_is_refused_by_name(folder, value):
+    edit_config(folder, quantization_config=value)
+    with pytest.raises(UserError, match=f"quantization_config .*{value['quant_method']}.* is not read"):
         huggingface.load(folder)
 
 

@@ -89,14 +89,14 @@ def test_a_segmenter_sees_all_of_an_image_where_its_folder_says_so(tmp_path):
     fields = asked.unaugmented(asked.encode(asked.examples(source)[0]))
     assert fields["image"].shape == (32, 48, 3) and fields["mask"].shape == (32, 48)
     logits = np.random.default_rng(1).standard_normal((1, 8, 12, 3)).astype(np.float32)
-    (classes,) = asked.classes(source, {"logits": logits})
+    (classes,) = asked._classes(source, {"logits": logits})
     wanted = resize(jax.numpy.asarray(logits), (20, 50), "bilinear")[0].argmax(-1)
     assert classes.dtype == np.uint8 and np.array_equal(classes, wanted)
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(said | {"size": {"shortest_edge": 32}}))
     with pytest.raises(UserError, match="images are squeezed into one size"):
         foreign_task.of_folder(tmp_path, model.protocol(), None)
     (tmp_path / "preprocessor_config.json").unlink()
-    assert not foreign_task.of_folder(tmp_path, model.protocol(), None).squeezed  # windows over images in their own size
+    assert not foreign_task.of_folder(tmp_path, model.protocol(), None)._squeezed  # windows over images in their own size
 
 
 def test_finetuning_goes_on_with_a_sentence_folders_recipe(tokenizer, tmp_path):

@@ -89,7 +89,7 @@ def test_bits_of_a_byte_by_context(tokenizer):
     nll = jax.nn.logsumexp(logits, axis=-1) - np.take_along_axis(logits, batch["targets"][..., None], -1)[..., 0]
     at = (batch["weights"] > 0) & (batch["positions"] >= 16) & (batch["positions"] < 32)
     size = sum(tokenizer.byte_lengths()[target] for target in batch["targets"][at])
-    assert scores["bits_per_byte_after_16"] == pytest.approx(nll[at].sum() / math.log(2) / size, rel=1e-4)
+    assert scores["bits_per_byte_after_16"] == pytest.approx(float(nll[at].sum()) / math.log(2) / size, rel=1e-4)
 
 
 def test_a_token_sees_nothing_of_other_documents(tokenizer):

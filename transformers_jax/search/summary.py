@@ -56,7 +56,7 @@ def of(config, population: Population, methods: list[str]) -> dict:
     mean first; won: who has the highest mean.
     """
     counted = {method: counts(population.rows(method)) for method in methods}
-    if config.task.name == "causal_lm":
+    if config.get("task", {}).get("name") == "causal_lm":
         for found in counted.values():
             found["best_bits_per_byte"] = -found["best_fitness"] / math.log(2)
     finals, steps = population.finals(), final_steps(config)

@@ -147,7 +147,7 @@ class NextSentence(Base):
     line_means, line_keys = "two texts with a TAB between them", ("first", "second")
 
     def __init__(self, tokenizer, *, max_length: int = 0):
-        self.tokenizer, self.max_length, self.labels = tokenizer, max_length, Labels(FOLLOWS)
+        self.tokenizer, self.max_length, self._labels = tokenizer, max_length, Labels(FOLLOWS)
 
     def encode(self, example: dict) -> dict:
         """→ 1-D int32 `tokens`, `token_types`."""
@@ -160,7 +160,7 @@ class NextSentence(Base):
 
     def answers(self, source: Sequence[dict], predictions: dict) -> list[dict]:
         """{"prediction", "probabilities"} of each pair."""
-        return [self.labels.answer(row) for row in predictions["probabilities"]]
+        return [self._labels.answer(row) for row in predictions["probabilities"]]
 
     def of_line(self, cells: Sequence[str]) -> dict:
         """{"first", "second"}."""

@@ -52,7 +52,7 @@ class Task(Base):
     def __init__(self, data, *, labels: Sequence[str] = (), void: int = NO_CLASS, first: int = 0, overlap: float = 0.25):
         self.labels, self._views, self._channels = Labels(labels), Views(data), channels_of(data)
         self.void, self.first, self.overlap = void, first, overlap
-        self.squeezed, self._interpolation = data.get("crop") == "squash", data.get("interpolation", "bilinear")
+        self._squeezed, self._interpolation = data.get("crop") == "squash", data.get("interpolation", "bilinear")
         self._sieve = scenes.Sieve(data, lambda example: "mask" in example and self._mask(example["mask"]))
         self.row_shapes = {"image": (*self._views.size, self._channels), "mask": self._views.size}
         _check(self)
@@ -168,7 +168,7 @@ class Task(Base):
 
     def answering(self, model, *, top: int) -> tuple[Base, Any]:
         """What gives the classes of all pixels; the model is the same."""
-        return (Squeezed if self.squeezed else Drawn)(self), model
+        return (Squeezed if self._squeezed else Drawn)(self), model
 
     def of_line(self, cells: Sequence[str]) -> dict:
         """{"image": path}."""
@@ -191,7 +191,7 @@ class Drawn(Task):
         """`classes` [B, H, W] uint8."""
         return {"classes": _finest(output, batch).argmax(axis=-1).astype(jnp.uint8)}
 
-    def classes(self, source: Sequence[dict], predictions: dict) -> list[np.ndarray]:
+    def _classes(self, source: Sequence[dict], predictions: dict) -> list[np.ndarray]:
         """As `classes_of`."""
         return classes_of(self, source, predictions)
 
@@ -203,7 +203,7 @@ class Drawn(Task):
         """{"image": its file, "classes": {class: its share of the pixels}} of each image; where they are written, its mask's
         files."""
         samples = []
-        for i, classes in enumerate(self.classes(source, predictions)):
+        for i, classes in enumerate(self._classes(source, predictions)):
             image, counts = source[i]["image"], np.bincount(classes.ravel(), minlength=len(self.labels))
             order = [k for k in np.argsort(-counts, kind="stable") if counts[k]]
             shares = {self.labels.names[k]: round(float(counts[k] / classes.size), 4) for k in order}
@@ -232,7 +232,7 @@ class Squeezed(Drawn):
         """`logits` [B, h, w, L] as the model gives them."""
         return {"logits": output.logits.astype(jnp.float32)}
 
-    def classes(self, source: Sequence[dict], predictions: dict) -> list[np.ndarray]:
+    def _classes(self, source: Sequence[dict], predictions: dict) -> list[np.ndarray]:
         """Of each image in its own size, uint8 [h, w]."""
         sizes = (read_image(example["image"], self._channels).shape[:2] for example in source)
         pairs = zip(predictions["logits"], sizes, strict=True)

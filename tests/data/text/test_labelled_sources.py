@@ -100,6 +100,13 @@ def test_a_tab_inside_a_text_moves_no_column(tmp_path, content, keys, line):
         opened(tmp_path, "tsv", content, **keys)
 
 
+def test_a_blank_makes_no_other_label_and_none_is_empty(tmp_path):
+    found = opened(tmp_path, "tsv", "good\tpos \nbad\t neg\nfine\tpos\n", columns=("first", "label"))
+    assert [example["label"] for example in found] == ["pos", "neg", "pos"]
+    with pytest.raises(UserError, match="data, line 2 has an empty label"):
+        opened(tmp_path, "tsv", "good\tpos\nbad\t \n", columns=("first", "label"))
+
+
 def test_quotes_are_text(tmp_path):
     found = opened(tmp_path, "tsv", '"Unbalanced here\t1\nplain "inner"\t0\n', columns=("first", "label"))
     assert [e["first"] for e in found] == ['"Unbalanced here', 'plain "inner"']

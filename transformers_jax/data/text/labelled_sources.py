@@ -202,6 +202,10 @@ def _typed(field: str, value: Any, where: str):
         return score
     if value is None or isinstance(value, (dict, list)) or not isinstance(value, str) and field not in ("label", "id"):
         raise UserError(f"{where}: {field} is no text but {value!r}")
+    if field == "label" and isinstance(value, str):
+        value = value.strip()  # a blank behind it makes no other label
+        if not value:
+            raise UserError(f"{where} has an empty label; in config.data.columns '-' names a column that is not read")
     return _whole(field, value, where) if isinstance(value, str) else json.dumps(value)
 
 
