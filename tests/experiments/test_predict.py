@@ -162,7 +162,7 @@ def test_what_follows_what(encoder, folder, made, capfd, monkeypatch):
 
 def test_candidates_for_a_gap(encoder, folder, made, capfd, monkeypatch):
     lines = ["the value of an [MASK] is bound", "[MASK] name , [MASK] value"]
-    (best, _) = answers(capfd, monkeypatch, lines, f"--workdir={encoder}", "--top=4")
+    (best, _) = answers(capfd, monkeypatch, lines, f"--workdir={encoder}", "--top=100")
     whole = [word for word in best["gaps"][0] if word["word"].isalpha()][:2]
     words = [word["word"] for word in reversed(whole)]
     found = answers(capfd, monkeypatch, lines, f"--init_from={folder}", f"--candidates={','.join(words)},unboundable")
