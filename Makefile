@@ -21,13 +21,13 @@ quickstart: $(VENV)/.quickstart
 	$(RUN) -m experiments.report --workdir=$(WORKDIR)
 
 test: $(VENV)/.test
-	$(RUN) -m pytest $(PYTEST)
+	$(RUN) -m pytest $(PYTEST) --ignore=tests/parity
 
 slow: $(VENV)/.test
 	$(RUN) -m pytest -q -m slow
 
 parity: $(VENV)/.parity
-	$(RUN) -m pytest -q -m "" tests/parity
+	$(RUN) -m pytest $(PYTEST) -m "" tests/parity
 
 lint: $(VENV)/.test
 	$(RUN) -m ruff check .
