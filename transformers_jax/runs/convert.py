@@ -15,7 +15,7 @@ from transformers_jax import config as configuration
 from transformers_jax import models, parameters, tasks
 from transformers_jax.data.text.tokenizer import Tokenizer
 from transformers_jax.errors import UserError
-from transformers_jax.finetuning import lora, trainable
+from transformers_jax.finetuning import trainable
 from transformers_jax.interchange import (
     gguf_model,
     huggingface,
@@ -67,18 +67,14 @@ def convert(
         raise UserError(f"--to={target} is there already: give a new folder")
     if four_bit and (gguf_model.is_file(source) or huggingface.is_folder(Path(source))):
         raise UserError(f"--quantization is for --from=WORKDIR, and {source} is none: convert it to one first")
-    of_file = gguf_model.is_file(source)
-    folder = Path(source) if of_file else initialise.folder_of(source, key="--from")
-    if step is not None and (of_file or peft.is_adapter(folder) or huggingface.is_folder(folder)):
-        raise UserError(f"--step={step} is for workdirs, and --from={source} is none")
-    if of_file:
+    folder = initialise.converted(source, step)
+    if gguf_model.is_file(folder):
         return _to_workdir(folder, made, config_of, gguf_model.opened(source))
     if peft.is_adapter(folder):
         return _from_peft(folder, made, config_of, base)
     if huggingface.is_folder(folder):
         return _to_workdir(folder, made, config_of, huggingface.opened(folder))
-    chosen, _ = best.chosen(folder, step)
-    return _to_folder(folder, made, merge, four_bit, "best" if chosen.name == best.FOLDER else step)
+    return _to_folder(folder, made, merge, four_bit, best.settled(folder, step))
 
 
 def _to_workdir(folder: Path, workdir: Path, config_of: Callable[[str], ConfigDict], opened: tuple) -> str:
@@ -157,7 +153,7 @@ def _to_folder(workdir: Path, folder: Path, merge: bool, four_bit: bool, step: i
     if TEXT in about.reads and not (tokenizer or vocab_size and ("head" in fields or len(about.heads) == 1)):
         raise UserError(f"--from={workdir} has no tokenizer.json")
     wanted = stacking.names(mapping.shapes(model))
-    if not merge and (learned := _low_rank(workdir, step)):
+    if not merge and (learned := initialise.low_rank(workdir, step)):
         if four_bit:
             raise UserError("--quantization is of the whole model, and an adapter is written: give --merge")
         names = huggingface.names_of(fields)
@@ -190,22 +186,6 @@ def _drift(folder: Path, leaves: dict[str, np.ndarray]) -> float:
             own = np.asarray(leaves[name], np.float64)
             apart, whole = apart + np.sum((np.asarray(leaf) - own) ** 2), whole + np.sum(own**2)
     return float(np.sqrt(apart / whole)) if whole else 0.0
-
-
-def _low_rank(workdir: Path, step: int | str | None) -> dict[str, np.ndarray] | None:
-    """What a workdir learned beside its base, layers apart, with the scales of its parts of low rank; None without such parts.
-
-    Raises:
-      UserError: it has such parts, and no base that they could be apart from.
-    """
-    chosen, number = best.place(workdir, step)
-    with Checkpoints(chosen) as checkpoints:
-        state, base = checkpoints.restore_params(number), checkpoints.saved_base(number)
-    if not lora.has_parts(state["params"]):
-        return None
-    if base is None:
-        raise UserError(f"--from={workdir} holds its base and parts of low rank in one: give --merge")
-    return stacking.separate(parameters.flat(parameters.merge(state["params"], state["frozen"])))
 
 
 def _to_plain_workdir(workdir: Path, made: Path, config: ConfigDict, step: int | str | None) -> str:

@@ -6,9 +6,8 @@ import jax
 import numpy as np
 
 from transformers_jax import config as configuration
-from transformers_jax import models, parameters
+from transformers_jax import models
 from transformers_jax.errors import UserError
-from transformers_jax.finetuning import lora
 from transformers_jax.interchange import gguf_adapter, gguf_export, gguf_model, huggingface, mapping, stacking, tokenizers
 from transformers_jax.interchange.gguf import GgufFile
 from transformers_jax.runs import initialise
@@ -33,11 +32,8 @@ def convert(source: str, target: str, *, dtype: str = "", merge: bool = False, s
     if made.exists():
         raise UserError(f"--to={target} is there already: give another name")
     made.parent.mkdir(parents=True, exist_ok=True)
-    of_file = gguf_model.is_file(source)
-    folder = Path(source) if of_file else initialise.folder_of(source, key="--from")
-    if step is not None and (of_file or huggingface.is_folder(folder)):
-        raise UserError(f"--step={step} is for workdirs, and --from={source} is none")
-    if of_file:
+    folder = initialise.converted(source, step)
+    if gguf_model.is_file(folder):
         return _from_file(folder, made, dtype)
     if huggingface.is_folder(folder):
         fields, leaves, tokenizer = huggingface.opened(folder)
@@ -55,27 +51,26 @@ def _from_workdir(workdir: Path, made: Path, dtype: str, merge: bool, step: int 
     config, tokenizer = configuration.read(workdir), tokenizers.read(workdir)
     fields = initialise.trained_fields(config, tokenizer)
     fields["vocab_size"] = fields.get("vocab_size") or (tokenizer.vocab_size if tokenizer else 0)
-    chosen, number = best.chosen(workdir, step)
-    with Checkpoints(chosen) as checkpoints:
-        base, state = checkpoints.saved_base(number), checkpoints.restore_params(number)
-    if lora.has_parts(state["params"]) and not merge:
-        if base is None:
-            raise UserError(f"--from={workdir} holds its base and parts of low rank in one: give --merge")
-        return _adapter(made, fields, parameters.merge(state["params"], state["frozen"]), base.path)
-    leaves = stacking.separate(mapping.named(initialise.plain(workdir, "best" if chosen.name == best.FOLDER else step)))
+    step = best.settled(workdir, step)
+    folder, number = best.place(workdir, step)
+    with Checkpoints(folder) as checkpoints:
+        base = checkpoints.saved_base(number)
+    if not merge and (learned := initialise.low_rank(workdir, step)):
+        return _adapter(made, fields, learned, base.path)
+    leaves = stacking.separate(mapping.named(initialise.plain(workdir, step)))
     source = GgufFile(base.path) if base and gguf_model.is_file(base.path) else None
     kind = gguf_export.TYPES[dtype] if dtype else gguf_export.kind_of(source) if source else "F32"
     gguf_export.write(made, fields, leaves, tokenizer, kind, source, begun=True)
     return f"{_count(leaves)} parameters in {made}"
 
 
-def _adapter(made: Path, fields: dict, learned: dict, base: str) -> str:
+def _adapter(made: Path, fields: dict, leaves: dict, base: str) -> str:
     """The parts of low rank of a run alone."""
     model = models.build(fields, fields["vocab_size"])
     if not huggingface.has_names(fields["name"]):
         raise UserError(f"config.model.name is {fields['name']!r}: of adapters, those of a Llama are written to GGUF")
     plan = mapping.plan(huggingface.names_of(fields), model.protocol().head, stacking.names(mapping.shapes(model)))
-    leaves = stacking.separate(parameters.flat(jax.tree.map(np.asarray, learned)))
+    leaves = jax.tree.map(np.asarray, leaves)
     gguf_adapter.write(made, huggingface.hf_config(fields), plan, leaves)
     return f"{_count(leaves)} parameters beside {base} in {made}, an adapter; --merge writes the whole model"
 

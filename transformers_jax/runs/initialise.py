@@ -30,7 +30,17 @@ from transformers_jax.finetuning.adapters import has_adapters
 from transformers_jax.finetuning.fingerprint import fingerprint
 from transformers_jax.finetuning.quantization import quantized_like
 from transformers_jax.finetuning.trainable import HEAD
-from transformers_jax.interchange import config_json, gguf_model, huggingface, mapping, recipe, stacking, tokenizers, weights
+from transformers_jax.interchange import (
+    config_json,
+    gguf_model,
+    huggingface,
+    mapping,
+    peft,
+    recipe,
+    stacking,
+    tokenizers,
+    weights,
+)
 from transformers_jax.layers.quantized import is_quantized
 from transformers_jax.runs import label_rows
 from transformers_jax.training import best
@@ -229,6 +239,18 @@ def folder_of(path: str, key: str = "--init_from") -> Path:
         raise UserError(f"{key}={path}: no such folder, and the hub does not give it: {reason}") from error
 
 
+def converted(source: str, step: int | str | None) -> Path:
+    """What experiments.convert reads: `folder_of` --from, of which --step may choose a checkpoint.
+
+    Raises:
+      UserError: there is none, or a step is given of what is no workdir.
+    """
+    folder = Path(source) if gguf_model.is_file(source) else folder_of(source, key="--from")
+    if step is not None and (is_foreign(folder) or peft.is_adapter(folder)):
+        raise UserError(f"--step={step} is for workdirs, and --from={source} is none")
+    return folder
+
+
 def is_foreign(folder: Path) -> bool:
     """Whether the model in a folder is not a workdir's of ours."""
     return gguf_model.is_file(folder) or huggingface.is_folder(folder)
@@ -332,6 +354,22 @@ def plain(folder: Path, step: int | str | None = None) -> dict[str, dict]:
     if has_adapters(variables["params"]):
         raise UserError(f"{folder} has Houlsby's adapters, which cannot be merged into a plain model")
     return jax.tree.map(np.asarray, {"params": lora.merged(variables["params"]), **variables["model_state"]})
+
+
+def low_rank(workdir: Path, step: int | str | None = None) -> dict[str, np.ndarray] | None:
+    """What a workdir learned beside its base, layers apart, with the scales of its parts of low rank; None without such parts.
+
+    Raises:
+      UserError: it has such parts, and no base that they could be apart from.
+    """
+    chosen, number = best.place(workdir, step)
+    with Checkpoints(chosen) as checkpoints:
+        state, base = checkpoints.restore_params(number), checkpoints.saved_base(number)
+    if not lora.has_parts(state["params"]):
+        return None
+    if base is None:
+        raise UserError(f"--from={workdir} holds its base and parts of low rank in one: give --merge")
+    return stacking.separate(parameters.flat(parameters.merge(state["params"], state["frozen"])))
 
 
 def _cut(name: str, array: np.ndarray | weights.Leaf, shape: tuple[int, ...]) -> np.ndarray | weights.Leaf:

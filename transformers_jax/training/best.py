@@ -103,8 +103,14 @@ def place(workdir: Path, step: int | str | None = None) -> tuple[Path, int | Non
 
 
 def chosen(workdir: Path, step: int | str | None = None) -> tuple[Path, int | None]:
-    """`place`, and a line of the log where the best is taken though nobody has asked for it."""
+    """`place`, with a line of the log as `settled` has it."""
+    return place(workdir, settled(workdir, step))
+
+
+def settled(workdir: Path, step: int | str | None = None) -> int | str | None:
+    """The step as it is given; "best", and a line of the log, where that is taken though nobody has asked for it."""
     folder, number = place(workdir, step)
     if step is None and folder.name == FOLDER:
         logging.info("the best model of %s, that of step %d; --step=last takes the last", workdir, number)
-    return folder, number
+        return "best"
+    return step
