@@ -197,8 +197,8 @@ def instruct(rows: Rows) -> None:
         "--config.training.checkpoint_every=20", *FLAGS.more,
     ]  # fmt: skip
     began = time.monotonic()
-    trained = last_line(command) | {"seconds": round(time.monotonic() - began)}
-    rows.add("SmolLM2 qlora", **trained, **last_line([sys.executable, "-m", "benchmarks.adapters_instruct", str(workdir)]))
+    trained = runs.last_line(command) | {"seconds": round(time.monotonic() - began)}
+    rows.add("SmolLM2 qlora", **trained, **runs.last_line([sys.executable, "-m", "benchmarks.adapters_instruct", str(workdir)]))
 
 
 # -- SST-2 -------------------------------------------------------------------------------------------------------------
@@ -212,7 +212,8 @@ def sst2(rows: Rows) -> None:
                 if not rows.has(f"ours {method} {seed}"):
                     rows.add(f"ours {method} {seed}", **ours(method, workdir, seed))
                 if method in ("full", "lora") and FLAGS.peer and not rows.has(f"peft {method} {seed}"):
-                    rows.add(f"peft {method} {seed}", **last_line([FLAGS.peer, "-m", "benchmarks.adapters_peer", str(workdir)]))
+                    peer = [FLAGS.peer, "-m", "benchmarks.adapters_peer", str(workdir)]
+                    rows.add(f"peft {method} {seed}", **runs.last_line(peer))
     found = {name: row for (part, name), row in rows.done.items() if part == "sst2"}
     for side in dict.fromkeys(name.rpartition(" ")[0] for name in found):
         own = [row for name, row in found.items() if name.rpartition(" ")[0] == side]
@@ -234,7 +235,7 @@ def ours(method: str, workdir: Path, seed: int) -> dict:
         f"--config.data.batch_size={BATCH}", f"--config.finetuning.method={method}",
         *(f"--config.finetuning.{key}={value}" for key, value in options.items()),
     ]  # fmt: skip
-    found = last_line(command) | {"seconds": round(time.monotonic() - began)}
+    found = runs.last_line(command) | {"seconds": round(time.monotonic() - began)}
     lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     return found | {"learning": learning(workdir), "seconds_a_step": round(BATCH / runs.tokens_per_second(lines), 4)}
 
@@ -250,13 +251,6 @@ def learning(workdir: Path) -> int:
 
     jax.config.update("jax_platforms", "cpu")
     return counts.count(Experiment(configuration.read(workdir), workdir).abstract_state(optax.identity()).params)
-
-
-def last_line(command: list[str]) -> dict:
-    done = subprocess.run(command, cwd=runs.REPOSITORY, stdout=subprocess.PIPE, text=True)
-    if done.returncode:
-        sys.exit(done.returncode)
-    return json.loads(done.stdout.splitlines()[-1])
 
 
 if __name__ == "__main__":

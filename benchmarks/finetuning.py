@@ -8,7 +8,6 @@ package, torch and transformers. Each task is trained with its config, at --lear
 """
 
 import json
-import subprocess
 import sys
 import tempfile
 import time
@@ -60,19 +59,12 @@ def ours(name: str, workdir: Path, seed: int) -> dict:
         f"--config.data.validation={data / validation}", f"--config.seed={seed}",
         f"--config.optimizer.learning_rate={FLAGS.learning_rate}", *more,
     ]  # fmt: skip
-    return _last_line(command) | {"seconds": round(time.monotonic() - began)}
+    return runs.last_line(command) | {"seconds": round(time.monotonic() - began)}
 
 
 def theirs(workdir: Path) -> dict:
     """The same of PyTorch, on the batches of the run in `workdir`."""
-    return _last_line([FLAGS.peer, "-m", "benchmarks.finetuning_peer", str(workdir)])
-
-
-def _last_line(command: list[str]) -> dict:
-    done = subprocess.run(command, cwd=runs.REPOSITORY, stdout=subprocess.PIPE, text=True)
-    if done.returncode:
-        sys.exit(done.returncode)
-    return json.loads(done.stdout.splitlines()[-1])
+    return runs.last_line([FLAGS.peer, "-m", "benchmarks.finetuning_peer", str(workdir)])
 
 
 if __name__ == "__main__":

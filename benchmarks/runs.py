@@ -35,6 +35,14 @@ def pretrain(config: str, data: Path, workdir: Path, *flags: str) -> list[dict]:
     return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
 
 
+def last_line(command: list[str]) -> dict:
+    """The JSON object that a command prints last; its failure is ours."""
+    done = subprocess.run(command, cwd=REPOSITORY, stdout=subprocess.PIPE, text=True)
+    if done.returncode:
+        sys.exit(done.returncode)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
 def compiled(run):
     """(first state, compiled step) of an experiment."""
     import jax

@@ -71,8 +71,7 @@ def token_nll(hidden: jax.Array, table: jax.Array, targets: jax.Array, bias: jax
 
     def chunk(of):  # hidden [P, D], targets [P] → [P]
         states, true = of
-        logits = jnp.einsum("pd,vd->pv", states, table, preferred_element_type=jnp.float32)
-        logits = logits if bias is None else logits + bias.astype(jnp.float32)
+        logits = _logits(states, table, bias)
         return jax.nn.logsumexp(logits, axis=-1) - jnp.take_along_axis(logits, true[:, None], axis=-1)[:, 0]
 
     B, T = targets.shape
@@ -121,14 +120,19 @@ def squared_error(found: jax.Array, scores: jax.Array, weights: jax.Array) -> tu
     return jnp.sum(weights * (found.astype(jnp.float32) - jnp.where(known, scores, 0.0)) ** 2), jnp.sum(weights)
 
 
+def _logits(hidden: jax.Array, table: jax.Array, bias: jax.Array | None) -> jax.Array:
+    """Of a chunk's positions, hidden [P, D]: [P, V] float32."""
+    logits = jnp.einsum("pd,vd->pv", hidden, table, preferred_element_type=jnp.float32)
+    return logits if bias is None else logits + bias.astype(jnp.float32)
+
+
 def _chunk(label_smoothing, softmax, hidden, targets, weights):
     """One chunk's sums, and a function that gives the gradient of its logits. hidden [P, D], targets, weights [P].
 
     softmax: (table, bias or None).
     """
     table, bias = softmax
-    logits = jnp.einsum("pd,vd->pv", hidden, table, preferred_element_type=jnp.float32)  # [P, V]
-    logits = logits if bias is None else logits + bias.astype(jnp.float32)
+    logits = _logits(hidden, table, bias)
     top = jnp.max(logits, axis=-1, keepdims=True)  # [P, 1]
     true = jnp.take_along_axis(logits, targets[:, None], axis=-1)  # [P, 1]
     exponentials = jnp.exp(logits - top)

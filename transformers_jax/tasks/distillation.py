@@ -168,7 +168,7 @@ class Pupil(nn.Module):
         teacher, teacher_states = jax.lax.stop_gradient(_over_tokens(self.teacher, batch, True))
         return Distilled(student, teacher, states, teacher_states)
 
-    def encode(self, batch: dict, deterministic: bool) -> jax.Array:
+    def encode(self, batch: dict, deterministic: bool = True) -> jax.Array:
         """The student's hidden states."""
         return self.student.encode(batch, deterministic)
 

@@ -21,6 +21,7 @@ import jax.numpy as jnp
 from transformers_jax.errors import UserError
 from transformers_jax.outputs import LabelOutput
 from transformers_jax.tasks import image_classification
+from transformers_jax.tasks.distillation import Pupil
 from transformers_jax.tasks.task import Task as Base
 
 KINDS = ("soft", "hard")
@@ -155,28 +156,9 @@ class Task(Base):
         return self._task.of_line(cells)
 
 
-class ImagePupil(nn.Module):
-    """A model of images and its teacher. The model's parameters are at the top, the teacher's below `teacher`."""
-
-    student: nn.Module
-    teacher: nn.Module
-
-    @property
-    def config(self):
-        return self.student.config
-
-    @nn.nowrap
-    def protocol(self):
-        """What the student tells about itself."""
-        return self.student.protocol()
-
-    def setup(self):
-        nn.share_scope(self, self.student)
+class ImagePupil(Pupil):
+    """A model of images and its teacher."""
 
     def __call__(self, batch: dict, *, deterministic: bool = True) -> DistilledLabels:
         teacher = jax.lax.stop_gradient(self.teacher(batch, deterministic=True))
         return DistilledLabels(self.student(batch, deterministic=deterministic), teacher)
-
-    def encode(self, batch: dict, deterministic: bool = True) -> jax.Array:
-        """The student's hidden states."""
-        return self.student.encode(batch, deterministic)
