@@ -131,20 +131,26 @@ def qwix(rows: Rows) -> None:
 
 
 def in_turns(rows: Rows, sides: dict[str, tuple]) -> None:
-    """A row for each side: the memory of its process, and the median of its seconds a step."""
-    sides = {name: side for name, side in sides.items() if not rows.has(name)}
-    there, took = {}, {name: [] for name in sides}
-    for name, side in sides.items():
-        there[name] = Side(*side)
-        print(name, json.dumps(there[name].found), flush=True)
-    for _ in range(FLAGS.rounds):
-        for name, side in there.items():
-            took[name] += side.seconds(FLAGS.steps)[1:] if FLAGS.steps > 1 else side.seconds(1)  # the first warms the caches
+    """A row for the memory of each side's process, and one for each of its turns."""
+    missing = {name: [turn for turn in range(FLAGS.rounds) if not rows.has(f"{name}, turn {turn}")] for name in sides}
+    there = {name: Side(*side) for name, side in sides.items() if missing[name]}
     for name, side in there.items():
+        if not rows.has(name):
+            rows.add(name, length=FLAGS.length, **side.found)
+    for turn in range(FLAGS.rounds):
+        for name, side in there.items():
+            if turn in missing[name]:
+                took = side.seconds(FLAGS.steps)  # the first warms the caches
+                rows.add(f"{name}, turn {turn}", seconds=[round(x, 4) for x in took[1:] or took])
+    for side in there.values():
         side.close()
-        seconds = {"seconds": round(statistics.median(took[name]), 4), "quickest": round(min(took[name]), 4)}
-        rows.add(name, length=FLAGS.length, **side.found, **seconds)
-    print(table({name: rows.done[FLAGS.part, name] for part, name in rows.done if part == FLAGS.part}))
+    print(table({name: joined(rows, name) for name in sides}))
+
+
+def joined(rows: Rows, name: str) -> dict:
+    """A side's row with the median of its turns' seconds."""
+    took = [rows.done[FLAGS.part, f"{name}, turn {turn}"]["seconds"] for turn in range(FLAGS.rounds)]
+    return rows.done[FLAGS.part, name] | {"seconds": round(statistics.median(sum(took, [])), 4)}
 
 
 def table(found: dict[str, dict]) -> str:

@@ -335,7 +335,7 @@ class TestMulti30k:
 
 
 WORKERS = """
-import json, sys
+import json, multiprocessing.context, sys, time
 from absl import app
 sys.path[:0] = {paths!r}
 from test_pipeline import TASK, assert_equal, config, make_source
@@ -352,6 +352,14 @@ def main(argv):
     iterator = train_iterator(source, TASK, config(window=40), seed=5)
     iterator.set_state(json.loads(state))
     assert_equal([next(iterator) for _ in range(5)], following)
+    waits = []
+    join = multiprocessing.context.SpawnProcess.join
+    multiprocessing.context.SpawnProcess.join = lambda self, timeout=None: (waits.append(timeout), join(self, timeout))
+    iterator = train_iterator(make_source(4000), TASK, config(workers=2, window=4000), seed=5)
+    next(iterator)
+    time.sleep(3)  # until they wait with what comes next
+    iterator.close()
+    assert waits and max(wait or 0 for wait in waits) < 1, waits  # no timeout that is waited for to its end
     print("equal")
 if __name__ == "__main__":
     app.run(main)
@@ -362,5 +370,5 @@ if __name__ == "__main__":
 def test_worker_processes_change_neither_batches_nor_state(tmp_path):
     script = tmp_path / "workers.py"
     script.write_text(WORKERS.format(paths=[str(REPOSITORY), str(REPOSITORY / "tests"), str(REPOSITORY / "tests/data")]))
-    done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=300, check=False)
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=100, check=False)
     assert done.stdout.split()[-1:] == ["equal"], done.stderr[-2000:]
