@@ -41,8 +41,9 @@ def check_same(found, wanted, tolerance=2e-4):
 @pytest.mark.parametrize("kind", ["Q8_0", "Q4_0", "Q4_1"])
 @pytest.mark.parametrize("scanned", [False, True])
 def test_a_file_s_blocks_stay_as_they_are(file, monkeypatch, kind, scanned):
-    """The same text as from float32, one prompt and several; every matrix in blocks, layers apart or one stack."""
-    monkeypatch.setattr(predictor, "SCANNED", 1 if scanned else 8)
+    """The same text as from float32, one prompt and several; each matrix in blocks, a stack, or layers apart as runs have."""
+    if not scanned:
+        monkeypatch.setattr(held, "in_blocks", lambda *_: False)
     there, floats = predictor.loaded(file(kind)), predictor.loaded(file(kind), quantization="none")
     leaves = parameters.flat(there.variables["params"])
     kernels = {name: leaf for name, leaf in leaves.items() if is_quantized(leaf)}
@@ -57,7 +58,8 @@ def test_a_file_s_blocks_stay_as_they_are(file, monkeypatch, kind, scanned):
 
 
 @pytest.mark.parametrize("kind", held.KINDS[1:])
-def test_floats_are_quantised_as_they_are_read(file, kind):
+def test_floats_are_quantised_as_they_are_read(file, monkeypatch, kind):
+    monkeypatch.setattr(held, "in_blocks", lambda *_: False)
     there = predictor.loaded(file("F32"), quantization=kind)
     leaves = parameters.flat(there.variables["params"])
     tables = {name: leaf for name, leaf in leaves.items() if name in ("embedding", "lm_head")}

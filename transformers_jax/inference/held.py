@@ -34,6 +34,11 @@ def check(kind: str) -> None:
         raise UserError(f"quantization={kind} is not one of {', '.join(KINDS)}")
 
 
+def in_blocks(leaves: Mapping[str, Any], kind: str) -> bool:
+    """Whether some of the leaves would be held in blocks; see `held`."""
+    return kind not in ("", "none") or not kind and any(getattr(leaf, "kernel", None) for leaf in leaves.values())
+
+
 class Held(NamedTuple):
     """What is held in blocks.
 

@@ -40,7 +40,8 @@ IMAGES_AT_ONCE = 64
 
 SCANNED = 40
 """A foreign decoder of more layers has them scanned: it is compiled sooner, and decodes slower. A step of SmolLM2's 30 layers
-takes 5 to 6 seconds of a processor and not 1.5 to compile, and 47 ms and not 70 to run."""
+takes 5 to 6 seconds of a processor and not 1.5 to compile, and 47 ms and not 70 to run. Layers in blocks are always scanned:
+blocks are read where they lie, in a stack as well, and the program of each product is long."""
 
 
 class Loaded(NamedTuple):
@@ -144,7 +145,7 @@ def loaded(
 def _assembled(fields, leaves, tokenizer, ends, path: str, quantization: str) -> Loaded:
     """The model of a foreign file, its numbers on the devices."""
     model, mesh = models.build(fields, 0), make_mesh({})
-    if CONTINUES in model.protocol().does and fields["layers"] > SCANNED:
+    if CONTINUES in model.protocol().does and (fields["layers"] > SCANNED or held.in_blocks(leaves, quantization)):
         model = models.build(fields | {"scan_layers": True}, 0)
     if tokenizer is None and TEXT in model.protocol().reads:
         raise UserError(f"--init_from={path} has no tokenizer that can be read: put a tokenizer.json beside its weights")
