@@ -90,7 +90,7 @@ def segformer_of(run):
 
     jax.config.update("jax_default_prng_impl", run.config.prng)
     state = jax.device_get(first_state(run, optax.identity()))
-    fields = dict(run.config.model) | run.task.model_fields()
+    fields = dict(run.config.model) | run.task.model_fields() | {"vocab_size": 0}
     with tempfile.TemporaryDirectory() as folder:
         huggingface.save(Path(folder), fields, state.model_params, model_state=state.model_state)
         return transformers.SegformerForSemanticSegmentation.from_pretrained(folder)
