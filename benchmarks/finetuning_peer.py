@@ -57,7 +57,7 @@ def main(workdir: str, begin: Callable | None = None, plain: Callable = lambda m
         optimizer.zero_grad(set_to_none=True)
         loss = loss_of(model, batch, config.task.name)
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), config.optimizer.clip_norm)
+        torch.nn.utils.clip_grad_norm_(model.parameters(), config.optimizer.clip_norm or float("inf"))
         for group in optimizer.param_groups:
             group["lr"] = float(rate(step - 1))
         optimizer.step()

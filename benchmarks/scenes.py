@@ -66,7 +66,7 @@ def camvid_peer() -> dict:
         labels = torch.from_numpy(np.asarray(batch["mask"], np.int64))
         loss = model(pixel_values=pixels_of(batch["image"], config.model), labels=labels).loss
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), config.optimizer.clip_norm)
+        torch.nn.utils.clip_grad_norm_(model.parameters(), config.optimizer.clip_norm or float("inf"))
         for group in optimizer.param_groups:
             group["lr"] = float(rate(step - 1))
         optimizer.step()
