@@ -35,13 +35,14 @@ flags.DEFINE_list("seeds", ["0", "1", "2"], "of each model")
 flags.DEFINE_list("parts", ["models", "positions", "pretraining"], "which")
 flags.DEFINE_integer("measured", 40, "steps of the run that measures speed")
 
-HYBRID = ["stem=resnet", "stem_depths=(2,)", "stem_width=32"]
+VIT = ["width=96", "num_heads=3", "mlp_width=192"]  # half as wide as configs/vit.py:folders: 14 epochs in two minutes of a core
 MODELS = {
-    "vit": ("vit", []),
-    "hybrid": ("vit", HYBRID),
-    "convnext": ("convnext", ["widths=(68,136,272)"]),
+    "vit": ("vit", VIT),
+    "hybrid": ("vit", [*VIT, "stem=resnet", "stem_depths=(2,)", "stem_width=16"]),
+    "convnext": ("convnext", ["widths=(34,68,136)"]),
 }
-POSITIONS = {"vit, fixed positions": ("vit", ["positions=sinusoidal_2d"]), "vit, no positions": ("vit", ["positions=none"])}
+POSITIONS = {name: ("vit", [*VIT, f"positions={kind}"])
+             for name, kind in (("vit, fixed positions", "sinusoidal_2d"), ("vit, no positions", "none"))}  # fmt: skip
 SHARES = {"0": 0, "1/4": 4, "1": 1}
 """Of the other classes' images, and every which of them that is."""
 
@@ -141,13 +142,13 @@ def pretraining(rows: Rows, data: Path, kept: Path) -> None:
         workdir = kept / share.replace("/", "_")
         if every:
             other = linked(kept / f"images_{every}", data, classes[::2], every)
-            before = Training("pretraining", f"{share} of the other classes", 0, "vit", [], other)
+            before = Training("pretraining", f"{share} of the other classes", 0, "vit", VIT, other)
             if rows.row(before.key) is None:
                 shutil.rmtree(workdir, ignore_errors=True)
                 rows.write(before.row(workdir, rows.steps(before)))
         mine = linked(kept / "images", data, classes[1::2], 1)
         for seed in map(int, FLAGS.seeds):
-            training = Training("pretraining", f"after {share}", seed, "vit", [], mine)
+            training = Training("pretraining", f"after {share}", seed, "vit", VIT, mine)
             more = {"launcher": "finetune"} if every else {}
             rows.add(training, *([f"--init_from={workdir}"] if every else []), **more)
 

@@ -25,6 +25,7 @@ launch.define_step(FLAGS)
 def main(args, config) -> None:
     from transformers_jax.reporting.report import make_report
     from transformers_jax.reporting.search_pictures import is_search
+    from transformers_jax.runs.initialise import was_converted
 
     if args.init_from and args.workdir:
         raise UserError("give one of --workdir and --init_from")
@@ -34,18 +35,13 @@ def main(args, config) -> None:
         from transformers_jax.inference import predictor
 
         print(of_weights(args, predictor.loaded(args.init_from, step=args.step), Path(args.out or "report")))
-    elif came_from_elsewhere(Path(args.workdir)):
+    elif was_converted(Path(args.workdir)):
         from transformers_jax.inference import predictor
         from transformers_jax.runs.experiment import Experiment
 
         print(of_weights(args, predictor.trained(Experiment(config, args.workdir)), Path(args.workdir) / "report"))
     else:
         print(make_report(args.workdir, **({} if is_search(args.workdir) else pictures_of(args, config))))
-
-
-def came_from_elsewhere(workdir: Path) -> bool:
-    """Whether a workdir is one that experiments.convert has made: it has a checkpoint, and nothing was measured in it."""
-    return (workdir / "checkpoints" / "0").is_dir() and not (workdir / "metrics.jsonl").exists()
 
 
 def of_weights(args, there, folder: Path) -> Path:

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -125,6 +126,8 @@ def test_a_pretrained_model_gets_a_new_head(trained, photos, tmp_path, capfd):
     code, out, err = call(finetune, capfd, *flags(tmp_path), labels, *more)
     assert code == 0 and json.loads(out.splitlines()[-1])["metric"] == "mean_iou", err
     assert "newly initialised: decode_head/classifier/bias, decode_head/classifier/kernel" in err
+    answers = Experiment(configuration.read(tmp_path / "run"), tmp_path / "run").samples()
+    assert {Path(answer["image"]).parent.name for answer in answers} == {"validation"}  # where there is no test split
 
 
 @pytest.mark.parametrize("method", ["lora", "adapters"])

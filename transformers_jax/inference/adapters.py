@@ -91,7 +91,7 @@ def beside(there: Loaded, path: str) -> Loaded:
     if not _is_run(there) and run.model.protocol().head == there.model.protocol().head:
         learned = stacking.separate(parameters.flat(parameters.merge(state["params"], state["frozen"])))
         own = over(there, jax.tree.map(np.asarray, learned), path)
-        return own._replace(tokenizer=run.tokenizer, task=run.task, folder=Path(folder))
+        return own._replace(tokenizer=run.tokenizer, task=run.task, folder=Path(folder), begins=True)
     state = run.abstract_state(optax.identity())
     wanted, constants = parameters.flat(state.frozen), {}
     for name, leaf in wanted.items():
@@ -102,7 +102,7 @@ def beside(there: Loaded, path: str) -> Loaded:
         else:
             constants[name] = leaf
     variables = run.trained(frozen=parameters.nest(constants))
-    return Loaded(run.model, variables, run.tokenizer, there.mesh, run.task, Path(folder))
+    return Loaded(run.model, variables, run.tokenizer, there.mesh, run.task, Path(folder), begins=True)
 
 
 def over(there: Loaded, leaves: Mapping[str, np.ndarray], path: str) -> Loaded:

@@ -136,9 +136,7 @@ class Generator:
         if not isinstance(example.get("prompt"), str):
             raise UserError('a prompt is {"prompt": text} or {"messages": [{"role": …, "content": …}, …]}')
         ids = self.tokenizer.encode(example["prompt"])
-        begin = [self.tokenizer.bos_id]
-        trained_so = self.there.task is not None  # a run of ours: each document began so
-        return begin + ids if trained_so or not ids else self.tokenizer.begun(ids)
+        return [self.tokenizer.bos_id, *ids] if self.there.begins or not ids else self.tokenizer.begun(ids)
 
     def __call__(
         self,

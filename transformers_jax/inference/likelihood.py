@@ -102,7 +102,7 @@ class Likelihood:
         whole, alone = tokenizer.encode(prompt + answer), tokenizer.encode(prompt)
         same = next((k for k, (a, b) in enumerate(zip(whole, alone, strict=False)) if a != b), len(alone))
         same = min(same, len(whole) - 1)
-        begin = [tokenizer.bos_id] if self.there.task is not None else tokenizer.begun([])
+        begin = [tokenizer.bos_id] if self.there.begins else tokenizer.begun([])
         return (begin + whole[:same] or [tokenizer.bos_id]), whole[same:]
 
 

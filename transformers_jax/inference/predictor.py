@@ -52,6 +52,8 @@ class Loaded(NamedTuple):
     task: which it was trained for; None where the weights come from elsewhere.
     folder: where it was read.
     ends: the tokens that end what a decoder writes.
+    begins: whether all texts that a decoder learned from began with the begin token, as in a run of ours; otherwise the
+      tokenizer's file says whether a prompt does.
     """
 
     model: Any
@@ -61,6 +63,7 @@ class Loaded(NamedTuple):
     task: Any
     folder: Path
     ends: tuple[int, ...] = ()
+    begins: bool = False
 
     def with_adapter(self, path: str) -> "Loaded":
         """The model of a run or an adapter beside the same base, whose arrays are this one's; see `adapters.beside`."""
@@ -114,7 +117,8 @@ def trained(run: Experiment, *, average: int | None = None, step: int | str | No
         rest = {name: leaf for name, leaf in params.items() if name not in blocks.names}
         variables = variables | {"params": parameters.nest(rest | blocks.leaves)}
     ends = (run.tokenizer.eos_id,) if run.tokenizer else ()
-    return Loaded(run.model, variables, run.tokenizer, run.mesh, run.task, run.workdir, ends)
+    begins = not initialise.was_converted(run.workdir)
+    return Loaded(run.model, variables, run.tokenizer, run.mesh, run.task, run.workdir, ends, begins)
 
 
 def loaded(

@@ -115,14 +115,12 @@ def _tokenizer(tokenizer: Tokenizer, longest: int, size: int, begun: bool) -> di
     """The metadata of a tokenizer with its chat template."""
     with tempfile.TemporaryDirectory() as made:
         folder = Path(made)
-        tokenizers.write(folder, tokenizer, longest=longest, pair_types=False, prompts=True)
+        tokenizers.write(folder, tokenizer, longest=longest, pair_types=False, prompts=True, begun=begun)
         if not (folder / "tokenizer.json").is_file():
             raise UserError("only byte-level BPE is written to GGUF")
         content, config = (
             json.loads((folder / name).read_text(encoding="utf-8")) for name in ("tokenizer.json", "tokenizer_config.json")
         )
-    if not begun and tokenizer.library.post_processor is None:
-        content["post_processor"] = None
     config.pop("sep_token", None)  # BERT's
     if tokenizer.chat_template is not None:
         config["chat_template"] = tokenizer.chat_template

@@ -136,6 +136,7 @@ def save(
     several: bool = False,
     shard_bytes: int = weights.SHARD_BYTES,
     four_bit: bool = False,
+    begun: bool = True,
 ) -> None:
     """Writes a folder that `transformers` loads with nothing missing and nothing unexpected.
 
@@ -147,6 +148,7 @@ def save(
       data: config.data of a run that gives images labels: how they are prepared.
       several: whether each label is right or wrong for itself.
       four_bit: the linear maps of layers are written in NF4 with double quantisation, as bitsandbytes has them.
+      begun: every text that a decoder learned from had the begin token, as in a run of ours; otherwise the tokenizer says it.
 
     Raises:
       UserError: a model, head or parameter that `transformers` has no name for.
@@ -177,7 +179,8 @@ def save(
         preparation.of_run(model.config, names, data).write(path)
     if tokenizer:
         prompts = CONTINUES in about.does
-        tokenizers.write(path, tokenizer, longest=about.longest, pair_types=about.token_types, prompts=prompts)
+        how = {"longest": about.longest, "pair_types": about.token_types, "prompts": prompts, "begun": begun}
+        tokenizers.write(path, tokenizer, **how)
 
 
 def _written(planned: mapping.Planned, leaves: Mapping[str, Any], four_bit: bool) -> Iterator[tuple[str, np.ndarray]]:

@@ -25,7 +25,9 @@ def read(path: Path) -> Tokenizer | None:
         return None
 
 
-def write(path: Path, tokenizer: Tokenizer, *, longest: int, pair_types: bool, prompts: bool = False) -> None:
+def write(
+    path: Path, tokenizer: Tokenizer, *, longest: int, pair_types: bool, prompts: bool = False, begun: bool = True
+) -> None:
     """Writes tokenizer.json and tokenizer_config.json, so that AutoTokenizer puts the same tokens around texts as we do.
 
     A tokenizer whose words Moses' rules split is written as FlauBERT's files.
@@ -34,6 +36,7 @@ def write(path: Path, tokenizer: Tokenizer, *, longest: int, pair_types: bool, p
       longest: tokens that the model reads.
       pair_types: the model tells the two texts of a pair apart, so it is to be given their types.
       prompts: the model continues its texts, so no end is put behind them.
+      begun: and has learned with the begin token in front of them; otherwise the tokenizer's file says what is there.
     """
     tokenizer.save(path / "tokenizer.json")
     content = json.loads((path / "tokenizer.json").read_text(encoding="utf-8"))
@@ -42,7 +45,7 @@ def write(path: Path, tokenizer: Tokenizer, *, longest: int, pair_types: bool, p
     config |= {"model_max_length": longest, "model_input_names": given}
     if "moses" in config:
         return _write_flaubert(path, content["model"], config)
-    if not content.get("post_processor"):
+    if not content.get("post_processor") and (begun or not prompts):
         content["post_processor"] = _template(tokenizer, prompts)
         (path / "tokenizer.json").write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
     config["tokenizer_class"] = "PreTrainedTokenizerFast"

@@ -32,7 +32,7 @@ class Scene(NamedTuple):
 
 
 def worst_scenes(run: Experiment) -> tuple[list[Scene], tuple[str, ...]]:
-    """(the worst of the test split's images, as samples.jsonl has them, names of the classes); empty before a run has ended.
+    """(the worst images that samples.jsonl has, names of the classes); empty before a run has ended.
 
     Raises:
       UserError: there is no trained model, or an image is no longer there.
@@ -139,7 +139,7 @@ def draw_objects(samples: Sequence[Mapping], path: Path) -> None:
             pairs = (sample["truth"], f"{Path(sample['image']).name}  truth"), (sure, f"found, score {SURE:g} and more{score}")
             for axes, (things, title) in zip(row, pairs, strict=True):
                 axes.imshow(image)
-                axes.set_title(title, fontsize=8, fontweight="normal", pad=3)
+                axes.set_title(title, fontsize=8, fontweight="normal", pad=9)
                 axes.set_axis_off()
                 for thing in things:
                     (left, top, right, bottom), ink = thing["box"], palette[thing["label"]]
@@ -156,8 +156,9 @@ def worst_objects(samples: Sequence[Mapping]) -> list[Mapping]:
     return [sample for sample in known if Path(sample["image"]).is_file()][:MOST_SCENES]
 
 
-def of_each_label(record: Record, split: str = "test") -> dict[str, tuple[float, float]]:
-    """{label: (average precision, the same at an overlap of one half)} of a split; empty before it was measured."""
+def of_each_label(record: Record) -> dict[str, tuple[float, float]]:
+    """{label: (average precision, the same at an overlap of one half)} of a finished run; empty before it has ended."""
+    split = "test" if "test" in record.splits() else "final"
     names = [name.removeprefix("ap50_") for name in record.metrics(split) if name.startswith("ap50_")]
     return {name: tuple(record.last(split, f"{key}_{name}")[1] for key in ("ap", "ap50")) for name in names}
 

@@ -17,7 +17,7 @@ import numpy as np
 from transformers_jax import parameters
 from transformers_jax.data.placed import Placed
 from transformers_jax.reporting.attention import attention_weights
-from transformers_jax.runs.experiment import Experiment
+from transformers_jax.runs.experiment import Experiment, answered
 
 MOST_FILTERS = 28
 FILTERS = ("patches/kernel", "patches_0/kernel", "stem/kernel")
@@ -48,7 +48,8 @@ def some(run: Experiment, count: int = 6) -> list[Shown]:
 def worst(run: Experiment, most: int = 24) -> list[Shown]:
     """The first mistakes of samples.jsonl, which has the worst in front; images that are no longer there are left out."""
     wrong = [s for s in run.samples() if isinstance(s.get("label"), str) and s["label"] != s.get("prediction")][:most]
-    source = run.source("test") if wrong and run.has("test") else ()
+    _, split = answered(run)
+    source = run.source(split) if wrong and split else ()
     places = {source.where(i): i for i in range(len(source))} if isinstance(source, Placed) else {}
     found = []
     for sample in wrong:

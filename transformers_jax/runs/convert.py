@@ -171,6 +171,7 @@ def _to_folder(workdir: Path, folder: Path, merge: bool, four_bit: bool, step: i
     params, labels = variables.pop("params"), tuple(config.get("task", {}).get("labels", ()))
     of_images = config.task.name in ("image_classification", "image_distillation")
     how = {"data": config.data if of_images else None, "several": of_images and config.task.get("objective") == "sigmoid"}
+    how["begun"] = not initialise.was_converted(workdir)
     huggingface.save(folder, fields, params, tokenizer, model_state=variables, labels=labels, four_bit=four_bit, **how)
     if config.get("task", {}).get("name") == "similarity" and tokenizer:
         recipe.write(folder, tasks.build(config.task, tokenizer).recipe, fields["width"])

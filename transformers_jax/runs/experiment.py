@@ -4,7 +4,7 @@ The workdir of a run:
 
     config.json      the resolved config            metrics.jsonl    one JSON object a line
     tokenizer.json   the vocabulary                 tensorboard/     the same for TensorBoard
-    checkpoints/     one folder a step              samples.jsonl    the test split's examples, answered
+    checkpoints/     one folder a step              samples.jsonl    examples, answered, see `answered`
     best/            the best model, if it is kept  report/          pictures and a page
     lock             held while it is trained in    base.json        the fingerprint of the model that it is beside
 """
@@ -287,7 +287,7 @@ class Experiment:
         return {"params": parameters.merge(found["params"], found["frozen"]), "model_state": found["model_state"]}
 
     def samples(self) -> list[dict]:
-        """The task's samples of the test split, each an example with its answer; none before a run has ended."""
+        """The task's samples of the split of `answered`, each an example with its answer; none before a run has ended."""
         path = self.workdir / SAMPLES
         return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n")[:-1]] if path.exists() else []
 
@@ -389,6 +389,14 @@ def write(experiment: Experiment) -> None:
     if any_process(failure is not None):
         reason = f"{failure.strerror}: {failure.filename}" if failure else "process 0 says why"
         raise UserError(f"--workdir={experiment.workdir} cannot be written: {reason}") from failure
+
+
+def answered(experiment: Experiment) -> tuple[str, str]:
+    """(what metrics.jsonl calls it, the split) whose examples are answered when a run has ended: the test split. Models of
+    images take the validation split where there is none, as "final"; others none, ("", ""): some take long to answer."""
+    if experiment.has("test"):
+        return "test", "test"
+    return ("final", "validation") if experiment.has("validation") and not experiment.reads_text else ("", "")
 
 
 def write_samples(experiment: Experiment, samples: list[dict]) -> None:

@@ -60,7 +60,8 @@ def _from_workdir(workdir: Path, made: Path, dtype: str, merge: bool, step: int 
     leaves = stacking.separate(mapping.named(initialise.plain(workdir, step)))
     source = GgufFile(base.path) if base and gguf_model.is_file(base.path) else None
     kind = gguf_export.TYPES[dtype] if dtype else gguf_export.kind_of(source) if source else "F32"
-    gguf_export.write(made, fields, leaves, tokenizer, kind, source, begun=True)
+    begun = not initialise.was_converted(workdir)
+    gguf_export.write(made, fields, leaves, tokenizer, kind, source, begun=begun)
     return f"{_count(leaves)} parameters in {made}"
 
 

@@ -251,6 +251,11 @@ def converted(source: str, step: int | str | None) -> Path:
     return folder
 
 
+def was_converted(workdir: Path) -> bool:
+    """Whether a workdir is one that experiments.convert has made: it has a checkpoint, and nothing was measured in it."""
+    return (workdir / "checkpoints" / "0").is_dir() and not (workdir / "metrics.jsonl").exists()
+
+
 def is_foreign(folder: Path) -> bool:
     """Whether the model in a folder is not a workdir's of ours."""
     return gguf_model.is_file(folder) or huggingface.is_folder(folder)

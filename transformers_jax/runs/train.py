@@ -93,10 +93,10 @@ def pretrain(config, workdir, *, began: float | None = None) -> None:
                 config=config.to_dict(),
                 should_stop=stop,
             )
-        step = int(state.step)
-        if run.has("test") and any_process(not writer.has(step, "test")):
-            writer.write(step, "test", final_test(run, scorer, checkpoints, state.frozen))
-        elif run.has("test"):
+        step, (name, split) = int(state.step), experiments.answered(run)
+        if split and any_process(not writer.has(step, name)):
+            writer.write(step, name, final_scores(run, split, scorer, checkpoints, state.frozen))
+        elif name == "test":
             logging.info("this run was tested before; experiments.evaluate tests it with other keys of config.decoding")
 
 
@@ -168,15 +168,15 @@ def validation(run: Experiment, scorer: Scorer) -> Evaluator:
     return Evaluator("validation", measure)
 
 
-def final_test(run: Experiment, scorer: Scorer, checkpoints: Checkpoints, frozen: dict) -> dict:
-    """All scores on the test split of the model that `Experiment.trained` gives; its samples are written to the workdir."""
+def final_scores(run: Experiment, split: str, scorer: Scorer, checkpoints: Checkpoints, frozen: dict) -> dict:
+    """All scores on a split of the model that `Experiment.trained` gives; its samples are written to the workdir."""
     began = time.monotonic()
     model = run.trained(checkpoints=checkpoints, frozen=frozen)
-    scores, samples = run.task.evaluate(scorer, "test", model)
+    scores, samples = run.task.evaluate(scorer, split, model)
     if jax.process_index() == 0:
         experiments.write_samples(run, samples)
         shown = (f"{name} {x:.4g}" if isinstance(x, float) else f"{name} {x}" for name, x in scores.items())
-        logging.info("test: %s", "  ".join(shown))
+        logging.info("%s: %s", split, "  ".join(shown))
     return scores | {"evaluation_seconds": time.monotonic() - began}
 
 
