@@ -74,6 +74,15 @@ def test_file_to_workdir_to_folder_and_back(small, tmp_path, capfd):
     assert {entry.type for entry in halved.tensors.values()} == {"F32", "Q8_0", "Q4_0"}
 
 
+def test_prompts_begin_as_the_file_says(small, tmp_path, capfd):
+    """From the file, from a workdir and from the folder made of it the same text: no begin token is put in front, or it is."""
+    workdir = converted(capfd, small("F32"), tmp_path / "w")
+    folder = converted(capfd, workdir, tmp_path / "hf")
+    makers = [Generator(predictor.loaded(str(path)), Options(max_tokens=5)) for path in (small("F32"), workdir, folder)]
+    assert len({tuple(maker.prompt_ids({"prompt": "abc 1"})) for maker in makers}) == 1
+    assert len({maker([{"prompt": "abc 1"}])[0]["outputs"][0]["text"] for maker in makers}) == 1
+
+
 def test_mistakes(small, tmp_path, capfd, encoder):
     taken = tmp_path / "taken.gguf"
     taken.write_bytes(b"")
