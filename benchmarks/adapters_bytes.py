@@ -21,6 +21,7 @@ from bitsandbytes import functional as bnb
 from transformers_jax import models
 from transformers_jax.finetuning.method import places_of
 from transformers_jax.interchange.weights import Leaf
+from transformers_jax.layers.places import KernelPlace
 from transformers_jax.layers.quantized import dequantize, product, quantize
 from transformers_jax.runs import initialise
 
@@ -33,7 +34,8 @@ def main(path: str, count: str) -> None:
     folder = initialise.folder_of(path)
     fields, (leaves, _, _) = initialise.described(folder), initialise.read(folder)
     places = places_of(models.build(fields, fields["vocab_size"]))
-    kernels = [as_matrix(leaf, places[name].inputs) for name, leaf in leaves.items() if name in places]
+    kernels = {name: place for name, place in places.items() if isinstance(place, KernelPlace) and name in leaves}
+    kernels = [as_matrix(leaves[name], place.inputs) for name, place in kernels.items()]
     kernels = kernels[: int(count) or None]
     for name, matrices in (("normal numbers", normal), ("the model's matrices", kernels)):
         for kind in KINDS:

@@ -7,7 +7,7 @@ from models.images import apply, build, image, variables
 
 from transformers_jax.errors import UserError
 from transformers_jax.genomes.genome import EVOLVED_TRANSFORMER, replace
-from transformers_jax.layers.resnet import ResNetStem
+from transformers_jax.layers.resnet import GroupNorm, ResNetStem
 
 
 def permuted(picture: np.ndarray) -> np.ndarray:
@@ -55,6 +55,13 @@ def test_pooler():
     np.testing.assert_allclose(out.pooled, np.tanh(out.hidden[:, 0] @ pooler["kernel"] + pooler["bias"]), atol=1e-5)
     plain = apply(build("vit", head="none"), given, image(16, 16))
     np.testing.assert_array_equal(plain.pooled, plain.hidden[:, 0])
+
+
+def test_few_channels_are_normed_by_twos():
+    """A channel that is even over the image still says whether it is stronger than its neighbour."""
+    x = np.broadcast_to(np.array([0.0, 2.0, 5.0, 9.0], np.float32), (1, 3, 3, 4))
+    y, _ = GroupNorm().init_with_output(jax.random.key(0), x)
+    np.testing.assert_allclose(y, np.broadcast_to([-1.0, 1.0, -1.0, 1.0], (1, 3, 3, 4)), atol=1e-4)
 
 
 def test_a_resnet_takes_the_place_of_patches():

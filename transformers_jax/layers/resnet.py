@@ -19,7 +19,8 @@ KERNEL_EPSILON = 1e-8
 class GroupNorm(nn.Module):
     """Each group of channels of one image with mean 0 and variance 1 (Wu and He 2018), then a scale and a bias; in float32.
 
-    groups: so many, or one a channel where there are fewer channels.
+    groups: so many, or one for two channels where there are few, as in the narrowest layer of the paper: a group of one channel
+      would know nothing of how strong the channel is beside others, and a network of them learns late.
     """
 
     groups: int = 32
@@ -33,7 +34,7 @@ class GroupNorm(nn.Module):
         ones, zeros = (nn.with_logical_partitioning(f, ("conv",)) for f in (nn.initializers.ones, nn.initializers.zeros))
         scale = self.param("scale", ones, (channels,), self.param_dtype)
         bias = self.param("bias", zeros, (channels,), self.param_dtype)
-        groups = min(self.groups, channels)
+        groups = min(self.groups, max(1, channels // 2))
         y = x.astype(jnp.float32).reshape(x.shape[0], -1, groups, channels // groups)  # [B, H · W, G, C / G]
         y = y - y.mean(axis=(1, 3), keepdims=True)
         y = y * jax.lax.rsqrt(jnp.mean(y**2, axis=(1, 3), keepdims=True) + EPSILON)
