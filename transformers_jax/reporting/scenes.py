@@ -18,8 +18,6 @@ from transformers_jax.tasks.segmentation import classes_of
 
 MOST_SCENES = 6
 MOST_CLASSES = 30
-SURE = 0.3
-"""Objects with a lower score are not drawn."""
 
 
 class Scene(NamedTuple):
@@ -135,8 +133,9 @@ def draw_objects(samples: Sequence[Mapping], path: Path) -> None:
         grid = canvas.subplots(len(images), 2, squeeze=False)
         for row, image, sample in zip(grid, images, samples, strict=True):
             score = f"  AP50 {sample['ap50']:.2f}" if "ap50" in sample else ""
-            sure = [thing for thing in sample["objects"] if thing["score"] >= SURE]
-            pairs = (sample["truth"], f"{Path(sample['image']).name}  truth"), (sure, f"found, score {SURE:g} and more{score}")
+            sure = [thing for thing in sample["objects"] if thing["score"] >= scenes.SURE]
+            found = f"found, score {scenes.SURE:g} and more{score}"
+            pairs = (sample["truth"], f"{Path(sample['image']).name}  truth"), (sure, found)
             for axes, (things, title) in zip(row, pairs, strict=True):
                 axes.imshow(image)
                 axes.set_title(title, fontsize=8, fontweight="normal", pad=9)

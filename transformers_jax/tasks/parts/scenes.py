@@ -14,6 +14,9 @@ from transformers_jax.data.images.geometry import to_pillow
 from transformers_jax.data.placed import Placed
 from transformers_jax.errors import UserError
 
+SURE = 0.4
+"""Objects with a lower score are not drawn."""
+
 
 def intersection_over_union(confusion: np.ndarray) -> np.ndarray:
     """[L] of each class, pixels that are and were found to be it over those that are or were; NaN of a class without any.
@@ -146,7 +149,8 @@ def made(folder: str) -> Path:
 
 
 def write_boxes(folder: Path, stem: str, image: np.ndarray, objects: Sequence[dict], labels: Sequence[str]) -> dict[str, str]:
-    """Writes an image, uint8 [h, w, 1 or 3], with the boxes of its objects {"label", "score", "box"}, a colour for each label.
+    """Writes an image, uint8 [h, w, 1 or 3], with the boxes of those of its objects {"label", "score", "box"} that are sure, a
+    colour for each label.
 
     Returns:
       {"drawn": path}.
@@ -155,7 +159,7 @@ def write_boxes(folder: Path, stem: str, image: np.ndarray, objects: Sequence[di
 
     shown = to_pillow(image).convert("RGB")
     pencil, palette = ImageDraw.Draw(shown), colours(len(labels) + 1)[1:]  # the first is black
-    for thing in reversed(objects):  # the surest on top
+    for thing in reversed([thing for thing in objects if thing["score"] >= SURE]):  # the surest on top
         ink = tuple(int(x) for x in palette[labels.index(thing["label"])])
         pencil.rectangle(thing["box"], outline=ink, width=2)
         pencil.text((thing["box"][0] + 3, thing["box"][1] + 1), f"{thing['label']} {thing['score']:.2f}", fill=ink)
