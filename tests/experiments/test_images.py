@@ -66,8 +66,12 @@ def test_classes_are_told_apart(trained, photos, capfd):
     assert np.isclose(found["loss"], [line for line in lines if line["split"] == "validation"][-1]["loss"], rtol=1e-5)
 
 
-def test_a_run_that_was_stopped_ends_as_one_that_was_not(trained, photos, tmp_path, capfd, monkeypatch):
-    to_device, seen = training.global_batch, []
+@pytest.mark.parametrize("average", ["--config.training.ema=0", "--config.training.ema=0.9"])
+def test_a_run_that_was_stopped_ends_as_one_that_was_not(trained, photos, tmp_path, capfd, monkeypatch, average):
+    to_device, seen, whole, given = training.global_batch, [], trained, [*flags(photos), average]
+    if average.endswith("9"):
+        whole = tmp_path / "whole"
+        assert call(pretrain, capfd, *given, f"--workdir={whole}")[0] == 0
 
     def batch_of(batch, mesh, **options):
         seen.append(batch["image"])
@@ -77,12 +81,12 @@ def test_a_run_that_was_stopped_ends_as_one_that_was_not(trained, photos, tmp_pa
 
     monkeypatch.setattr(training, "global_batch", batch_of)
     workdir = tmp_path / "run"
-    assert call(pretrain, capfd, *flags(photos), f"--workdir={workdir}")[0] == 130
-    assert call(pretrain, capfd, *flags(photos), f"--workdir={workdir}")[0] == 0
+    assert call(pretrain, capfd, *given, f"--workdir={workdir}")[0] == 130
+    assert call(pretrain, capfd, *given, f"--workdir={workdir}")[0] == 0
     assert len(seen) == 9 + 6 and all(np.array_equal(seen[i], seen[i + 3]) for i in (6, 7, 8))  # from step 6 on once more
     assert not np.array_equal(seen[0], seen[1])
-    (params, state), (wanted, wanted_state) = content(workdir), content(trained)
-    assert metrics(workdir) == metrics(trained) and state == wanted_state
+    (params, state), (wanted, wanted_state) = content(workdir), content(whole)
+    assert metrics(workdir) == metrics(whole) and state == wanted_state
     np.testing.assert_equal(params, wanted)
 
 
