@@ -135,8 +135,7 @@ def test_a_model_that_continues_nothing_is_refused():
 
 
 def test_prompts_of_a_run_begin_as_its_documents_did():
-    task = type("Task", (), {"template": None})()
-    ours = Generator(there()._replace(task=task), Options())
+    ours = Generator(there()._replace(begins=True), Options())
     t = tokenizer()
     assert ours.prompt_ids({"prompt": "the"}) == [t.bos_id, *t.encode("the")]
     assert ours.prompt_ids({"prompt": ""}) == [t.bos_id]
