@@ -171,7 +171,7 @@ def test_the_resnet_stem_is_that_of_bit(torch):
 
     torch.manual_seed(0)
     config = transformers.BitConfig(
-        embedding_size=32, hidden_sizes=[128, 256], depths=[1, 2], layer_type="bottleneck", global_padding="SAME",
+        embedding_size=64, hidden_sizes=[256, 512], depths=[1, 2], layer_type="bottleneck", global_padding="SAME",
         embedding_dynamic_padding=True,
     )  # fmt: skip
     model = transformers.BitModel(config).eval()
@@ -199,5 +199,5 @@ def test_the_resnet_stem_is_that_of_bit(torch):
     pixels = np.random.default_rng(0).standard_normal((2, 45, 34, 3)).astype(np.float32)
     with torch.no_grad():
         wanted = model(torch.tensor(pixels.transpose(0, 3, 1, 2))).last_hidden_state.numpy().transpose(0, 2, 3, 1)
-    got = jax.jit(ResNetStem((1, 2), 32).apply)({"params": params}, pixels)
+    got = jax.jit(ResNetStem((1, 2), 64).apply)({"params": params}, pixels)
     np.testing.assert_allclose(got, wanted, atol=1e-4, rtol=1e-4)
