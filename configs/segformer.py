@@ -5,7 +5,7 @@
 
 | VARIANT                       | what                                                  | expected time and score   |
 |-------------------------------|-------------------------------------------------------|---------------------------|
-| `camvid`                      | street scenes (Brostow et al. 2009), from data/camvid | 18 min of a core: 43.8 %  |
+| `camvid`                      | street scenes (Brostow et al. 2009), from data/camvid | 3,600 steps: IoU 43.8 %   |
 | `b0` `b1` `b2` `b3` `b4` `b5` | the paper's sizes, ADE20K (section 4.1)               | not run                   |
 | `convnext` `swin`             | heads on the pyramids of those models, ADE20K         | not run                   |
 | `tiny`                        | seconds on a CPU, for tests: files given              | none                      |
